@@ -1,0 +1,40 @@
+# make train | make test | make lint; JAX=cuda12 or JAX=cuda13 for NVIDIA GPUs.
+JAX ?= cpu
+VENV := .venv
+PY := $(VENV)/bin/python
+STAMP := $(VENV)/.ready-$(JAX)
+
+.PHONY: help train test lint format clean
+.DEFAULT_GOAL := help
+
+help:
+	@echo "make train   train on built-in data: small batch, large batch, large batch with LARS"
+	@echo "make test    run the tests"
+	@echo "make lint    check format, style and types"
+	@echo "make clean   remove the environment and what the runs wrote"
+
+train: $(STAMP)
+	@if nvidia-smi -L >/dev/null 2>&1 && \
+	  ! $(PY) -c "import jax, sys; sys.exit(jax.default_backend() == 'cpu')"; then \
+	  echo "nvidia-smi lists a GPU, but JAX sees only CPUs: make train JAX=cuda13 (or cuda12)"; fi
+	$(PY) -m examples.imagenet.demo
+
+test: $(STAMP)
+	$(PY) -m pytest -n auto --maxprocesses 4
+
+lint: $(STAMP)
+	$(PY) -m ruff format --check .
+	$(PY) -m ruff check .
+	$(PY) -m mypy
+
+format: $(STAMP)
+	$(PY) -m ruff format .
+	$(PY) -m ruff check --fix .
+
+# Written last, so that a half-made environment is built again.
+$(STAMP): requirements.lock requirements-cuda.lock tools/make_venv.sh
+	tools/make_venv.sh $(VENV) $(JAX)
+	@touch $@
+
+clean:
+	rm -rf $(VENV) runs .pytest_cache .mypy_cache .ruff_cache

@@ -1,0 +1,281 @@
+"""LARS as a transform and as an optimizer, which is a chain around it."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from lars_optax._layers import per_layer
+from lars_optax._layerwise import Settings
+from lars_optax._masks import BY_ROLE, Mask
+from lars_optax._tree import flatten
+from lars_optax._validate import check_number, is_zero
+
+
+class ScaleByLarsState(NamedTuple):
+    """State of `scale_by_lars` when its weight decay is a schedule."""
+
+    count: jax.Array  # type: ignore[assignment]  # int32, shape (): updates done
+
+
+def scale_by_lars(
+    weight_decay: optax.ScalarOrSchedule = 0.0,
+    weight_decay_mask: Mask = BY_ROLE,
+    trust_coefficient: jax.typing.ArrayLike = 0.001,
+    eps: jax.typing.ArrayLike = 0.0,
+    trust_ratio_mask: Mask = BY_ROLE,
+    *,
+    denominator: str = "separate",
+    fallback_ratio: jax.typing.ArrayLike = 1.0,
+    max_ratio: jax.typing.ArrayLike | None = None,
+    stacked_axes: Any = None,
+    axis_name: Any = None,
+) -> optax.GradientTransformationExtraArgs:
+    """Add the weight decay and scale each layer by its trust ratio; nothing else.
+
+    For the weights w of one layer with gradient g,
+
+        λ = η‖w‖ / (‖g‖ + β‖w‖ + ε)      denominator="separate", the paper's
+        λ = η‖w‖ / (‖g + βw‖ + ε)         denominator="joint", `optax.lars`'s
+        update = λ (g + βw)
+
+    with η `trust_coefficient`, β `weight_decay`, ε `eps`. The fallback ratio replaces λ
+    on leaves outside `trust_ratio_mask`, where ‖w‖ = 0, and where ‖g‖ = 0 (separate) or
+    ‖g + βw‖ = 0 (joint). β is 0 on leaves outside `weight_decay_mask`, in the update
+    and in the denominator. There is no learning rate, sign or momentum here: the order
+    in which a chain adds them makes the three kinds of LARS in use.
+
+        scaled    chain(scale_by_lars(β), scale_by_learning_rate(γ), trace(μ))
+        unscaled  chain(scale_by_lars(β), trace(μ), scale_by_learning_rate(γ))
+        post      chain(add_decayed_weights(β), trace(μ),
+                        scale_by_lars(denominator="joint"), scale_by_learning_rate(γ))
+
+    Scaled is the paper's, TensorFlow's and Optax's, and what `lars` is; unscaled is
+    BYOL's and that of every torch.optim port; post is SimCLR's. They differ only when
+    the learning rate changes.
+
+    Args:
+      weight_decay: β ≥ 0, a number or a schedule.
+      weight_decay_mask: the leaves that are decayed. True for all, a tree of bool or a
+        prefix of one, a callable from params to one, or "exclude_bias_and_norm".
+      trust_coefficient: η > 0.
+      eps: ε ≥ 0; 0 in the paper.
+      trust_ratio_mask: the leaves that take λ, likewise.
+      denominator: "separate" or "joint".
+      fallback_ratio: ≥ 0. 1, the authors' solver and MLPerf, gives leaves without a
+        ratio the raw learning rate, about 1/η times a weight's: right with BatchNorm,
+        where it was tuned. In a net without it, at the learning rates LARS takes,
+        biases then diverge: use about 0.02, or trust_ratio_mask=True, the paper's.
+      max_ratio: an upper bound of λ, None for none. It does not bound fallback_ratio.
+      stacked_axes: for leaves that stack several layers, as `nn.scan` and vmapped
+        ensembles make them: the axis of the layers, an int for all leaves, or a prefix
+        tree of ints with None where a leaf is one layer. Each slice has its own λ.
+      axis_name: inside `shard_map` or `pmap` with sharded parameters, what they are
+        sharded over: an axis name or a tuple of names for all leaves, or a prefix tree
+        of `PartitionSpec`. Norms are summed over just those axes. Under `jit`, and
+        where parameters are replicated, leave it None.
+
+    Returns:
+      A transformation whose update needs `params`. Updates have the dtype of their
+      parameter; norms are taken in float32 at least. It has a state, the count of
+      updates, only when `weight_decay` is a schedule. A None gradient stays None. A
+      layer whose norm is not finite becomes NaN; `optax.apply_if_finite` then skips it.
+
+    Raises:
+      ValueError: on arguments out of range, a mask that is False, has an unknown name
+        or does not fit the parameters, a default mask that selects no leaf, missing
+        params, and updates unlike params. Traced and jax values are not checked.
+
+    Example:
+      >>> import jax.numpy as jnp, optax
+      >>> tx = optax.chain(scale_by_lars(5e-4), optax.scale_by_learning_rate(10.0))
+      >>> params = {"kernel": jnp.full((2, 2), 3.0), "bias": jnp.ones(2)}
+      >>> grads = {"kernel": jnp.full((2, 2), 8.0), "bias": jnp.full(2, 0.1)}
+      >>> updates, _ = tx.update(grads, tx.init(params), params)
+      >>> print(updates["kernel"][0], updates["bias"])  # -γη‖w‖ long; -γg
+      [-0.03 -0.03] [-1. -1.]
+
+    References:
+      You, Gitman, Ginsburg 2017, https://arxiv.org/abs/1708.03888, section 3.2.3, steps
+      1 to 3. Its step 1 prints β‖∇w‖ in the denominator, a misprint for β‖w‖, which the
+      authors' solver computes.
+    """
+    settings = Settings(
+        weight_decay=weight_decay,
+        weight_decay_mask=weight_decay_mask,
+        trust_coefficient=trust_coefficient,
+        eps=eps,
+        trust_ratio_mask=trust_ratio_mask,
+        denominator=denominator,
+        fallback_ratio=fallback_ratio,
+        max_ratio=max_ratio,
+        stacked_axes=stacked_axes,
+        axis_name=axis_name,
+    )
+
+    def init_fn(params: optax.Params) -> Any:
+        del params
+        if callable(weight_decay):
+            return ScaleByLarsState(count=jnp.zeros([], jnp.int32))
+        return optax.EmptyState()
+
+    def update_fn(
+        updates: optax.Updates, state: Any, params: Any = None, **extra_args: Any
+    ) -> tuple[optax.Updates, Any]:
+        del extra_args
+        beta = weight_decay
+        if callable(weight_decay):
+            beta = weight_decay(state.count)
+            state = ScaleByLarsState(count=optax.safe_increment(state.count))
+        layers = settings.layers(updates, params, beta)
+        adapted = [layer for layer in layers if layer is not None and layer.adapted]
+        ratios = iter(settings.trust_ratios(adapted))
+        _, old, structure = flatten(updates)
+        weights = flatten(params)[1]
+        new = []
+        for layer, grad, weight in zip(layers, old, weights, strict=True):
+            if layer is None:
+                new.append(grad)  # None and MaskedNode stay as they are
+                continue
+            step = layer.leaf.step
+            ratio = (
+                per_layer(next(ratios), step, layer.stacked)
+                if layer.adapted
+                else jnp.asarray(fallback_ratio, jnp.finfo(step.dtype).dtype)
+            )
+            new.append((ratio * step).astype(jnp.result_type(weight)))
+        return structure.unflatten(new), state
+
+    return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+
+
+def lars(
+    learning_rate: optax.ScalarOrSchedule,
+    weight_decay: optax.ScalarOrSchedule = 0.0,
+    weight_decay_mask: Mask = BY_ROLE,
+    trust_coefficient: jax.typing.ArrayLike = 0.001,
+    eps: jax.typing.ArrayLike = 0.0,
+    trust_ratio_mask: Mask = BY_ROLE,
+    momentum: jax.typing.ArrayLike | None = 0.9,
+    nesterov: bool = False,
+    *,
+    denominator: str = "separate",
+    fallback_ratio: jax.typing.ArrayLike = 1.0,
+    stacked_axes: Any = None,
+    axis_name: Any = None,
+    accumulator_dtype: Any = None,
+) -> optax.GradientTransformationExtraArgs:
+    """LARS: SGD with momentum in which each layer has its own learning rate γλ.
+
+        λ = η‖w‖ / (‖g‖ + β‖w‖ + ε)
+        a ← μa + γλ(g + βw)
+        w ← w − a
+
+    with γ `learning_rate`, μ `momentum` and the rest as in `scale_by_lars`, which see
+    for masks, zero norms, and for the chains of the other momentum orders. A step of a
+    layer is at most γη‖w‖ long, whatever its gradient's scale, so γ is large: the
+    paper tunes it from 1 to 50.
+
+    How this differs from `optax.lars`, whose positional arguments it takes:
+
+    1. Biases and norm parameters are neither decayed nor adapted unless the masks say
+       so; there a zero-initialised leaf steps 1/η times further than a trained one.
+    2. The denominator is the paper's; denominator="joint" is Optax's. With that and
+       both masks True, both optimizers are the same.
+    3. Masks work under `optax.inject_hyperparams`, or raise an error.
+    4. Norms are float32 at least, sums over sharded and by stacked layers are exact,
+       and a momentum of None or 0 keeps no buffer.
+
+    Args:
+      learning_rate: γ ≥ 0, a number or a schedule.
+      weight_decay: β ≥ 0, a number or a schedule.
+      weight_decay_mask: the leaves that are decayed.
+      trust_coefficient: η > 0.
+      eps: ε ≥ 0.
+      trust_ratio_mask: the leaves that take λ.
+      momentum: μ, 0 ≤ μ < 1; None or 0 for none.
+      nesterov: whether the momentum is Nesterov's.
+      denominator: "separate" or "joint".
+      fallback_ratio: ≥ 0, in place of λ where there is none. Set about 0.02, or
+        trust_ratio_mask=True, for a net without BatchNorm.
+      stacked_axes: where leaves stack several layers.
+      axis_name: what parameters are sharded over, inside `shard_map` and `pmap`.
+      accumulator_dtype: dtype of the momentum buffer, None for the parameters'. Updates
+        have the parameters' dtype.
+
+    Returns:
+      A transformation whose update needs `params`.
+
+    Raises:
+      ValueError: as `scale_by_lars`, and for γ and μ out of range.
+
+    Example:
+      >>> import jax, jax.numpy as jnp, optax
+      >>> tx = lars(learning_rate=20.0, fallback_ratio=0.001)  # no BatchNorm here
+      >>> params = {"kernel": jnp.ones((2, 3)), "bias": jnp.zeros(3)}
+      >>> def loss(params):
+      ...     return jnp.mean((params["kernel"].sum(0) + params["bias"] - 4.0) ** 2)
+      >>> state, losses = tx.init(params), []
+      >>> for _ in range(6):
+      ...     value, grads = jax.value_and_grad(loss)(params)
+      ...     updates, state = tx.update(grads, state, params)
+      ...     params = optax.apply_updates(params, updates)
+      ...     losses.append(f"{value:.2f}")
+      >>> print(*losses)
+      4.00 3.74 3.26 2.65 1.95 1.27
+
+    References:
+      You, Gitman, Ginsburg 2017, https://arxiv.org/abs/1708.03888, section 3.2.3.
+    """
+    if not callable(learning_rate):
+        check_number("learning_rate", learning_rate)
+    check_number("momentum", momentum, high=1.0, optional=True)
+    parts = [
+        scale_by_lars(
+            weight_decay,
+            weight_decay_mask,
+            trust_coefficient,
+            eps,
+            trust_ratio_mask,
+            denominator=denominator,
+            fallback_ratio=fallback_ratio,
+            stacked_axes=stacked_axes,
+            axis_name=axis_name,
+        ),
+        optax.scale_by_learning_rate(learning_rate),
+    ]
+    if momentum is not None and not is_zero(momentum):
+        dtype = _check_dtype(accumulator_dtype)
+        parts.append(optax.trace(momentum, nesterov, dtype))
+        if dtype is not None:
+            parts.append(optax.stateless(_cast_like_params))
+    return optax.chain(*parts)
+
+
+def _check_dtype(accumulator_dtype: Any) -> Any:
+    if accumulator_dtype is None:
+        return None
+    try:
+        # An array is what optax.inject_hyperparams makes of jnp.float32, a callable.
+        is_value = isinstance(accumulator_dtype, jax.Array | np.ndarray | np.generic)
+        dtype = None if is_value else jnp.dtype(accumulator_dtype)
+    except TypeError:
+        dtype = None
+    if dtype is None or not jnp.issubdtype(dtype, jnp.inexact):
+        raise ValueError(
+            "accumulator_dtype must be a floating-point dtype or its name, got "
+            f"{accumulator_dtype!r}. Under optax.inject_hyperparams give its name, "
+            "'float32', or put 'accumulator_dtype' in static_args."
+        )
+    return dtype
+
+
+def _cast_like_params(updates: optax.Updates, params: Any) -> optax.Updates:
+    return jax.tree.map(
+        lambda u, p: None if u is None else u.astype(jnp.result_type(p)),
+        updates,
+        params,
+        is_leaf=lambda x: x is None,
+    )

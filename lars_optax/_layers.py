@@ -1,0 +1,128 @@
+"""What one layer is: a leaf or a slice of it, and the devices that hold it.
+
+Turns `stacked_axes` and `axis_name` into one value per leaf, and takes all norms of a
+tree with one `psum` per distinct set of mesh axes. Never reshapes a leaf: that would
+gather a sharded one.
+"""
+
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import PartitionSpec
+
+from lars_optax._tree import Path, broadcast_prefix, flatten, is_empty, quote
+from lars_optax._trust_ratio import root, sum_of_squares
+
+
+def resolve_stacked_axes(stacked_axes: Any, params: Any) -> list[int | None]:
+    """The stacking axis of each leaf of `flatten(params)`; None: it is one layer."""
+    paths, leaves, _ = flatten(params)
+    per_leaf = broadcast_prefix(stacked_axes, params, "stacked_axes")
+    axes = [
+        None if is_empty(x) else _stacking_axis(path, x, axis)
+        for path, x, axis in zip(paths, leaves, per_leaf, strict=True)
+    ]
+    if isinstance(stacked_axes, int):
+        lengths = {
+            np.shape(x)[axis]: path
+            for path, x, axis in zip(paths, leaves, axes, strict=True)
+            if axis is not None
+        }
+        if len(lengths) > 1:
+            found = ", ".join(f"{n} at {quote(path)}" for n, path in lengths.items())
+            raise ValueError(
+                f"stacked_axes={stacked_axes} says that every leaf stacks the same "
+                f"layers, but the lengths differ: {found}. Pass a tree of axes with "
+                "None where a leaf is one layer."
+            )
+    return axes
+
+
+def _stacking_axis(path: Path, leaf: Any, axis: Any) -> int | None:
+    if axis is None:
+        return None
+    if not isinstance(axis, int) or isinstance(axis, bool):
+        raise ValueError(
+            f"stacked_axes must be an int or a tree of ints and None, got {axis!r} "
+            f"for {quote(path)}. Under optax.inject_hyperparams name it in static_args."
+        )
+    rank = np.ndim(leaf)
+    if not -rank <= axis < rank:
+        raise ValueError(
+            f"stacked_axes is {axis} for {quote(path)}, which has shape "
+            f"{np.shape(leaf)} and no such axis."
+        )
+    return axis % rank
+
+
+def resolve_axis_names(
+    axis_name: Any, params: Any, stacked: list[int | None]
+) -> list[tuple[str, ...]]:
+    """The mesh axes over which each leaf's squares are summed.
+
+    The axis of a `PartitionSpec` that shards the stacking axis is left out: each device
+    has its own layers there.
+    """
+    if axis_name is None or isinstance(axis_name, str | tuple):
+        names = () if axis_name is None else axis_name
+        names = (names,) if isinstance(names, str) else tuple(names)
+        if all(isinstance(name, str) for name in names):
+            return [names] * len(stacked)
+    specs = broadcast_prefix(
+        axis_name, params, "axis_name", is_leaf=lambda x: isinstance(x, PartitionSpec)
+    )
+    paths, leaves, _ = flatten(params)
+    return [
+        () if is_empty(leaf) else _sharded_on(path, leaf, spec, axis)
+        for path, leaf, spec, axis in zip(paths, leaves, specs, stacked, strict=True)
+    ]
+
+
+def _sharded_on(
+    path: Path, leaf: Any, spec: Any, stacked: int | None
+) -> tuple[str, ...]:
+    if not isinstance(spec, PartitionSpec):
+        raise ValueError(
+            "axis_name must be a mesh axis name, a tuple of them, or a tree of "
+            f"PartitionSpec; found {spec!r} for {quote(path)}."
+        )
+    if len(spec) > np.ndim(leaf):
+        raise ValueError(
+            f"axis_name has {spec} for {quote(path)}, which has only "
+            f"{np.ndim(leaf)} axes."
+        )
+    names: set[str] = set()
+    for axis, entry in enumerate(spec):
+        if axis != stacked and entry is not None:
+            names.update([entry] if isinstance(entry, str) else entry)
+    return tuple(sorted(names))
+
+
+def layer_norms(
+    arrays: list[jax.Array],
+    stacked: list[int | None],
+    axis_names: list[tuple[str, ...]],
+) -> list[jax.Array]:
+    """‖x‖ of each layer: a scalar for each array, a vector where it is stacked."""
+    squares = [sum_of_squares(x, axis) for x, axis in zip(arrays, stacked, strict=True)]
+    groups: dict[Any, list[int]] = {}
+    for i, (names, x) in enumerate(zip(axis_names, squares, strict=True)):
+        if names:
+            groups.setdefault((names, x.dtype), []).append(i)
+    for (names, _), members in groups.items():
+        flat = jnp.concatenate([jnp.atleast_1d(squares[i]) for i in members])
+        summed = jax.lax.psum(flat, names)
+        ends = np.cumsum([math.prod(squares[i].shape) for i in members])[:-1]
+        for i, part in zip(members, jnp.split(summed, ends), strict=True):
+            squares[i] = part.reshape(squares[i].shape)
+    return [root(x) for x in squares]
+
+
+def per_layer(value: jax.Array, leaf: jax.Array, stacked: int | None) -> jax.Array:
+    """A layer's value shaped to multiply its leaf."""
+    if stacked is None:
+        return value
+    return jnp.expand_dims(value, [i for i in range(leaf.ndim) if i != stacked])

@@ -1,0 +1,122 @@
+"""The rule over a tree: settings, checked once; then every layer's norms and λ.
+
+What `scale_by_lars` and `layer_stats` share, so that they cannot disagree and so that
+XLA finds the same reductions in both and does them once.
+"""
+
+import dataclasses
+from typing import Any, NamedTuple
+
+import jax
+import optax
+
+from lars_optax._layers import layer_norms, resolve_axis_names, resolve_stacked_axes
+from lars_optax._masks import Mask, check_mask, refuse_empty_default, resolve_mask
+from lars_optax._tree import check_updates, flatten, is_empty
+from lars_optax._trust_ratio import Leaf, Rule, trust_ratio, widen
+from lars_optax._validate import check_number, is_zero
+
+
+class Layer(NamedTuple):
+    """A leaf with what the masks, `stacked_axes` and `axis_name` say of it."""
+
+    leaf: Leaf
+    adapted: bool  # takes λ, else fallback_ratio
+    stacked: int | None
+    axis_names: tuple[str, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """The arguments of `scale_by_lars`; raises ValueError on what cannot be meant."""
+
+    weight_decay: Any
+    weight_decay_mask: Mask
+    trust_coefficient: Any
+    eps: Any
+    trust_ratio_mask: Mask
+    denominator: str
+    fallback_ratio: Any
+    max_ratio: Any
+    stacked_axes: Any
+    axis_name: Any
+
+    def __post_init__(self) -> None:
+        if not callable(self.weight_decay):
+            check_number("weight_decay", self.weight_decay)
+        check_number("trust_coefficient", self.trust_coefficient, open_low=True)
+        check_number("eps", self.eps)
+        check_number("fallback_ratio", self.fallback_ratio)
+        check_number("max_ratio", self.max_ratio, open_low=True, optional=True)
+        check_mask(self.weight_decay_mask, "weight_decay_mask")
+        check_mask(self.trust_ratio_mask, "trust_ratio_mask")
+        if self.denominator not in ("separate", "joint"):
+            raise ValueError(
+                "denominator must be 'separate', the paper's, or 'joint', Optax's; "
+                f"got {self.denominator!r}."
+            )
+
+    @property
+    def rule(self) -> Rule:
+        return Rule(
+            self.trust_coefficient, self.eps, self.fallback_ratio, self.max_ratio
+        )
+
+    def layers(
+        self, updates: optax.Updates, params: optax.Params, weight_decay: Any
+    ) -> list[Layer | None]:
+        """One layer per leaf of `flatten(params)`; None where there is no gradient."""
+        if params is None:
+            raise ValueError(
+                "params is None, but LARS scales each update by its parameter's norm: "
+                "call update(updates, state, params)."
+            )
+        check_updates(updates, params)
+        stacked = resolve_stacked_axes(self.stacked_axes, params)
+        adapted = resolve_mask(
+            self.trust_ratio_mask, "trust_ratio_mask", params, stacked
+        )
+        refuse_empty_default(self.trust_ratio_mask, "trust_ratio_mask", params, adapted)
+        decayed = resolve_mask(
+            self.weight_decay_mask, "weight_decay_mask", params, stacked
+        )
+        if is_zero(weight_decay):
+            decayed = [False] * len(decayed)
+        else:
+            refuse_empty_default(
+                self.weight_decay_mask, "weight_decay_mask", params, decayed
+            )
+        names = resolve_axis_names(self.axis_name, params, stacked)
+        return [
+            None
+            if is_empty(grad)
+            else Layer(widen(grad, param, weight_decay if decay else None), *rest)
+            for grad, param, decay, *rest in zip(
+                flatten(updates)[1],
+                flatten(params)[1],
+                decayed,
+                adapted,
+                stacked,
+                names,
+                strict=True,
+            )
+        ]
+
+    def trust_ratios(self, layers: list[Layer]) -> list[jax.Array]:
+        """λ of each layer: a scalar, or a vector over the layers a leaf stacks."""
+        joint = self.denominator == "joint"
+        grads = [x.leaf.step if joint else x.leaf.grad for x in layers]
+        norms = norms_of([x.leaf.param for x in layers] + grads, layers + layers)
+        return [
+            trust_ratio(w, g, 0 if joint else x.leaf.weight_decay, self.rule)
+            for x, w, g in zip(
+                layers, norms[: len(layers)], norms[len(layers) :], strict=True
+            )
+        ]
+
+
+def norms_of(arrays: list[jax.Array], layers: list[Layer]) -> list[jax.Array]:
+    """The norm of each array, cut and summed over devices as its layer says."""
+    return layer_norms(
+        arrays, [x.stacked for x in layers], [x.axis_names for x in layers]
+    )

@@ -1,0 +1,266 @@
+"""Which leaves a transform applies to: by role, by path, and a printed view.
+
+True in a mask means applied, as in every Optax mask. A mask is True, a tree of bool or
+a prefix of one, a callable from params to such a tree, or "exclude_bias_and_norm".
+"""
+
+import re
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from lars_optax._layers import resolve_stacked_axes
+from lars_optax._tree import (
+    Path,
+    broadcast_prefix,
+    flatten,
+    is_empty,
+    path_string,
+    quote,
+    some,
+)
+
+Mask = bool | str | Any | Callable[[optax.Params], Any]
+
+BY_ROLE = "exclude_bias_and_norm"
+_STATIC_ARGS = (
+    "optax.inject_hyperparams takes every callable for a schedule: pass it "
+    "static_args=('weight_decay_mask', 'trust_ratio_mask'), or use the name "
+    f"{BY_ROLE!r}, which needs none"
+)
+# What leaves and modules are called in Linen, NNX, Haiku and Equinox.
+_NORM_LEAVES = {"scale", "offset", "gamma", "beta"}
+_WEIGHT_LEAVES = {"kernel", "w", "embedding", "embeddings"}
+_NORM_MODULE = re.compile(
+    r"(^|_|batch|layer|group|instance|rms)(norm|bn|ln|gn)\d*(_|$)"
+)
+
+
+def exclude_bias_and_norm(params: optax.Params, *, stacked_axes: Any = None) -> Any:
+    """True for weights, False for biases and the parameters of normalisation layers.
+
+    A leaf's role is what its name says, then its enclosing module's, then its rank:
+
+    - `bias`, `b` and names holding the word bias: a bias;
+    - `scale`, `offset`, `gamma`, `beta`: a norm's parameter;
+    - `kernel`, `w`, `embedding(s)`: a weight;
+    - any other name in a module named for a norm (`BatchNorm_0`, `bn1`, `ln_f`, ...): a
+      norm's parameter;
+    - else rank 0 or 1 is excluded, a higher rank is a weight.
+
+    So Linen's 2-D attention bias, Haiku's rank-4 BatchNorm scale and Equinox's rank-3
+    convolution bias are excluded, which a mask by rank alone gets wrong. NNX's trailing
+    `value` is not part of a name.
+
+    Args:
+      params: a tree of arrays, or of anything with a shape.
+      stacked_axes: the axis on which leaves stack several layers, as in
+        `scale_by_lars`; it does not count in a leaf's rank.
+
+    Returns:
+      A tree of bool like `params`; None and MaskedNode stay as they are.
+
+    Raises:
+      ValueError: if called with a step count, as `optax.inject_hyperparams` does.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> exclude_bias_and_norm({"kernel": jnp.ones((2, 3)), "bias": jnp.ones(3)})
+      {'bias': False, 'kernel': True}
+    """
+    _refuse_step_count(BY_ROLE, params)
+    stacked = resolve_stacked_axes(stacked_axes, params)
+    _, leaves, structure = flatten(params)
+    values = zip(leaves, _by_role(params, stacked), strict=True)
+    return structure.unflatten(x if is_empty(x) else role for x, role in values)
+
+
+def match_paths(*patterns: str, invert: bool = False) -> Callable[[Any], Any]:
+    """A mask that is True where a regular expression is found in a leaf's path.
+
+    Paths are keys joined by '/', as `describe_mask` prints them; `re.search` decides,
+    so anchor a pattern with `^` and `$` where it matters.
+
+    Args:
+      *patterns: regular expressions; a leaf is selected when any of them is found.
+      invert: True selects the leaves in which none is found.
+
+    Returns:
+      A callable from a tree of parameters to a tree of bool, for any Optax mask. It
+      raises ValueError if a pattern matches no leaf, or if it is called with a step
+      count, as `optax.inject_hyperparams` does with callables not in `static_args`.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> params = {"conv": {"kernel": jnp.ones(2)}, "head": {"kernel": jnp.ones(2)}}
+      >>> match_paths("^head/", invert=True)(params)
+      {'conv': {'kernel': True}, 'head': {'kernel': False}}
+    """
+    if not patterns:
+        raise ValueError("match_paths needs at least one pattern.")
+    compiled = [_compile(pattern) for pattern in patterns]
+
+    def mask_fn(params: optax.Params) -> Any:
+        _refuse_step_count("match_paths", params)
+        paths, leaves, structure = flatten(params)
+        names = [None if is_empty(x) else path_string(path)
+                 for path, x in zip(paths, leaves, strict=True)]  # fmt: skip
+        for pattern in compiled:
+            if not any(pattern.search(name) for name in names if name is not None):
+                known = ", ".join(repr(name) for name in names[:8] if name is not None)
+                raise ValueError(
+                    f"match_paths: the pattern {pattern.pattern!r} is found in no "
+                    f"path of the tree. Its paths begin: {known}."
+                )
+        return structure.unflatten(
+            x
+            if name is None
+            else any(pattern.search(name) for pattern in compiled) != invert
+            for x, name in zip(leaves, names, strict=True)
+        )
+
+    return mask_fn
+
+
+def _compile(pattern: str) -> re.Pattern[str]:
+    if not isinstance(pattern, str):
+        raise ValueError(f"match_paths: patterns must be strings, got {pattern!r}.")
+    try:
+        return re.compile(pattern)
+    except re.error as error:
+        raise ValueError(
+            f"match_paths: {pattern!r} is not a regular expression: {error}."
+        ) from error
+
+
+def describe_mask(mask: Mask, params: optax.Params) -> str:
+    """A table of what a mask selects: path, shape, yes or no, and a line of totals.
+
+    Args:
+      mask: any mask that `lars` accepts.
+      params: the parameters, or their `jax.eval_shape`.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> params = {"kernel": jnp.ones((2, 3)), "bias": jnp.ones(3)}
+      >>> print(describe_mask("exclude_bias_and_norm", params))
+      bias    (3,)    no
+      kernel  (2, 3)  yes
+      1 of 2 leaves, 6 of 9 parameters
+    """
+    paths, leaves, _ = flatten(params)
+    chosen = resolve_mask(mask, "mask", params, [None] * len(leaves))
+    rows, sizes = [], {True: 0, False: 0}
+    for path, leaf, yes in zip(paths, leaves, chosen, strict=True):
+        if not is_empty(leaf):
+            rows.append((path_string(path), str(np.shape(leaf)), yes))
+            sizes[yes] += int(np.prod(np.shape(leaf)))
+    path_width = max((len(row[0]) for row in rows), default=0)
+    shape_width = max((len(row[1]) for row in rows), default=0)
+    lines = [
+        f"{path:<{path_width}}  {shape:<{shape_width}}  {'yes' if yes else 'no'}"
+        for path, shape, yes in rows
+    ]
+    count = sum(yes for _, _, yes in rows)
+    total = sizes[True] + sizes[False]
+    lines.append(
+        f"{count} of {len(rows)} leaves, {sizes[True]:,} of {total:,} parameters"
+    )
+    return "\n".join(lines)
+
+
+def check_mask(mask: Mask, argument: str) -> None:
+    """Refuse at construction what cannot be a mask: bare False, None, unknown names."""
+    if mask is None or (isinstance(mask, bool | np.bool_) and not mask):
+        raise ValueError(
+            f"{argument} is {mask}. If that is meant, pass a tree of False: "
+            "lambda params: jax.tree.map(lambda _: False, params). If it comes from "
+            f"optax.inject_hyperparams: {_STATIC_ARGS}."
+        )
+    if isinstance(mask, str) and mask != BY_ROLE:
+        raise ValueError(
+            f"{argument} is {mask!r}; the only mask with a name is {BY_ROLE!r}. For "
+            "others use match_paths(...), a tree of bool, or True."
+        )
+
+
+def resolve_mask(
+    mask: Mask, argument: str, params: Any, stacked: list[int | None]
+) -> list[bool]:
+    """One bool per leaf of `flatten(params)`; False where the leaf is empty."""
+    check_mask(mask, argument)
+    paths, leaves, _ = flatten(params)
+    if isinstance(mask, str):
+        return _by_role(params, stacked)
+    tree = mask(params) if callable(mask) else mask
+    values = broadcast_prefix(tree, params, argument)
+    for path, leaf, value in zip(paths, leaves, values, strict=True):
+        if not is_empty(leaf) and not _is_bool(value):
+            raise ValueError(
+                f"{argument} must be a tree of bool; found {value!r} for {quote(path)}."
+            )
+    return [
+        not is_empty(leaf) and bool(value)
+        for leaf, value in zip(leaves, values, strict=True)
+    ]
+
+
+def refuse_empty_default(
+    mask: Mask, argument: str, params: Any, chosen: list[bool]
+) -> None:
+    """Raise if the default mask selects nothing: flat parameters, or only biases."""
+    if isinstance(mask, str) and not any(chosen):
+        paths, leaves, _ = flatten(params)
+        named = [p for p, x in zip(paths, leaves, strict=True) if not is_empty(x)]
+        if named:
+            raise ValueError(
+                f"{argument}={mask!r} selects no leaf: {some(named)}. Were the "
+                "parameters flattened (optax.flatten removes the layers LARS needs), "
+                f"or are all of them biases? {argument}=True selects every leaf."
+            )
+
+
+def _is_bool(value: Any) -> bool:
+    # A concrete 0-d boolean array is a bool; a traced one is not: masks are static.
+    return isinstance(value, bool | np.bool_) or (
+        isinstance(value, np.ndarray | jax.Array)
+        and not isinstance(value, jax.core.Tracer)
+        and value.shape == ()
+        and value.dtype == bool
+    )
+
+
+def _by_role(params: Any, stacked: list[int | None]) -> list[bool]:
+    paths, leaves, _ = flatten(params)
+    return [
+        not is_empty(leaf) and _is_weight(path, np.ndim(leaf) - (axis is not None))
+        for path, leaf, axis in zip(paths, leaves, stacked, strict=True)
+    ]
+
+
+def _is_weight(path: Path, rank: int) -> bool:
+    # Haiku writes a module's whole path into one key ('net/~/batchnorm'); CamelCase
+    # module names become snake_case.
+    snake = re.sub(r"(?<=[a-z])(?=[A-Z])", "_", path_string(path)).lower()
+    *modules, name = snake.split("/")
+    if name == "b" or "bias" in re.split(r"[_\d]+", name) or name in _NORM_LEAVES:
+        return False
+    if name in _WEIGHT_LEAVES:
+        return True
+    if modules and _NORM_MODULE.search(modules[-1]):
+        return False
+    return rank > 1
+
+
+def _refuse_step_count(name: str, params: Any) -> None:
+    # No tree of parameters is one integer; a schedule's argument is.
+    if isinstance(params, int) or (
+        hasattr(params, "dtype") and jnp.issubdtype(params.dtype, jnp.integer)
+    ):
+        raise ValueError(
+            f"{name} was called with a step count, not with parameters: {_STATIC_ARGS}."
+        )

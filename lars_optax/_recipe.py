@@ -1,0 +1,155 @@
+"""What a published recipe is, and how it becomes a schedule and an optimizer."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, cast
+
+import optax
+
+from lars_optax._lars import scale_by_lars
+from lars_optax._masks import BY_ROLE, Mask, exclude_bias_and_norm
+from lars_optax._schedules import (
+    epochs_to_steps,
+    warmup_piecewise_constant_schedule,
+    warmup_polynomial_decay_schedule,
+)
+from lars_optax._validate import check_count
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """The hyper-parameters of one published run.
+
+    A value is printed by the source, or inferred (`inferred` says from what), or None
+    where the source is silent; `hints` then says what is known. `schedule` and
+    `optimizer` raise on a None they need; `replace` fills it in. Learning rates belong
+    to `batch_size`; for another batch replace both (`linear_scaling`, `sqrt_scaling`).
+
+    Attributes:
+      name: lineage, table, network, optimizer, batch and, where needed, the rate.
+      source: where the row is printed.
+      network: "alexnet", "alexnet_bn" or "resnet50".
+      algorithm: "sgd" or "lars".
+      batch_size: images per update.
+      epochs: length of the run.
+      learning_rate: the peak, γ.
+      decay: "polynomial" or "piecewise_constant".
+      power: exponent of the polynomial.
+      end_learning_rate: where the polynomial ends.
+      boundaries: epochs at which the piecewise constant rate falls tenfold.
+      warmup_epochs: 0 for no warm-up.
+      warmup_start: learning rate at step 0, where there is a warm-up.
+      decay_from_start: whether the polynomial counts from step 0, with the warm-up cut
+        out of it (the authors' solver), not from the end of the warm-up.
+      extra_decay_steps: steps by which the decay outlasts the run; 1 in MLPerf.
+      momentum: μ.
+      nesterov: whether the momentum is Nesterov's.
+      momentum_order: "scaled" for a ← μa + γ(…), Caffe's and the paper's; "unscaled"
+        for γ applied after the momentum.
+      weight_decay: β.
+      mask: what is decayed and, with LARS, adapted: True for all leaves.
+      trust_coefficient: η, for LARS.
+      label_smoothing: of the loss.
+      top1: the test accuracy the source prints, a fraction; None if it prints none.
+      inferred: field to the ground for its value.
+      hints: field that is None to what is known of it.
+      notes: what else the source says of the run.
+    """
+
+    name: str
+    source: str
+    network: str
+    algorithm: str
+    batch_size: int
+    epochs: float
+    learning_rate: float | None
+    decay: str = "polynomial"
+    power: float = 2.0
+    end_learning_rate: float = 0.0
+    boundaries: tuple[float, ...] = ()
+    warmup_epochs: float | None
+    warmup_start: float | None = None
+    decay_from_start: bool = True
+    extra_decay_steps: int = 0
+    momentum: float | None
+    nesterov: bool = False
+    momentum_order: str = "scaled"
+    weight_decay: float | None
+    mask: Mask = True
+    trust_coefficient: float = 0.001
+    label_smoothing: float = 0.0
+    top1: float | None = None
+    inferred: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    hints: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    notes: str = ""
+
+    def replace(self, **fields: Any) -> "Recipe":
+        """A copy with other values; ValueError on a name that is no field."""
+        known = {field.name for field in dataclasses.fields(self)}
+        if unknown := sorted(fields.keys() - known):
+            raise ValueError(
+                f"{self.name}: a recipe has no field {unknown}; it has {sorted(known)}."
+            )
+        return dataclasses.replace(self, **fields)
+
+    def missing(self) -> tuple[str, ...]:
+        """The fields `optimizer` needs that the source leaves out."""
+        needed = ["learning_rate", "warmup_epochs", "momentum", "weight_decay"]
+        if self.warmup_epochs != 0:
+            needed.insert(2, "warmup_start")
+        return tuple(name for name in needed if getattr(self, name) is None)
+
+    def _require(self, *names: str) -> None:
+        if gaps := [name for name in self.missing() if name in names]:
+            known = [f"{gap}: {self.hints[gap]}" for gap in gaps if gap in self.hints]
+            raise ValueError(
+                f"{self.name}: {self.source} does not state {', '.join(gaps)}. Fill in "
+                f"with recipe.replace({gaps[0]}=...)."
+                + (f" Known: {'; '.join(known)}." if known else "")
+            )
+
+    def schedule(self, num_examples: int) -> optax.Schedule:
+        """The learning rate over steps, for a data set of `num_examples`.
+
+        Epochs become round(epochs · num_examples / batch_size) steps.
+        """
+        self._require("learning_rate", "warmup_epochs", "warmup_start")
+        check_count("num_examples", num_examples, low=1)
+
+        def steps(epochs: float) -> int:
+            return epochs_to_steps(epochs, num_examples, self.batch_size)
+
+        peak, warmup = cast(float, self.learning_rate), cast(float, self.warmup_epochs)
+        start = 0.0 if self.warmup_start is None else self.warmup_start
+        if self.decay == "piecewise_constant":
+            scales = {steps(epoch): 0.1 for epoch in self.boundaries}
+            return warmup_piecewise_constant_schedule(
+                start, peak, steps(warmup), scales
+            )
+        return warmup_polynomial_decay_schedule(
+            start,
+            peak,
+            steps(warmup),
+            steps(self.epochs) + self.extra_decay_steps,
+            self.end_learning_rate,
+            self.power,
+            transition_begin=0 if self.decay_from_start else None,
+        )
+
+    def optimizer(self, num_examples: int) -> optax.GradientTransformationExtraArgs:
+        """The optimizer, with its schedule for a data set of `num_examples`.
+
+        SGD adds the decay to the gradient; the momentum is in the recipe's order.
+        """
+        self._require(*self.missing())
+        rate = optax.scale_by_learning_rate(self.schedule(num_examples))
+        trace = optax.trace(self.momentum, self.nesterov)
+        if self.algorithm == "lars":
+            scale = scale_by_lars(
+                self.weight_decay, self.mask, self.trust_coefficient, 0.0, self.mask
+            )
+        else:
+            mask = exclude_bias_and_norm if self.mask == BY_ROLE else self.mask
+            scale = optax.add_decayed_weights(self.weight_decay, mask)
+        order = (rate, trace) if self.momentum_order == "scaled" else (trace, rate)
+        return optax.chain(scale, *order)

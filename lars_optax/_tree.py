@@ -1,0 +1,116 @@
+"""Leaves and their paths: prefix trees, trees that must match, names in errors."""
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+Path = tuple[Any, ...]
+
+
+def is_empty(x: Any) -> bool:
+    """True for what holds a place in a tree but no array: None and MaskedNode."""
+    return x is None or isinstance(x, optax.MaskedNode)
+
+
+def flatten(tree: Any) -> tuple[list[Path], list[Any], Any]:
+    """Paths, leaves and structure of a tree; None and MaskedNode count as leaves."""
+    flat, structure = jax.tree_util.tree_flatten_with_path(tree, is_leaf=is_empty)
+    return [path for path, _ in flat], [leaf for _, leaf in flat], structure
+
+
+def path_string(path: Path) -> str:
+    """'/'-joined key path of a leaf, without the last `.value` of an NNX variable."""
+    if path and path[-1] == jax.tree_util.GetAttrKey("value"):
+        path = path[:-1]
+    return jax.tree_util.keystr(path, simple=True, separator="/")
+
+
+def quote(path: Path) -> str:
+    """A path as it stands in an error message."""
+    return repr(path_string(path)) if path else "the root of the tree"
+
+
+def some(paths: Iterable[Path], limit: int = 4) -> str:
+    """The first few paths, quoted, and how many more there are."""
+    paths = list(paths)
+    text = ", ".join(quote(path) for path in paths[:limit])
+    return text + (f" and {len(paths) - limit} more" if len(paths) > limit else "")
+
+
+def broadcast_prefix(
+    prefix: Any, tree: Any, argument: str, is_leaf: Callable[[Any], bool] = is_empty
+) -> list[Any]:
+    """One value of `prefix` for each leaf of `flatten(tree)`, None where it is empty.
+
+    Raises ValueError naming `argument` and the path where the prefix leaves a leaf of
+    the tree uncovered or holds one the tree has not.
+    """
+    paths, leaves, _ = flatten(tree)
+    entries = dict(jax.tree_util.tree_flatten_with_path(prefix, is_leaf=is_leaf)[0])
+    owners = [
+        next((path[:n] for n in range(len(path) + 1) if path[:n] in entries), None)
+        for path in paths
+    ]
+    pairs = list(zip(paths, leaves, owners, strict=True))
+    if missing := [p for p, x, owner in pairs if owner is None and not is_empty(x)]:
+        raise ValueError(
+            f"{argument} must be a tree like the parameters or a prefix of one; "
+            f"it does not cover {some(missing)}."
+        )
+    if extra := entries.keys() - set(owners) - _paths_without_leaves(tree):
+        raise ValueError(
+            f"{argument} must be a tree like the parameters or a prefix of one; "
+            f"the parameters have nothing at {some(sorted(extra, key=str))}."
+        )
+    return [None if owner is None else entries[owner] for owner in owners]
+
+
+def _paths_without_leaves(tree: Any) -> set[Path]:
+    flat, _ = jax.tree_util.tree_flatten_with_path(
+        tree, is_leaf=lambda x: not jax.tree.leaves(x)
+    )
+    return {path for path, x in flat if not jax.tree.leaves(x)}
+
+
+def check_updates(updates: Any, params: Any) -> None:
+    """Raise ValueError unless gradients and parameters match leaf by leaf.
+
+    Both trees have the same paths, and each pair of leaves the same shape; a gradient
+    may be None. Parameters are floating-point or complex.
+    """
+    grad_paths, grads, grad_structure = flatten(updates)
+    paths, weights, structure = flatten(params)
+    if grad_structure != structure:
+        missing = [path for path in paths if path not in grad_paths]
+        extra = [path for path in grad_paths if path not in paths]
+        raise ValueError(
+            "updates and params must be trees of one structure: "
+            + (f"updates have nothing at {some(missing)}; " if missing else "")
+            + (f"params have nothing at {some(extra)}; " if extra else "")
+            + f"updates are {grad_structure}, params are {structure}."
+        )
+    for path, grad, weight in zip(paths, grads, weights, strict=True):
+        if grad is not None:
+            _check_leaf(path, grad, weight)
+
+
+def _check_leaf(path: Path, grad: Any, weight: Any) -> None:
+    if is_empty(grad) or is_empty(weight):
+        if type(grad) is not type(weight):
+            raise ValueError(
+                f"updates have {type(grad).__name__} at {quote(path)}, "
+                f"params have {type(weight).__name__}."
+            )
+    elif jnp.shape(grad) != jnp.shape(weight):
+        raise ValueError(
+            f"the update at {quote(path)} has shape {jnp.shape(grad)}, its parameter "
+            f"has shape {jnp.shape(weight)}."
+        )
+    elif not jnp.issubdtype(jnp.result_type(weight), jnp.inexact):
+        raise ValueError(
+            f"the parameter at {quote(path)} has dtype {jnp.result_type(weight)}; LARS "
+            "needs floating-point leaves. Leave others out with optax.masked."
+        )

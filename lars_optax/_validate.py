@@ -1,0 +1,56 @@
+"""Checks of Python and NumPy hyper-parameters; traced and jax values pass unseen."""
+
+import math
+import numbers
+from typing import Any
+
+import jax
+import numpy as np
+
+
+def check_number(
+    argument: str,
+    value: Any,
+    *,
+    low: float = 0.0,
+    high: float = math.inf,
+    open_low: bool = False,
+    optional: bool = False,
+) -> None:
+    """Raise ValueError unless `value` is one finite number, low <= value < high.
+
+    With `open_low`, low < value. With `optional`, None passes. jax arrays and tracers
+    pass unchecked: looking at them would block or fail.
+    """
+    if isinstance(value, jax.Array) or (optional and value is None):
+        return
+    scalar = isinstance(value, numbers.Real) or (
+        isinstance(value, np.ndarray)
+        and value.shape == ()
+        and value.dtype.kind in "iuf"
+    )
+    if not scalar or isinstance(value, bool | np.bool_):
+        raise ValueError(f"{argument} must be a number, got {value!r}.")
+    number = float(value)
+    above = number > low if open_low else number >= low
+    if not (math.isfinite(number) and above and number < high):
+        bounds = f"{'>' if open_low else '>='} {low:g}"
+        bounds += "" if math.isinf(high) else f" and < {high:g}"
+        raise ValueError(f"{argument} must be finite and {bounds}, got {value!r}.")
+
+
+def is_zero(value: Any) -> bool:
+    """True for a Python or NumPy 0; an array's value is not looked at."""
+    return isinstance(value, numbers.Real) and value == 0
+
+
+def check_count(argument: str, value: Any, *, low: int = 0) -> int:
+    """A Python int >= low from a Python or NumPy integer, else ValueError."""
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral):
+        raise ValueError(
+            f"{argument} must be a whole number of steps, got {value!r}; "
+            "epochs_to_steps turns epochs into steps."
+        )
+    if value < low:
+        raise ValueError(f"{argument} must be >= {low}, got {value!r}.")
+    return int(value)

@@ -1,0 +1,50 @@
+#!/bin/sh
+# make_venv.sh FOLDER cpu|cuda12|cuda13: a fresh virtual environment from the lock files.
+# Installs nothing outside FOLDER; says what to install where it cannot go on.
+set -eu
+cd "$(dirname "$0")/.."
+venv=$1 jax=$2
+
+case $jax in
+    cpu | cuda12 | cuda13) ;;
+    *) echo "JAX=$jax is not known; use JAX=cpu, JAX=cuda12 or JAX=cuda13." >&2; exit 2 ;;
+esac
+
+how_to_install() {
+    if command -v apt-get >/dev/null; then echo "    apt-get install -y python3 python3-venv"
+    elif command -v dnf >/dev/null; then echo "    dnf install -y python3.12"
+    elif command -v brew >/dev/null; then echo "    brew install python@3.13"
+    else echo "    Python 3.13 from https://www.python.org/downloads/"
+    fi
+}
+
+python=
+for candidate in ${PYTHON:-python3.13 python3.12 python3.11 python3}; do
+    # A launcher can be on the PATH and still not run, so run it.
+    if "$candidate" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' \
+        2>/dev/null; then python=$candidate; break; fi
+done
+if [ -z "$python" ]; then
+    echo "No Python 3.11, 3.12 or 3.13 found${PYTHON:+ as PYTHON=$PYTHON}. Install one:" >&2
+    how_to_install >&2
+    exit 1
+fi
+echo "Setting up $venv with $("$python" --version) for $jax: about 1 GB, some minutes."
+
+rm -rf "$venv"
+if "$python" -m venv "$venv" 2>/dev/null; then
+    pip="$venv/bin/python -m pip"
+elif rm -rf "$venv" && "$python" -m venv --without-pip "$venv" 2>/dev/null &&
+    "$python" -m pip --version >/dev/null 2>&1; then
+    pip="$python -m pip --python $venv/bin/python"
+else
+    rm -rf "$venv"
+    echo "$("$python" --version) has no working venv module. Install it:" >&2
+    how_to_install >&2
+    exit 1
+fi
+$pip install --quiet --disable-pip-version-check -r requirements.lock
+if [ "$jax" != cpu ]; then
+    $pip install --quiet --disable-pip-version-check \
+        -c requirements.lock -c requirements-cuda.lock "jax[$jax]"
+fi
