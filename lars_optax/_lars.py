@@ -143,9 +143,10 @@ def scale_by_lars(
             ratio = (
                 per_layer(next(ratios), step, layer.stacked)
                 if layer.adapted
-                else jnp.asarray(fallback_ratio, jnp.finfo(step.dtype).dtype)
+                else jnp.asarray(fallback_ratio)
             )
-            new.append((ratio * step).astype(jnp.result_type(weight)))
+            update = ratio.astype(step.dtype) * step
+            new.append(update.astype(jnp.result_type(weight)))
         return structure.unflatten(new), state
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)

@@ -66,11 +66,12 @@ def resolve_axis_names(
     The axis of a `PartitionSpec` that shards the stacking axis is left out: each device
     has its own layers there.
     """
-    if axis_name is None or isinstance(axis_name, str | tuple):
-        names = () if axis_name is None else axis_name
-        names = (names,) if isinstance(names, str) else tuple(names)
-        if all(isinstance(name, str) for name in names):
-            return [names] * len(stacked)
+    if axis_name is None:
+        return [()] * len(stacked)
+    if isinstance(axis_name, str):
+        return [(axis_name,)] * len(stacked)
+    if isinstance(axis_name, tuple) and all(isinstance(x, str) for x in axis_name):
+        return [tuple(axis_name)] * len(stacked)
     specs = broadcast_prefix(
         axis_name, params, "axis_name", is_leaf=lambda x: isinstance(x, PartitionSpec)
     )

@@ -109,6 +109,11 @@ def _check_leaf(path: Path, grad: Any, weight: Any) -> None:
             f"the update at {quote(path)} has shape {jnp.shape(grad)}, its parameter "
             f"has shape {jnp.shape(weight)}."
         )
+    elif jnp.iscomplexobj(grad) and not jnp.iscomplexobj(weight):
+        raise ValueError(
+            f"the update at {quote(path)} is complex, its parameter has dtype "
+            f"{jnp.result_type(weight)}."
+        )
     elif not jnp.issubdtype(jnp.result_type(weight), jnp.inexact):
         raise ValueError(
             f"the parameter at {quote(path)} has dtype {jnp.result_type(weight)}; LARS "

@@ -37,7 +37,7 @@ def widen(grad: Any, param: Any, weight_decay: Any) -> Leaf:
     if weight_decay is None:
         return Leaf(param, grad, grad, 0.0)
     weight_decay = jnp.asarray(weight_decay, jnp.finfo(wide).dtype)
-    return Leaf(param, grad, grad + weight_decay * param, weight_decay)
+    return Leaf(param, grad, grad + weight_decay.astype(wide) * param, weight_decay)
 
 
 def sum_of_squares(x: jax.Array, stacked: int | None = None) -> jax.Array:

@@ -1,0 +1,114 @@
+"""Laws of the layer table: the numbers of the transform, and no pass more for them."""
+
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from reference import trust_ratio
+from trees import GRADS, PARAMS, update
+
+import lars_optax
+
+
+@pytest.mark.parametrize("denominator", ["separate", "joint"])
+def test_equals_the_reference(denominator):
+    decayed, adapted = ("conv", "head"), ("conv", "last_norm_scale", "unseen")
+    stats = lars_optax.layer_stats(
+        GRADS, PARAMS, 0.3, {k: k in decayed for k in PARAMS}, 0.01, 0.1,
+        {k: k in adapted for k in PARAMS}, denominator=denominator, fallback_ratio=0.5,
+    )  # fmt: skip
+    for name in PARAMS:
+        w, g = (np.asarray(tree[name], np.float64) for tree in (PARAMS, GRADS))
+        beta = 0.3 if name in decayed else 0.0
+        expected = trust_ratio(w, g, 0.01, beta, 0.1, denominator, 0.5)
+        if name not in adapted:
+            expected = 0.5
+        norms = (np.linalg.norm(w), np.linalg.norm(g))
+        np.testing.assert_allclose(stats[name], (*norms, expected), rtol=1e-6)
+
+
+def test_ratio_is_what_the_update_was_multiplied_by():
+    options = {"weight_decay": 0.3, "denominator": "joint", "max_ratio": 0.002}
+    updates = update(lars_optax.scale_by_lars(**options))
+    stats = lars_optax.layer_stats(GRADS, PARAMS, **options)
+    mask = lars_optax.exclude_bias_and_norm(PARAMS)
+    for name, stat in stats.items():
+        step = GRADS[name] + (0.3 if mask[name] else 0.0) * PARAMS[name]
+        largest = float(jnp.max(jnp.abs(updates[name])))
+        expected = stat.trust_ratio * step
+        np.testing.assert_allclose(updates[name], expected, atol=2e-6 * largest)
+
+
+def count_reductions(function, *args):
+    """Reductions over arrays, in the optimized HLO."""
+    text = jax.jit(function).lower(*args).compile().as_text()
+    return len(re.findall(r"= \S+ reduce\(", text)), text
+
+
+@pytest.mark.parametrize(("denominator", "extra"), [("separate", 0), ("joint", 1)])
+def test_inside_one_jit_it_adds_no_reduction(denominator, extra):
+    options = (0.01, True, 0.001, 0.0, True)
+    tx = lars_optax.scale_by_lars(*options, denominator=denominator)
+    params = {"kernel": jnp.ones((64, 64)), "other": jnp.ones((32, 64))}
+    state = tx.init(params)
+
+    def alone(grads, params):
+        return tx.update(grads, state, params)[0]
+
+    def both(grads, params):
+        stats = lars_optax.layer_stats(grads, params, *options, denominator=denominator)
+        return tx.update(grads, state, params)[0], stats
+
+    without, _ = count_reductions(alone, params, params)
+    with_stats, text = count_reductions(both, params, params)
+    assert without == 2 * len(params), text  # ‖w‖ and ‖g‖ (or ‖g + βw‖), once each
+    assert with_stats == without + extra * len(params), text
+
+
+def test_stacked_leaf_has_a_row_for_each_layer():
+    params = {"kernel": jnp.stack([jnp.full((2, 2), x) for x in (1.0, 2.0, 0.0)])}
+    grads = {"kernel": jnp.ones((3, 2, 2))}
+    stats = lars_optax.layer_stats(grads, params, stacked_axes=0)
+    np.testing.assert_allclose(stats["kernel"].param_norm, [2, 4, 0])
+    np.testing.assert_allclose(stats["kernel"].trust_ratio, [1e-3, 2e-3, 1.0])
+    rows = lars_optax.format_layer_stats(stats).splitlines()
+    assert [row.split()[0] for row in rows[1:]] == [
+        "kernel[0]",
+        "kernel[1]",
+        "kernel[2]",
+    ]
+
+
+def test_none_gradients_have_no_row():
+    stats = lars_optax.layer_stats({**GRADS, "conv": None}, PARAMS)
+    assert stats["conv"] is None
+    rows = lars_optax.format_layer_stats(stats).splitlines()
+    assert len(rows) == len(PARAMS)  # a heading, and a row less
+
+
+def test_zero_gradient_prints_an_infinite_quotient():
+    stats = lars_optax.layer_stats({"w": jnp.zeros((2, 2))}, {"w": jnp.ones((2, 2))})
+    assert lars_optax.format_layer_stats(stats).splitlines()[1].split() == [
+        "w", "2", "0", "inf", "1",
+    ]  # fmt: skip
+
+
+def test_other_trees_are_refused():
+    with pytest.raises(ValueError, match=r"layer_stats.*'kernel'"):
+        lars_optax.format_layer_stats({"kernel": jnp.ones(2)})
+
+
+def test_under_scan_the_table_of_every_step_is_kept():
+    tx = lars_optax.lars(0.1)
+
+    def step(carry, _):
+        params, state = carry
+        updates, state = tx.update(GRADS, state, params)
+        stats = lars_optax.layer_stats(GRADS, params)
+        return (optax.apply_updates(params, updates), state), stats
+
+    _, stats = jax.lax.scan(step, (PARAMS, tx.init(PARAMS)), length=3)
+    assert stats["head"].trust_ratio.shape == (3,)

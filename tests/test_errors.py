@@ -1,0 +1,185 @@
+"""Law: what cannot be meant is refused, naming the argument or path and the value."""
+
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import lars_optax
+
+PARAMS = {
+    "conv": {"kernel": jnp.ones((2, 2)), "bias": jnp.ones(2)},
+    "head": jnp.ones((2, 2)),
+}
+
+
+def step(tx, grads=PARAMS, params=PARAMS):
+    return tx.update(grads, tx.init(params), params)
+
+
+@pytest.mark.parametrize(
+    ("argument", "value"),
+    [
+        *(
+            ("learning_rate", x)
+            for x in (-0.1, float("nan"), float("inf"), "0.1", True)
+        ),
+        *(("weight_decay", x) for x in (-1e-4, float("nan"), np.float32(-1), None)),
+        *(("trust_coefficient", x) for x in (0, 0.0, -0.001, float("nan"))),
+        *(("eps", x) for x in (-1e-8, float("nan"), np.ones(2))),
+        *(("momentum", x) for x in (1, 1.0, -0.1, 1.5, float("nan"))),
+        *(("fallback_ratio", x) for x in (-0.5, float("inf"))),
+        ("denominator", "sum"),
+        ("denominator", None),
+        ("weight_decay_mask", "no_bias"),
+        ("trust_ratio_mask", "norms"),
+        ("trust_ratio_mask", None),
+        ("accumulator_dtype", "int32"),
+        ("accumulator_dtype", "float31"),
+    ],
+)
+def test_bad_argument_of_lars(argument, value):
+    with pytest.raises(ValueError, match=argument) as error:
+        lars_optax.lars(**{"learning_rate": 0.1, argument: value})
+    assert str(value) in str(error.value) or repr(value) in str(error.value)
+
+
+@pytest.mark.parametrize("value", [0.0, -1.0, float("nan")])
+def test_bad_max_ratio(value):
+    with pytest.raises(ValueError, match="max_ratio"):
+        lars_optax.scale_by_lars(max_ratio=value)
+
+
+def test_traced_hyperparameters_are_not_validated():
+    @jax.jit
+    def run(rate, momentum):
+        return step(lars_optax.lars(rate, momentum=momentum))[0]
+
+    assert np.all(run(-1.0, 1.0)["head"] > 0)
+
+
+@pytest.mark.parametrize("mask", ["weight_decay_mask", "trust_ratio_mask"])
+@pytest.mark.parametrize("value", [False, np.False_])
+def test_bare_false_names_static_args(mask, value):
+    with pytest.raises(ValueError, match=f"{mask} is False.*static_args"):
+        lars_optax.lars(0.1, **{mask: value})
+
+
+@pytest.mark.parametrize("mask", ["weight_decay_mask", "trust_ratio_mask"])
+@pytest.mark.parametrize(
+    "value",
+    [
+        lambda params: jax.tree.map(lambda x: x.ndim > 1, params),
+        lars_optax.exclude_bias_and_norm,
+        lars_optax.match_paths("kernel"),
+    ],
+    ids=["lambda", "exclude_bias_and_norm", "match_paths"],
+)
+def test_callable_swallowed_by_inject_hyperparams_names_static_args(mask, value):
+    tx = optax.inject_hyperparams(lars_optax.lars)(0.1, **{mask: value})
+    with pytest.raises(ValueError, match="static_args"):
+        step(tx)
+
+
+def test_dtype_swallowed_by_inject_hyperparams_names_static_args():
+    tx = optax.inject_hyperparams(lars_optax.lars)(0.1, accumulator_dtype=jnp.float32)
+    with pytest.raises(ValueError, match=r"accumulator_dtype.*static_args"):
+        step(tx)
+
+
+@pytest.mark.parametrize("mask", ["weight_decay_mask", "trust_ratio_mask"])
+@pytest.mark.parametrize(
+    ("tree", "message"),
+    [
+        ({"conv": True}, "not cover 'head'"),
+        ({"conv": {"kernel": True}, "head": True}, "not cover 'conv/bias'"),
+        ({"conv": True, "head": True, "tail": True}, "nothing at 'tail'"),
+        ({"conv": {"kernel": True, "bias": True, "x": True}, "head": True},
+         "nothing at 'conv/x'"),
+        ({"conv": True, "head": {"kernel": True}}, "not cover 'head'"),
+        ({"conv": True, "head": 1.0}, "1.0 for 'head'"),
+        ({"conv": True, "head": None}, "None for 'head'"),
+    ],
+)  # fmt: skip
+def test_mask_that_does_not_fit_names_the_path(mask, tree, message):
+    for given in (tree, lambda _: tree):
+        with pytest.raises(ValueError, match=f"{mask}.*{re.escape(message)}"):
+            step(lars_optax.lars(0.1, 0.1, **{mask: given}))
+
+
+def test_default_mask_that_selects_nothing_is_refused():
+    flat = optax.flatten(lars_optax.lars(0.1))
+    with pytest.raises(ValueError, match=r"trust_ratio_mask.*optax\.flatten"):
+        step(flat)
+    vector = jnp.ones(3)
+    with pytest.raises(ValueError, match="trust_ratio_mask"):
+        step(lars_optax.lars(0.1), vector, vector)
+    with pytest.raises(ValueError, match="weight_decay_mask"):
+        step(lars_optax.lars(0.1, 0.1, trust_ratio_mask=True), vector, vector)
+    step(lars_optax.lars(0.1, trust_ratio_mask=True), vector, vector)
+    assert step(lars_optax.lars(0.1), {}, {})[0] == {}
+
+
+def test_missing_params_are_named():
+    tx = lars_optax.lars(0.1)
+    with pytest.raises(ValueError, match="params"):
+        tx.update(PARAMS, tx.init(PARAMS))
+
+
+@pytest.mark.parametrize(
+    ("grads", "message"),
+    [
+        ({"conv": PARAMS["conv"]}, "updates have nothing at 'head'"),
+        ({**PARAMS, "tail": jnp.ones(2)}, "params have nothing at 'tail'"),
+        ({**PARAMS, "head": jnp.ones((2, 3))}, r"'head' has shape \(2, 3\)"),
+        ({**PARAMS, "head": jnp.ones(2)}, r"'head' has shape \(2,\)"),
+        ({**PARAMS, "head": optax.MaskedNode()}, "MaskedNode at 'head'"),
+        ({**PARAMS, "head": 1j * PARAMS["head"]}, "'head' is complex"),
+        (list(PARAMS.values()), "one structure"),
+    ],
+)
+def test_updates_unlike_params_name_the_path(grads, message):
+    tx = lars_optax.scale_by_lars()
+    with pytest.raises(ValueError, match=message):
+        tx.update(grads, tx.init(PARAMS), PARAMS)
+
+
+def test_integer_parameters_are_refused():
+    params = {"kernel": jnp.ones((2, 2)), "steps": jnp.arange(4).reshape(2, 2)}
+    with pytest.raises(ValueError, match="'steps' has dtype int32"):
+        step(lars_optax.scale_by_lars(), params, params)
+
+
+@pytest.mark.parametrize(
+    ("axes", "message"),
+    [
+        (2, "2 for 'conv/bias'"),
+        ({"conv": 1, "head": 0}, r"1 for 'conv/bias', which has shape \(2,\)"),
+        ({"conv": 0}, "not cover 'head'"),
+        ({"conv": 0, "head": 0.5}, "0.5 for 'head'"),
+        (True, "True for"),
+    ],
+)
+def test_bad_stacked_axes_name_the_path(axes, message):
+    with pytest.raises(ValueError, match=f"stacked_axes.*{message}"):
+        step(lars_optax.scale_by_lars(trust_ratio_mask=True, stacked_axes=axes))
+
+
+def test_stacked_lengths_must_agree():
+    params = {"a": jnp.ones((3, 2, 2)), "b": jnp.ones((4, 2, 2))}
+    tx = lars_optax.scale_by_lars(stacked_axes=0)
+    with pytest.raises(ValueError, match=r"3 at 'a', 4 at 'b'"):
+        step(tx, params, params)
+
+
+def test_bad_axis_names_are_refused():
+    for axes, message in [
+        ({"conv": "x", "head": "x"}, "PartitionSpec"),
+        (jax.sharding.PartitionSpec(None, "x"), "'conv/bias', which has only 1"),
+    ]:
+        tx = lars_optax.scale_by_lars(trust_ratio_mask=True, axis_name=axes)
+        with pytest.raises(ValueError, match=f"axis_name.*{message}"):
+            step(tx)

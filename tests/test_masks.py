@@ -1,0 +1,234 @@
+"""Laws of masks: a leaf's role is what its name says, in every framework."""
+
+import equinox as eqx
+import flax.linen as nn
+import haiku as hk
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import nnx
+
+import lars_optax
+
+
+def paths(tree, value):
+    """The paths of the leaves that are `value`."""
+    flat, _ = jax.tree_util.tree_flatten_with_path(tree)
+    return {
+        jax.tree_util.keystr(path, simple=True, separator="/").removesuffix("/value")
+        for path, leaf in flat
+        if leaf is value
+    }
+
+
+class LinenNet(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        x = nn.relu(nn.BatchNorm(use_running_average=False)(nn.Conv(4, (3, 3))(x)))
+        x = nn.LayerNorm()(x.reshape(x.shape[0], -1, 4))
+        x = nn.MultiHeadDotProductAttention(2)(x, x)
+        return nn.Dense(3)(nn.GroupNorm(2)(x)).mean(1)
+
+
+def linen_params():
+    net = LinenNet()
+    return jax.eval_shape(net.init, jax.random.key(0), jnp.ones((1, 4, 4, 3)))["params"]
+
+
+class NnxNet(nnx.Module):
+    def __init__(self, rngs):
+        self.conv = nnx.Conv(3, 4, (3, 3), rngs=rngs)
+        self.bn1 = nnx.BatchNorm(4, rngs=rngs)
+        self.attention = nnx.MultiHeadAttention(2, 4, rngs=rngs)
+        self.blocks = nnx.List([nnx.Linear(4, 4, rngs=rngs), nnx.RMSNorm(4, rngs=rngs)])
+
+
+class EquinoxNet(eqx.Module):
+    conv: eqx.nn.Conv2d
+    norm: eqx.nn.GroupNorm
+    attention: eqx.nn.MultiheadAttention
+    cell: eqx.nn.GRUCell
+    patch_norm: eqx.nn.LayerNorm
+
+    def __init__(self):
+        key = jax.random.key(0)
+        self.conv = eqx.nn.Conv2d(3, 4, 3, key=key)
+        self.norm = eqx.nn.GroupNorm(2, 4)
+        self.attention = eqx.nn.MultiheadAttention(2, 4, use_output_bias=True, key=key)
+        self.cell = eqx.nn.GRUCell(2, 3, key=key)
+        self.patch_norm = eqx.nn.LayerNorm((4, 4))  # weight and bias of rank 2
+
+
+def test_linen_names():
+    params = linen_params()
+    mask = lars_optax.exclude_bias_and_norm(params)
+    attention = "MultiHeadDotProductAttention_0"
+    assert paths(mask, True) == {
+        "Conv_0/kernel", "Dense_0/kernel",
+        *(f"{attention}/{x}/kernel" for x in ("query", "key", "value", "out")),
+    }  # fmt: skip
+    # A bias by name although it has rank 2: a mask by rank would adapt it.
+    assert params[attention]["query"]["bias"].ndim == 2
+    assert mask[attention]["value"]["bias"] is False
+
+
+def test_nnx_names_end_before_value():
+    mask = lars_optax.exclude_bias_and_norm(nnx.state(NnxNet(nnx.Rngs(0)), nnx.Param))
+    assert paths(mask, True) == {
+        "conv/kernel", "blocks/0/kernel",
+        *(f"attention/{x}/kernel" for x in ("query", "key", "value", "out")),
+    }  # fmt: skip
+    assert "blocks/1/scale" in paths(mask, False)
+
+
+def test_haiku_batchnorm_of_rank_4_is_a_norm():
+    net = hk.transform_with_state(lambda x: hk.nets.ResNet18(10)(x, is_training=True))
+    params, _ = jax.eval_shape(net.init, jax.random.key(0), jnp.ones((1, 32, 32, 3)))
+    mask = lars_optax.exclude_bias_and_norm(params)
+    assert {path.rsplit("/", 1)[1] for path in paths(mask, True)} == {"w"}
+    assert {path.rsplit("/", 1)[1] for path in paths(mask, False)} == {
+        "b", "scale", "offset",
+    }  # fmt: skip
+    name = "res_net18/~/initial_batchnorm"
+    assert params[name]["scale"].ndim == 4
+
+
+def test_equinox_names():
+    params = eqx.filter(EquinoxNet(), eqx.is_inexact_array)
+    mask = lars_optax.exclude_bias_and_norm(params)
+    assert paths(mask, True) == {
+        "conv/weight", "cell/weight_ih", "cell/weight_hh",
+        *(f"attention/{x}_proj/weight" for x in ("query", "key", "value", "output")),
+    }  # fmt: skip
+    assert params.conv.bias.ndim == 3
+    assert mask.conv.bias is False
+    assert mask.patch_norm.weight is False
+
+
+@pytest.mark.parametrize(
+    ("path", "shape", "adapted"),
+    [
+        (("dense", "kernel"), (3, 3), True),
+        (("dense", "w"), (3,), True),  # named a weight, of whatever rank
+        (("embed", "embedding"), (9, 3), True),
+        (("attention", "bias"), (2, 4), False),
+        (("swin", "relative_position_bias_table"), (9, 4), False),
+        (("cell", "bias_n"), (3,), False),
+        (("b",), (3, 3), False),
+        (("net/~/layer_norm", "scale"), (1, 1, 1, 3), False),
+        (("LayerNorm_0", "weight"), (3, 3), False),
+        (("RMSNorm_0", "weight"), (3, 3), False),
+        (("input_layernorm", "weight"), (3, 3), False),
+        (("ln_1", "weight"), (3, 3), False),
+        (("bn2", "weight"), (3, 3), False),
+        (("normal", "weight"), (3, 3), True),  # not a norm
+        (("abnormal_dense", "weight"), (3, 3), True),
+        (("learner", "weight"), (3, 3), True),  # "ln" nowhere as a word
+        (("BatchNorm_0", "kernel"), (3, 3), True),  # the leaf's name comes first
+        (("position",), (1, 16, 8), True),
+        (("temperature",), (), False),
+        (("anything",), (7,), False),
+        (("value",), (3, 3), True),  # a dict's key, not NNX's attribute
+    ],
+)
+def test_name_then_module_then_rank(path, shape, adapted):
+    tree = jax.ShapeDtypeStruct(shape, jnp.float32)
+    for key in reversed(path):
+        tree = {key: tree}
+    assert jax.tree.leaves(lars_optax.exclude_bias_and_norm(tree)) == [adapted]
+
+
+def test_stacked_axis_does_not_count_in_the_rank():
+    params = {"scalars": jnp.ones((3, 4)), "matrices": jnp.ones((3, 4, 4))}
+    unstacked = lars_optax.exclude_bias_and_norm(params)
+    assert unstacked == {"scalars": True, "matrices": True}
+    stacked = lars_optax.exclude_bias_and_norm(params, stacked_axes=0)
+    assert stacked == {"scalars": False, "matrices": True}
+
+
+def test_none_and_masked_nodes_keep_their_place():
+    params = {"w": jnp.ones((2, 2)), "frozen": None, "other": optax.MaskedNode()}
+    mask = lars_optax.exclude_bias_and_norm(params)
+    assert mask == {"w": True, "frozen": None, "other": optax.MaskedNode()}
+    tx = lars_optax.lars(0.1, weight_decay_mask=mask, trust_ratio_mask=mask)
+    updates, _ = tx.update(params, tx.init(params), params)
+    assert updates["frozen"] is None
+
+
+@pytest.mark.parametrize("count", [3, np.int32(3), jnp.asarray(3)])
+def test_masks_refuse_a_step_count(count):
+    for mask in (lars_optax.exclude_bias_and_norm, lars_optax.match_paths("x")):
+        with pytest.raises(ValueError, match=r"step count.*static_args"):
+            mask(count)
+
+
+PARAMS = {"stem": {"kernel": jnp.ones((2, 2))}, "head": {"kernel": jnp.ones((2, 2)),
+          "bias": jnp.ones(2)}}  # fmt: skip
+
+
+def test_match_paths_searches_joined_paths():
+    def selected(*patterns, **options):
+        return paths(lars_optax.match_paths(*patterns, **options)(PARAMS), True)
+
+    assert selected("kernel") == {"stem/kernel", "head/kernel"}
+    assert selected("^head/") == {"head/kernel", "head/bias"}
+    assert selected("stem", "bias$") == {"stem/kernel", "head/bias"}
+    assert selected("^head/", invert=True) == {"stem/kernel"}
+    assert selected("head/kernel|bias") == {"head/kernel", "head/bias"}
+
+
+def test_match_paths_sees_nnx_paths_without_value():
+    state = nnx.state(NnxNet(nnx.Rngs(0)), nnx.Param)
+    assert paths(lars_optax.match_paths("^conv/kernel$")(state), True) == {
+        "conv/kernel"
+    }
+
+
+def test_match_paths_refuses_what_matches_nothing():
+    with pytest.raises(ValueError, match=r"'kernal'.*'stem/kernel'"):
+        lars_optax.match_paths("stem", "kernal")(PARAMS)
+    with pytest.raises(ValueError, match="regular expression"):
+        lars_optax.match_paths("(")
+    with pytest.raises(ValueError, match="at least one"):
+        lars_optax.match_paths()
+    with pytest.raises(ValueError, match="strings"):
+        lars_optax.match_paths(3)
+
+
+def test_masks_of_every_form_select_alike():
+    mask = {"stem": True, "head": {"kernel": False, "bias": True}}
+    forms = [
+        mask,
+        jax.tree.map(np.bool_, mask),
+        {"stem": {"kernel": True}, "head": {"kernel": False, "bias": True}},
+        lambda _: mask,
+        lars_optax.match_paths("head/kernel", invert=True),
+    ]
+    tables = {lars_optax.describe_mask(form, PARAMS) for form in forms}
+    assert len(tables) == 1
+    steps = []
+    for form in forms:
+        tx = lars_optax.scale_by_lars(0.1, form, 0.01, 0.0, form)
+        steps.append(tx.update(PARAMS, tx.init(PARAMS), PARAMS)[0])
+    for other in steps[1:]:
+        jax.tree.map(np.testing.assert_array_equal, steps[0], other)
+
+
+def test_describe_mask_prints_every_leaf_and_totals():
+    table = lars_optax.describe_mask("exclude_bias_and_norm", PARAMS)
+    assert table.splitlines() == [
+        "head/bias    (2,)    no",
+        "head/kernel  (2, 2)  yes",
+        "stem/kernel  (2, 2)  yes",
+        "2 of 3 leaves, 8 of 10 parameters",
+    ]
+    everything = lars_optax.describe_mask(True, linen_params())
+    assert " no" not in everything
+
+
+def test_prefix_may_cover_a_subtree_without_leaves():
+    params = {"a": {"kernel": jnp.ones((2, 2))}, "empty": {}}
+    table = lars_optax.describe_mask({"a": True, "empty": False}, params)
+    assert "1 of 1 leaves" in table

@@ -1,0 +1,45 @@
+"""Laws of dtypes: half precision, double, complex."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from trees import GRADS, PARAMS, update
+
+import lars_optax
+
+
+@pytest.mark.parametrize(
+    "dtype", ["float16", "bfloat16", "float32", "float64", "complex64"]
+)
+def test_updates_have_the_dtype_of_their_parameter_under_strict_promotion(
+    dtype, strict
+):
+    with jax.enable_x64(dtype == "float64"):
+        cast = jax.tree.map(lambda x: x.astype(dtype), (PARAMS, GRADS))
+        for accumulator in (None, "float32"):
+            tx = lars_optax.lars(0.5, 0.01, True, 0.01, 0.0, True,
+                                 accumulator_dtype=accumulator)  # fmt: skip
+            if accumulator and dtype in ("float64", "complex64"):
+                continue  # a buffer narrower than its parameter
+            state = tx.init(cast[0])
+            with jax.numpy_dtype_promotion("standard" if accumulator else "strict"):
+                updates, new_state = tx.update(cast[1], state, cast[0])
+            assert {x.dtype.name for x in jax.tree.leaves(updates)} == {dtype}
+            shapes = [(x.shape, x.dtype) for x in jax.tree.leaves(state)]
+            assert shapes == [(x.shape, x.dtype) for x in jax.tree.leaves(new_state)]
+
+
+@pytest.mark.parametrize("value", [1.0, 1e-4])
+def test_half_precision_norms_neither_overflow_nor_vanish(value):
+    # In float16 ‖ones(512, 512)‖² = 262144 overflows and (1e-4)² = 1e-8 vanishes.
+    w = jnp.full((512, 512), value, jnp.float16)
+    tx = lars_optax.scale_by_lars(0.0, True, 1.0, 0.0, True)
+    updates = tx.update(w, tx.init(w), 0.5 * w)[0]
+    np.testing.assert_allclose(updates, 0.5 * w, rtol=2e-3)  # float16's rounding: 1e-3
+
+
+def test_complex_norms_count_both_parts():
+    w, g = jnp.asarray([3.0 + 4.0j]), jnp.asarray([1.0j])
+    tx = lars_optax.scale_by_lars(0.0, True, 1.0, 0.0, True)
+    np.testing.assert_allclose(update(tx, g, w), [5.0j], rtol=1e-6)

@@ -1,0 +1,211 @@
+"""Laws of `scale_by_lars` and `lars` as Optax transformations."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from jax.test_util import check_grads
+from trees import GRADS, PARAMS, arrays, assert_equal, recorded_grads, replay, update
+
+import lars_optax
+
+
+@pytest.mark.parametrize("denominator", ["separate", "joint"])
+def test_fallback_ratio_at_zero_norms_and_outside_the_mask(denominator):
+    w, g, zero = jnp.full((2, 2), 3.0), jnp.full((2, 2), 0.5), jnp.zeros((2, 2))
+    params = {"zero_w": zero, "zero_g": w, "both": zero, "masked": w, "zero_sum": w}
+    grads = {
+        "zero_w": g,
+        "zero_g": zero,
+        "both": zero,
+        "masked": g,
+        "zero_sum": -0.5 * w,
+    }
+    mask = {name: name != "masked" for name in params}
+    tx = lars_optax.scale_by_lars(
+        0.5, True, 0.001, 0.0, mask, denominator=denominator, fallback_ratio=0.25
+    )
+    # ‖w‖ = 6. joint: g = 0 leaves ‖βw‖ = 3, so λ = η·6/3; g = −βw has no direction.
+    joint = denominator == "joint"
+    expected = {
+        "zero_w": 0.25 * g,
+        "zero_g": (0.002 if joint else 0.25) * 0.5 * w,
+        "both": zero,
+        "masked": 0.25 * (g + 0.5 * w),
+        "zero_sum": zero,
+    }
+    assert_equal(update(tx, grads, params), expected, rtol=1e-6)
+
+
+def test_undecayed_leaf_has_no_decay_in_its_denominator():
+    params, grads = {"kernel": jnp.full((2, 2), 3.0)}, {"kernel": jnp.full((2, 2), 0.5)}
+    tx = lars_optax.scale_by_lars(0.5, {"kernel": False}, 0.001, trust_ratio_mask=True)
+    assert_equal(update(tx, grads, params), {"kernel": 0.006 * grads["kernel"]}, 1e-6)
+
+
+def test_max_ratio_bounds_the_ratio_and_not_the_fallback():
+    def steps(**options):
+        return update(lars_optax.scale_by_lars(
+            0.0, True, 1.0, 0.0, True, fallback_ratio=5.0, **options
+        ))  # fmt: skip
+
+    free, bounded = steps(), steps(max_ratio=1.0)
+    for name, w in PARAMS.items():
+        ratio = np.linalg.norm(w) / np.linalg.norm(GRADS[name])
+        if name == "last_norm_scale":
+            assert_equal(bounded[name], 5.0 * GRADS[name])
+        elif ratio > 1:
+            assert_equal(bounded[name], GRADS[name], 1e-6)
+        else:
+            assert_equal(bounded[name], free[name])
+
+
+def test_state_is_only_a_count_and_only_for_a_schedule():
+    assert lars_optax.scale_by_lars(0.1).init(PARAMS) == optax.EmptyState()
+    tx = lars_optax.scale_by_lars(optax.linear_schedule(0.0, 1.0, 10), True)
+    state = tx.init(PARAMS)
+    assert jax.tree.map(lambda x: (x.shape, x.dtype), jax.tree.leaves(state)) == [
+        ((), jnp.int32)
+    ]
+    for count in range(3):
+        fixed = lars_optax.scale_by_lars(count / 10, True)
+        updates, state = tx.update(GRADS, state, PARAMS)
+        assert_equal(updates, update(fixed), rtol=1e-6)
+        assert int(optax.tree.get(state, "count")) == count + 1
+
+
+@pytest.mark.parametrize("momentum", [None, 0, 0.0])
+def test_no_momentum_keeps_no_buffer(momentum):
+    tx = lars_optax.lars(0.5, momentum=momentum)
+    assert not jax.tree.leaves(tx.init(PARAMS))
+    assert_equal(update(tx), update(lars_optax.lars(0.5)))
+
+
+def test_jit_vmap_and_scan_give_what_a_python_loop_gives():
+    tx = lars_optax.lars(0.3, 0.01, True, 0.01, 0.0, True)
+    grads = arrays(recorded_grads()[:5])
+    params, state = PARAMS, tx.init(PARAMS)
+    for g in grads:
+        updates, state = tx.update(g, state, params)
+        params = optax.apply_updates(params, updates)
+    assert_equal(replay(tx, PARAMS, grads)[-1], params, rtol=2e-6)
+
+    def scan(params):
+        def step(carry, g):
+            updates, state = tx.update(g, carry[1], carry[0])
+            return (optax.apply_updates(carry[0], updates), state), None
+
+        stacked = jax.tree.map(lambda *x: jnp.stack(x), *grads)
+        return jax.lax.scan(step, (params, tx.init(params)), stacked)[0]
+
+    assert_equal(scan(PARAMS), (params, state), rtol=2e-6)
+    pair = jax.tree.map(lambda x: jnp.stack([x, 2 * x]), PARAMS)
+    for i, got in enumerate([PARAMS, jax.tree.map(lambda x: 2 * x, PARAMS)]):
+        both = jax.vmap(scan)(pair)[0]
+        assert_equal(jax.tree.map(lambda x, i=i: x[i], both), scan(got)[0], rtol=2e-6)
+
+
+def test_donated_buffers_are_reused():
+    tx = lars_optax.lars(0.3, 0.01, True, 0.01, 0.0, True)
+
+    def step(params, state, grads):
+        updates, state = tx.update(grads, state, params)
+        return optax.apply_updates(params, updates), state
+
+    params, state = jax.tree.map(jnp.copy, PARAMS), tx.init(PARAMS)
+    expected = jax.jit(step)(params, state, GRADS)
+    got = jax.jit(step, donate_argnums=(0, 1))(params, state, GRADS)
+    assert_equal(got, expected)
+    assert all(x.is_deleted() for x in jax.tree.leaves((params, state)))
+
+
+@pytest.mark.parametrize("denominator", ["separate", "joint"])
+def test_derivative_through_a_step_is_finite_where_norms_are_zero(denominator):
+    tx = lars_optax.lars(0.3, 0.01, True, 0.01, 0.0, True, denominator=denominator)
+
+    def after(w, g):
+        return jnp.sum(optax.apply_updates(w, update(tx, g, w)) ** 2)
+
+    for w in (jnp.zeros(3), jnp.ones(3)):
+        for g in (jnp.zeros(3), jnp.ones(3)):
+            for slope in jax.grad(after, argnums=(0, 1))(w, g):
+                assert np.isfinite(slope).all()
+
+
+def test_derivative_through_a_step_is_the_difference_quotient(x64):
+    tx = lars_optax.lars(0.3, 0.01, True, 0.01, 0.0, True)
+    w, g = jnp.asarray([1.0, -2.0, 0.5]), jnp.asarray([0.3, 0.1, 2.0])
+    check_grads(lambda w, g: update(tx, g, w), (w, g), order=2)
+
+
+def test_none_gradients_and_masked_leaves_pass_through():
+    tx = lars_optax.lars(0.5)
+    some = {**GRADS, "conv": None}
+    updates = update(tx, some)
+    assert updates["conv"] is None
+    assert_equal(updates["head"], update(tx)["head"])
+
+    masked = optax.masked(tx, {name: name != "conv" for name in PARAMS})
+    updates = update(masked)
+    assert_equal(updates["conv"], GRADS["conv"])
+    assert_equal(updates["head"], update(tx)["head"])
+
+    none_in_both = {**PARAMS, "frozen": None}
+    assert update(tx, {**GRADS, "frozen": None}, none_in_both)["frozen"] is None
+
+
+def test_partition_trains_each_group_by_its_own_optimizer():
+    tx = optax.partition(
+        {"lars": lars_optax.lars(0.5), "sgd": optax.sgd(0.1)},
+        {name: "lars" if name in ("conv", "head") else "sgd" for name in PARAMS},
+    )
+    updates, alone = update(tx), update(lars_optax.lars(0.5))
+    assert_equal(updates["conv"], alone["conv"])
+    assert_equal(updates["unseen"], -0.1 * GRADS["unseen"], 1e-6)
+
+
+def test_inject_hyperparams_keeps_masks_and_traces_once():
+    def build(**hyperparams):
+        return optax.inject_hyperparams(lars_optax.lars)(**hyperparams)
+
+    tx = build(learning_rate=0.5, weight_decay=0.01)
+    state, count = tx.init(PARAMS), 0
+
+    @jax.jit
+    def step(grads, state):
+        nonlocal count
+        count += 1
+        return tx.update(grads, state, PARAMS)
+
+    updates, state = step(GRADS, state)
+    assert_equal(updates, update(lars_optax.lars(0.5, 0.01)), 1e-6)
+    state = tx.init(PARAMS)
+    state.hyperparams["learning_rate"] *= 0.5
+    assert_equal(step(GRADS, state)[0], update(lars_optax.lars(0.25, 0.01)), 1e-6)
+    assert count == 1
+
+    static = ("weight_decay_mask", "trust_ratio_mask")
+    mask = lars_optax.match_paths("conv")
+    tx = optax.inject_hyperparams(lars_optax.lars, static_args=static)(
+        0.5, weight_decay_mask=mask, trust_ratio_mask=mask
+    )
+    expected = lars_optax.lars(0.5, weight_decay_mask=mask, trust_ratio_mask=mask)
+    assert_equal(update(tx), update(expected), 1e-6)
+
+
+def test_infinite_gradient_is_visible_and_can_be_skipped():
+    grads = {**GRADS, "conv": GRADS["conv"].at[0, 0, 0, 0].set(jnp.inf)}
+    tx = lars_optax.lars(0.5)
+    updates = update(tx, grads)
+    assert np.isnan(updates["conv"]).all()  # the whole layer, none of it frozen at 0
+    assert_equal(updates["head"], update(tx)["head"])
+    skipped = update(optax.apply_if_finite(tx, 3), grads)
+    assert all(not np.any(x) for x in jax.tree.leaves(skipped))
+
+
+def test_map_params_finds_the_momentum():
+    tx = lars_optax.lars(0.5, optax.constant_schedule(0.1))
+    state = tx.init(PARAMS)
+    marked = optax.tree.map_params(tx, lambda _: "momentum", state)
+    assert jax.tree.leaves(marked).count("momentum") == len(PARAMS)

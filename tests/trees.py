@@ -1,0 +1,103 @@
+"""Small parameter trees and gradients that show what LARS can get wrong."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+STEPS = 40
+
+
+def params_tree(dtype=np.float32):
+    """A small net's leaves: scales apart by 100, a zero-initialised norm."""
+    rng = np.random.default_rng(0)
+    return {
+        "conv": rng.normal(0, 0.1, (3, 3, 2, 4)).astype(dtype),
+        "conv_bias": rng.normal(0, 0.01, 4).astype(dtype),
+        "head": rng.normal(0, 10.0, (7, 5)).astype(dtype),
+        "last_norm_scale": np.zeros(4, dtype),
+        "unseen": rng.normal(0, 1.0, (2, 3)).astype(dtype),
+    }
+
+
+def recorded_grads(dtype=np.float32):
+    """Gradients for `STEPS` steps; "unseen" has none in the first four."""
+    rng = np.random.default_rng(1)
+    params = params_tree()
+    scales = {"conv": 3.0, "conv_bias": 1e-3, "head": 0.2, "last_norm_scale": 1.0}
+    return [
+        {
+            name: (
+                scales.get(name, 0.5 * (step >= 4)) * rng.normal(0, 1, np.shape(w))
+            ).astype(dtype)
+            for name, w in params.items()
+        }
+        for step in range(STEPS)
+    ]
+
+
+def learning_rate(count):
+    """Rises, falls tenfold at step 20, then decays: shows the momentum order."""
+    count = jnp.asarray(
+        count, jnp.float64 if jax.config.jax_enable_x64 else jnp.float32
+    )
+    rate = jnp.where(count < 8, (count + 1) / 8, 1.0)
+    rate = jnp.where(count >= 20, rate * 0.1 * (1 - (count - 20) / 40), rate)
+    return rate
+
+
+WEIGHTS = ("conv", "head", "unseen")
+MASKS = {
+    "paper_all": (None, None),
+    "weights_only": (WEIGHTS, WEIGHTS),
+    "decay_weights_adapt_all": (WEIGHTS, None),
+    "decay_all_adapt_some": (None, ("conv", "unseen")),
+}
+
+
+def mask_names(case, params):
+    """(decayed, adapted) of a case, as tuples of names."""
+    return tuple(tuple(params) if names is None else names for names in MASKS[case])
+
+
+def as_mask(names, params):
+    return {name: name in names for name in params}
+
+
+def train(tx, params, grads_of, inputs):
+    """Parameters after each step of `tx`; gradients are `grads_of(params, input)`."""
+
+    @jax.jit
+    def step(params, state, x):
+        updates, state = tx.update(grads_of(params, x), state, params)
+        return optax.apply_updates(params, updates), state
+
+    state, history = tx.init(params), []
+    for x in inputs:
+        params, state = step(params, state, x)
+        history.append(params)
+    return history
+
+
+def replay(tx, params, grads):
+    """Parameters after each step of `tx` on recorded gradients."""
+    return train(tx, params, lambda _, g: g, grads)
+
+
+def arrays(tree):
+    return jax.tree.map(jnp.asarray, tree)
+
+
+PARAMS, GRADS = arrays(params_tree()), arrays(recorded_grads()[10])
+
+
+def update(tx, grads=GRADS, params=PARAMS):
+    return tx.update(grads, tx.init(params), params)[0]
+
+
+def assert_equal(actual, expected, rtol=0.0):
+    """Equal trees, to `rtol` of each leaf's largest value."""
+    assert jax.tree.structure(actual) == jax.tree.structure(expected)
+    for a, b in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
+        largest = np.max(np.abs(np.nan_to_num(b)), initial=0.0)
+        np.testing.assert_allclose(a, b, rtol=0, atol=rtol * largest)
