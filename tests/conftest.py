@@ -10,7 +10,9 @@ jax.config.update("jax_platforms", "cpu")
 @pytest.fixture
 def x64():
     """Run the test in float64."""
-    with jax.enable_x64(True):
+    from trees import enable_x64  # makes arrays, so only after the lines above
+
+    with enable_x64():
         yield
 
 

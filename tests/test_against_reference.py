@@ -8,7 +8,6 @@ about 17 roundings of 2⁻²³ over 40 additions, 1e-5 the same fed back.
 
 import itertools
 
-import jax
 import numpy as np
 import optax
 import pytest
@@ -17,6 +16,7 @@ from trees import (
     MASKS,
     STEPS,
     as_mask,
+    enable_x64,
     learning_rate,
     mask_names,
     params_tree,
@@ -92,7 +92,7 @@ def test_recorded_gradients(order, denominator, masks, nesterov, precision):
     params, grads = params_tree(dtype), recorded_grads(dtype)
     case = (order, denominator, mask_names(masks, params), nesterov, params)
     reference = oracle(*case)
-    with jax.enable_x64(precision == "float64"):
+    with enable_x64(precision == "float64"):
         history = replay(build(*case), params, grads)
         for step in range(STEPS):
             rate = float(learning_rate(step))
@@ -118,7 +118,7 @@ def test_fed_back_gradients(order, denominator, masks, nesterov, precision):
     # Raw rates on unadapted leaves would diverge: the fallback ratio of a BN-free net.
     case = (order, denominator, mask_names(masks, params), nesterov, params, 0.02, 1e-3)
     reference = oracle(*case)
-    with jax.enable_x64(precision == "float64"):
+    with enable_x64(precision == "float64"):
         history = train(
             build(*case), params, lambda w, _: loss_grad(w, params), np.arange(STEPS)
         )

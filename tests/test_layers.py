@@ -11,6 +11,11 @@ from trees import PARAMS, assert_equal, update
 
 import lars_optax
 
+if hasattr(jax, "shard_map"):
+    shard_map = jax.shard_map
+else:  # jax < 0.6
+    from jax.experimental.shard_map import shard_map
+
 
 @pytest.mark.parametrize("stacked_axes", [0, -1, {"conv": 1, "rest": 0}])
 def test_stacked_layers_are_what_they_are_one_by_one(stacked_axes):
@@ -55,8 +60,8 @@ def test_sharded_parameters_have_the_norms_of_the_whole():
     def step(grads, params):
         return tx.update(grads, tx.init(params), params)[0]
 
-    shard_map = jax.shard_map(step, mesh=mesh, in_specs=(specs, specs), out_specs=specs)
-    lowered = jax.jit(shard_map).lower(grads, params)
+    sharded = shard_map(step, mesh=mesh, in_specs=(specs, specs), out_specs=specs)
+    lowered = jax.jit(sharded).lower(grads, params)
     # One psum for each set of axes: {x, y} for "full", {y} for "cols" and "stack".
     assert len(re.findall("all_reduce", lowered.as_text())) == 2
     assert_equal(lowered.compile()(grads, params), expected, rtol=2e-6)

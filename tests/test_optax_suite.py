@@ -24,6 +24,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from trees import enable_x64
 
 import lars_optax
 
@@ -187,7 +188,7 @@ def test_is_the_same_inside_inject_hyperparams():
 @pytest.mark.parametrize("dtype", HALF + FULL)
 def test_keeps_shapes_and_dtypes(dtype):
     """Optax's test_preserve_dtype and test_state_shape_dtype_shard_stability."""
-    with jax.enable_x64(dtype in ("float64", "complex128")):
+    with enable_x64(dtype in ("float64", "complex128")):
         params = jnp.array([1.0, 2.0], dtype)
         optimizer = lars(1.0, weight_decay=0.1)
         state = optimizer.init(params)

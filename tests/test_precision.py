@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from trees import GRADS, PARAMS, update
+from trees import GRADS, PARAMS, enable_x64, update
 
 import lars_optax
 
@@ -15,7 +15,7 @@ import lars_optax
 def test_updates_have_the_dtype_of_their_parameter_under_strict_promotion(
     dtype, strict
 ):
-    with jax.enable_x64(dtype == "float64"):
+    with enable_x64(dtype == "float64"):
         cast = jax.tree.map(lambda x: x.astype(dtype), (PARAMS, GRADS))
         for accumulator in (None, "float32"):
             tx = lars_optax.lars(0.5, 0.01, True, 0.01, 0.0, True,

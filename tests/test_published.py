@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from trees import enable_x64
 
 import lars_optax
 
@@ -60,7 +61,7 @@ def lars_unscaled(*, momentum=0.9, nesterov=False, before_trace=None, **options)
 
 def replay(make_optimizer):
     """Each leaf after every step of the optimizer, from the recorded gradients."""
-    with jax.enable_x64(True):
+    with enable_x64(True):
         optimizer = make_optimizer()
         params = jax.tree.map(jnp.asarray, read("inputs", "params:"))
         grads = read("inputs", "grads:")
