@@ -2,6 +2,7 @@
 
 import jax
 import pytest
+from compat import enable_x64
 
 jax.config.update("jax_num_cpu_devices", 4)
 jax.config.update("jax_platforms", "cpu")
@@ -10,8 +11,6 @@ jax.config.update("jax_platforms", "cpu")
 @pytest.fixture
 def x64():
     """Run the test in float64."""
-    from trees import enable_x64  # makes arrays, so only after the lines above
-
     with enable_x64():
         yield
 

@@ -11,12 +11,12 @@ import itertools
 import numpy as np
 import optax
 import pytest
+from compat import enable_x64
 from reference import Lars
 from trees import (
     MASKS,
     STEPS,
     as_mask,
-    enable_x64,
     learning_rate,
     mask_names,
     params_tree,

@@ -6,15 +6,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from compat import shard_map
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from trees import PARAMS, assert_equal, update
 
 import lars_optax
-
-if hasattr(jax, "shard_map"):
-    shard_map = jax.shard_map
-else:  # jax < 0.6
-    from jax.experimental.shard_map import shard_map
 
 
 @pytest.mark.parametrize("stacked_axes", [0, -1, {"conv": 1, "rest": 0}])

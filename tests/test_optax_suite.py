@@ -24,7 +24,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from trees import enable_x64
+from compat import enable_x64
 
 import lars_optax
 

@@ -4,7 +4,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from trees import GRADS, PARAMS, enable_x64, update
+from compat import enable_x64
+from trees import GRADS, PARAMS, update
 
 import lars_optax
 

@@ -1,24 +1,11 @@
 """Small parameter trees and gradients that show what LARS can get wrong."""
 
-import contextlib
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 
 STEPS = 40
-
-
-@contextlib.contextmanager
-def enable_x64(enable=True):
-    """float64 inside, on every supported jax."""
-    before = jax.config.jax_enable_x64
-    jax.config.update("jax_enable_x64", enable)
-    try:
-        yield
-    finally:
-        jax.config.update("jax_enable_x64", before)
 
 
 def params_tree(dtype=np.float32):
