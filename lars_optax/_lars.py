@@ -4,14 +4,14 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 
 from lars_optax._layers import per_layer
 from lars_optax._layerwise import Settings
 from lars_optax._masks import BY_ROLE, Mask
+from lars_optax._momentum import momentum_parts
 from lars_optax._tree import flatten
-from lars_optax._validate import check_number, is_zero
+from lars_optax._validate import check_number
 
 
 class ScaleByLarsState(NamedTuple):
@@ -181,8 +181,9 @@ def lars(
 
     How this differs from `optax.lars`, whose positional arguments it takes:
 
-    1. Biases and norm parameters are neither decayed nor adapted unless the masks say
-       so; there a zero-initialised leaf steps 1/η times further than a trained one.
+    1. Biases and norm parameters are neither decayed nor adapted, unless the masks say
+       so: they take γ · fallback_ratio throughout. There, a zero-initialised one takes
+       γ at its first step and about γη afterwards.
     2. The denominator is the paper's; denominator="joint" is Optax's. With that and
        both masks True, both optimizers are the same.
     3. Masks work under `optax.inject_hyperparams`, or raise an error.
@@ -232,7 +233,6 @@ def lars(
     """
     if not callable(learning_rate):
         check_number("learning_rate", learning_rate)
-    check_number("momentum", momentum, high=1.0, optional=True)
     parts = [
         scale_by_lars(
             weight_decay,
@@ -247,36 +247,5 @@ def lars(
         ),
         optax.scale_by_learning_rate(learning_rate),
     ]
-    if momentum is not None and not is_zero(momentum):
-        dtype = _check_dtype(accumulator_dtype)
-        parts.append(optax.trace(momentum, nesterov, dtype))
-        if dtype is not None:
-            parts.append(optax.stateless(_cast_like_params))
+    parts += momentum_parts(momentum, nesterov, accumulator_dtype)
     return optax.chain(*parts)
-
-
-def _check_dtype(accumulator_dtype: Any) -> Any:
-    if accumulator_dtype is None:
-        return None
-    try:
-        # An array is what optax.inject_hyperparams makes of jnp.float32, a callable.
-        is_value = isinstance(accumulator_dtype, jax.Array | np.ndarray | np.generic)
-        dtype = None if is_value else jnp.dtype(accumulator_dtype)
-    except TypeError:
-        dtype = None
-    if dtype is None or not jnp.issubdtype(dtype, jnp.inexact):
-        raise ValueError(
-            "accumulator_dtype must be a floating-point dtype or its name, got "
-            f"{accumulator_dtype!r}. Under optax.inject_hyperparams give its name, "
-            "'float32', or put 'accumulator_dtype' in static_args."
-        )
-    return dtype
-
-
-def _cast_like_params(updates: optax.Updates, params: Any) -> optax.Updates:
-    return jax.tree.map(
-        lambda u, p: None if u is None else u.astype(jnp.result_type(p)),
-        updates,
-        params,
-        is_leaf=lambda x: x is None,
-    )

@@ -14,8 +14,8 @@ import numpy as np
 import optax
 
 from lars_optax._layers import resolve_stacked_axes
+from lars_optax._roles import is_weight
 from lars_optax._tree import (
-    Path,
     broadcast_prefix,
     flatten,
     is_empty,
@@ -31,12 +31,6 @@ _STATIC_ARGS = (
     "optax.inject_hyperparams takes every callable for a schedule: pass it "
     "static_args=('weight_decay_mask', 'trust_ratio_mask'), or use the name "
     f"{BY_ROLE!r}, which needs none"
-)
-# What leaves and modules are called in Linen, NNX, Haiku and Equinox.
-_NORM_LEAVES = {"scale", "offset", "gamma", "beta"}
-_WEIGHT_LEAVES = {"kernel", "w", "embedding", "embeddings"}
-_NORM_MODULE = re.compile(
-    r"(^|_|batch|layer|group|instance|rms)(norm|bn|ln|gn)\d*(_|$)"
 )
 
 
@@ -237,23 +231,9 @@ def _is_bool(value: Any) -> bool:
 def _by_role(params: Any, stacked: list[int | None]) -> list[bool]:
     paths, leaves, _ = flatten(params)
     return [
-        not is_empty(leaf) and _is_weight(path, np.ndim(leaf) - (axis is not None))
+        not is_empty(leaf) and is_weight(path, np.ndim(leaf) - (axis is not None))
         for path, leaf, axis in zip(paths, leaves, stacked, strict=True)
     ]
-
-
-def _is_weight(path: Path, rank: int) -> bool:
-    # Haiku writes a module's whole path into one key ('net/~/batchnorm'); CamelCase
-    # module names become snake_case.
-    snake = re.sub(r"(?<=[a-z])(?=[A-Z])", "_", path_string(path)).lower()
-    *modules, name = snake.split("/")
-    if name == "b" or "bias" in re.split(r"[_\d]+", name) or name in _NORM_LEAVES:
-        return False
-    if name in _WEIGHT_LEAVES:
-        return True
-    if modules and _NORM_MODULE.search(modules[-1]):
-        return False
-    return rank > 1
 
 
 def _refuse_step_count(name: str, params: Any) -> None:

@@ -43,8 +43,8 @@ else
     how_to_install >&2
     exit 1
 fi
-$pip install --quiet --disable-pip-version-check -r requirements.lock
+$pip install -qq --disable-pip-version-check -r requirements.lock
 if [ "$jax" != cpu ]; then
-    $pip install --quiet --disable-pip-version-check \
+    $pip install -qq --disable-pip-version-check \
         -c requirements.lock -c requirements-cuda.lock "jax[$jax]"
 fi

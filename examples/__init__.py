@@ -1,0 +1,1 @@
+"""Programs that use `lars_optax`; run them from the repository's root."""
