@@ -6,6 +6,8 @@ Shows what one adds to a training script: the mask to look at, the optimizer, an
 layer table that tells what LARS does to each layer.
 """
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -14,10 +16,11 @@ from sklearn.datasets import load_digits
 
 import lars_optax
 
+Params = dict[str, Any]
 BATCH, EPOCHS = 500, 60
 
 
-def init(key: jax.Array) -> dict:
+def init(key: jax.Array) -> Params:
     keys = jax.random.split(key, 3)
     sizes = [(64, 128), (128, 64), (64, 10)]
     return {
@@ -29,13 +32,13 @@ def init(key: jax.Array) -> dict:
     }
 
 
-def logits(params: dict, x: jax.Array) -> jax.Array:
+def logits(params: Params, x: jax.Array) -> Any:
     for name in ("dense0", "dense1"):
         x = jax.nn.relu(x @ params[name]["kernel"] + params[name]["bias"])
     return x @ params["dense2"]["kernel"] + params["dense2"]["bias"]
 
 
-def loss(params: dict, x: jax.Array, y: jax.Array) -> jax.Array:
+def loss(params: Params, x: jax.Array, y: jax.Array) -> Any:
     scores = optax.softmax_cross_entropy_with_integer_labels(logits(params, x), y)
     return scores.mean()
 
@@ -56,7 +59,7 @@ def main() -> float:
     state = tx.init(params)
 
     @jax.jit
-    def step(params: dict, state: optax.OptState, x: jax.Array, y: jax.Array) -> tuple:
+    def step(params: Params, state: optax.OptState, x: jax.Array, y: jax.Array) -> Any:
         value, grads = jax.value_and_grad(loss)(params, x, y)
         stats = lars_optax.layer_stats(grads, params, 5e-4, fallback_ratio=0.02)
         updates, state = tx.update(grads, state, params)

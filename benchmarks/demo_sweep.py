@@ -1,0 +1,66 @@
+"""Finds the learning rate of each method of `examples.imagenet.demo`.
+
+    python -m benchmarks.demo_sweep
+
+As many rates for every method, a factor of 2 apart, scored by the mean accuracy on the
+validation images over the same seeds; the test images stay unseen. Refuses to write a
+best rate at the end of its range. Writes benchmarks/results/demo_sweep.json.
+"""
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+import jax
+
+from examples.imagenet.data import Dataset, load
+from examples.imagenet.demo import METHODS, SWEEP, configure, protocol
+from examples.imagenet.engine import start_devices
+from examples.imagenet.loop import Trainer, fit
+from examples.imagenet.report import provenance
+
+SEEDS = (100, 101)  # not those of the demo
+RATES = 8
+# The lowest rate of each method.
+LOWEST = {
+    "SGD, small batch": 0.0025,
+    "SGD, large batch": 0.0025,
+    "Nesterov SGD, large batch": 0.0025,
+    "LARS, large batch": 1.25,
+}
+
+
+def sweep(method: str, data: Dataset, devices: list[jax.Device]) -> dict[str, Any]:
+    runs, scores = [], {}
+    for rate in (LOWEST[method] * 2**k for k in range(RATES)):
+        trainer = Trainer(configure(method, rate, "validation"), data, devices)
+        results = [fit(trainer, seed, Path("runs/sweep.jsonl")) for seed in SEEDS]
+        runs += [
+            {"learning_rate": rate, "seed": seed} | asdict(result)
+            for seed, result in zip(SEEDS, results, strict=True)
+        ]
+        scores[rate] = mean(result.accuracy for result in results)
+        print(f"{method}, rate {rate:g}: {scores[rate]:.2%}", flush=True)
+    best = max(scores, key=scores.__getitem__)
+    if best in (min(scores), max(scores)):
+        raise SystemExit(f"{method}: best rate {best:g} ends its range; move LOWEST")
+    return {"protocol": protocol(method), "best": best, "scores": scores, "runs": runs}
+
+
+def main() -> None:
+    devices, data = start_devices(None), load("mnist", 0)
+    record = provenance() | {
+        "devices": len(devices),
+        "seeds": SEEDS,
+        "split": "validation",
+        "methods": {method: sweep(method, data, devices) for method in METHODS},
+    }
+    SWEEP.parent.mkdir(parents=True, exist_ok=True)
+    SWEEP.write_text(json.dumps(record, indent=1) + "\n")
+    print(f"written: {SWEEP}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,6 @@
+"""`python -m examples.imagenet`."""
+
+from .main import main
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,177 @@
+"""`make train`: small-batch SGD, large-batch SGD and large-batch LARS on real digits.
+
+The same images, network and number of epochs for all; each learning rate is the one
+the committed sweep found best on the validation images. Accuracy is of the test
+images, which no choice has seen. Refuses a sweep made under another protocol.
+"""
+
+import json
+import math
+import time
+from dataclasses import asdict, replace
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from .config import Config, Data, Model, Optimizer, Run, Split
+from .data import load
+from .engine import start_devices
+from .loop import Result, Trainer, fit
+from .report import plot_runs, progress, provenance
+
+EPOCHS = 40
+WIDTH = 0.5
+SEEDS = (0, 1, 2)
+SWEEP = Path("benchmarks/results/demo_sweep.json")
+OUT = Path("runs/demo")
+
+_SGD = Optimizer(name="sgd", warmup_epochs=8)
+_LARS = Optimizer(name="lars", warmup_epochs=8, layers="all")
+# Name: optimizer without its rate, batch.
+METHODS = {
+    "SGD, small batch": (_SGD, 32),
+    "SGD, large batch": (_SGD, 1_600),
+    "Nesterov SGD, large batch": (replace(_SGD, nesterov=True), 1_600),
+    "LARS, large batch": (_LARS, 1_600),
+}
+
+
+def configure(method: str, learning_rate: float, evaluate_on: Split) -> Config:
+    """A method at a rate; the sweep and the demo differ in split and seeds alone."""
+    optimizer, batch = METHODS[method]
+    return Config(
+        data=Data(evaluate_on=evaluate_on),
+        model=Model(width=WIDTH),
+        optimizer=replace(optimizer, learning_rate=learning_rate),
+        run=Run(batch_size=batch, epochs=EPOCHS, log_every=100),
+    )
+
+
+def protocol(method: str) -> dict[str, Any]:
+    """What a sweep of the method holds fixed, as JSON gives it back."""
+    config = asdict(configure(method, 0.0, "validation"))
+    del config["optimizer"]["learning_rate"], config["run"]["out"]
+    return config
+
+
+def read_rates(path: Path) -> dict[str, float]:
+    """Each method's best rate, from a sweep made under this very protocol."""
+    if not path.is_file():
+        raise ValueError(f"{path} is missing; run from the repository's root")
+    methods = json.loads(path.read_text())["methods"]
+    for name in METHODS:
+        if name not in methods or methods[name]["protocol"] != protocol(name):
+            raise ValueError(
+                f"{path} swept {name!r} under another protocol;"
+                " run python -m benchmarks.demo_sweep"
+            )
+    return {name: methods[name]["best"] for name in METHODS}
+
+
+def row(method: str, rate: float, results: list[Result]) -> dict[str, Any]:
+    """One method's line: accuracies as fractions, the spread over seeds as an SD."""
+    accuracies = [result.accuracy for result in results]
+    p = mean(accuracies)
+    return {
+        "method": method,
+        "batch": METHODS[method][1],
+        "updates": results[0].updates,
+        "learning_rate": rate,
+        "accuracies": accuracies,
+        "mean": p,
+        "seed_sd": stdev(accuracies),
+        "standard_error": math.sqrt(p * (1 - p) / results[0].count),
+        "diverged": sum(result.diverged for result in results),
+        "seconds": mean(result.seconds for result in results),
+    }
+
+
+_HEAD = ("method", "batch", "updates", "rate", "test accuracy", "test s.e.", "time")
+
+
+def cells(r: dict[str, Any]) -> tuple[str, ...]:
+    return (
+        r["method"],
+        f"{r['batch']:,}",
+        f"{r['updates']:,}",
+        f"{r['learning_rate']:g}",
+        f"{100 * r['mean']:.1f} ± {100 * r['seed_sd']:.1f} %"
+        + (f", {r['diverged']} diverged" if r["diverged"] else ""),
+        f"{100 * r['standard_error']:.1f} %",
+        f"{r['seconds']:.1f} s",
+    )
+
+
+def caption(devices: int) -> str:
+    return (
+        f"{EPOCHS} epochs of 3,200 images on {devices} devices. Test accuracy: mean ±"
+        f" standard deviation over {len(SEEDS)} seeds, on 1,000 images; test s.e.:"
+        " that mean's binomial standard error. Rate: best on validation, of as many"
+        " for each method. Time: of one run's training."
+    )
+
+
+def markdown(rows: list[dict[str, Any]], note: str) -> str:
+    lines = [_HEAD, ("---",) * len(_HEAD), *map(cells, rows)]
+    return "".join("| " + " | ".join(line) + " |\n" for line in lines) + f"\n{note}\n"
+
+
+def show(rows: list[dict[str, Any]], note: str, console: Console) -> None:
+    table = Table(caption=note)
+    for i, head in enumerate(_HEAD):
+        table.add_column(head, justify="right" if i else "left")
+    for r in rows:
+        table.add_row(*cells(r))
+    console.print(table)
+
+
+def run_method(
+    method: str, trainer: Trainer, console: Console
+) -> tuple[list[Result], list[Path]]:
+    """One run a seed, compiled once; a folder of logs for the method."""
+    folder = OUT / method.lower().replace(",", "").replace(" ", "-")
+    logs = [folder / f"seed{seed}.jsonl" for seed in SEEDS]
+    results = []
+    for seed, log in zip(SEEDS, logs, strict=True):
+        label = f"{method}, seed {seed}"
+        with progress(label, trainer.updates, console, lines=1) as on_record:
+            results.append(fit(trainer, seed, log, on_record))
+    return results, logs
+
+
+def main() -> None:
+    start, console = time.perf_counter(), Console()
+    try:
+        rates = read_rates(SWEEP)
+        devices, data = start_devices(None), load("mnist", 0)
+        trainers = {
+            method: Trainer(configure(method, rate, "test"), data, devices)
+            for method, rate in rates.items()
+        }
+    except ValueError as error:
+        raise SystemExit(f"error: {error}") from None
+    rows, logs = [], {}
+    for method, trainer in trainers.items():
+        results, logs[method] = run_method(method, trainer, console)
+        rows.append(row(method, rates[method], results))
+    note = caption(len(devices))
+    labels = {name: f"{name} ({METHODS[name][1]:,})" for name in logs}
+    plot_runs({labels[name]: paths for name, paths in logs.items()}, OUT / "curves.png")
+    (OUT / "table.md").write_text(markdown(rows, note))
+    record = provenance() | {"protocol": note, "seeds": SEEDS, "rows": rows}
+    record["seconds"] = time.perf_counter() - start
+    (OUT / "table.json").write_text(json.dumps(record, indent=1) + "\n")
+    show(rows, note, console)
+    console.print(
+        f"{record['seconds']:.0f} s in all, on {devices[0].platform}\n"
+        f"table: {OUT / 'table.md'}, {OUT / 'table.json'}\n"
+        f"picture: {OUT / 'curves.png'}",
+        highlight=False,
+    )
+
+
+if __name__ == "__main__":
+    main()

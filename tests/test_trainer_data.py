@@ -1,0 +1,149 @@
+"""The trainer's data: fixed splits, orders that are functions, checked files."""
+
+import gzip
+import struct
+
+import numpy as np
+import pytest
+
+from examples.imagenet import data
+
+
+def write_idx(path, array, magic=b"\x00\x00\x08"):
+    raw = magic + bytes([array.ndim])
+    raw += struct.pack(f">{array.ndim}I", *array.shape) + array.tobytes()
+    path.write_bytes(gzip.compress(raw) if path.suffix == ".gz" else raw)
+
+
+def write_folder(folder, suffix="", train=40, test=10):
+    """Four IDX files whose every image is filled with its own number."""
+    for stem, n in (("train", train), ("t10k", test)):
+        number = np.arange(n, dtype=np.uint8)
+        images = np.broadcast_to(number[:, None, None], (n, 5, 4))
+        write_idx(folder / f"{stem}-images-idx3-ubyte{suffix}", images)
+        write_idx(folder / f"{stem}-labels-idx1-ubyte{suffix}", number % 10)
+
+
+def test_mnist_split_is_fixed_stratified_and_disjoint():
+    first, again = data.load_mnist(), data.load_mnist()
+    images = [image.tobytes() for split in first[:3] for image in split.images]
+    assert len(set(images)) == 5_000
+    for split, other, each in zip(first[:3], again[:3], (320, 80, 100), strict=True):
+        assert split.images.dtype == np.uint8
+        assert split.images.shape == (10 * each, 28, 28, 1)
+        np.testing.assert_array_equal(np.bincount(split.labels), [each] * 10)
+        np.testing.assert_array_equal(split.images, other.images)
+
+
+@pytest.mark.parametrize("suffix", ["", ".gz"])
+def test_idx_folder_gives_back_every_image_with_its_label(tmp_path, suffix):
+    write_folder(tmp_path, suffix)
+    train, validation, test, classes = data.load_idx(str(tmp_path), 15)
+    assert classes == 10
+    for split in (train, validation, test):
+        assert split.images.shape[1:] == (5, 4, 1)
+        numbers = split.images[:, 0, 0, 0]
+        assert (split.images == numbers[:, None, None, None]).all()
+        np.testing.assert_array_equal(split.labels, numbers % 10)
+    held = validation.images[:, 0, 0, 0]
+    assert len(held) == 15
+    together = np.concatenate([train.images[:, 0, 0, 0], held])
+    np.testing.assert_array_equal(np.sort(together), np.arange(40))
+    np.testing.assert_array_equal(test.images[:, 0, 0, 0], np.arange(10))
+
+
+def test_a_smaller_validation_split_is_the_end_of_a_larger_one(tmp_path):
+    write_folder(tmp_path)
+    large = data.load_idx(str(tmp_path), 15).validation.images
+    small = data.load_idx(str(tmp_path), 6).validation.images
+    np.testing.assert_array_equal(small, large[-6:])
+
+
+def test_missing_files_are_each_named(tmp_path):
+    write_folder(tmp_path)
+    (tmp_path / "t10k-labels-idx1-ubyte").unlink()
+    with pytest.raises(ValueError, match="t10k-labels-idx1-ubyte") as error:
+        data.load_idx(str(tmp_path), 5)
+    assert "train-images" not in str(error.value)
+
+
+def test_validation_that_leaves_nothing_to_train_on_is_refused(tmp_path):
+    write_folder(tmp_path)
+    with pytest.raises(ValueError, match="at most 39"):
+        data.load_idx(str(tmp_path), 40)
+
+
+@pytest.mark.parametrize("name", ["broken", "broken.gz"])
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        ("magic", "expected an IDX file of unsigned bytes"),
+        ("type", "expected an IDX file of unsigned bytes"),
+        ("values", "asks for 40 bytes, found 39"),
+        ("surplus", "asks for 40 bytes, found 41"),
+        ("header", "truncated in its header"),
+        ("empty", "nothing"),
+    ],
+)
+def test_damaged_idx_files_are_refused_by_name(tmp_path, name, damage, message):
+    path = tmp_path / name
+    raw = b"\x00\x00\x08\x02" + struct.pack(">2I", 4, 7) + bytes(28)
+    raw = {
+        "magic": b"\x01" + raw[1:],
+        "type": b"\x00\x00\x0d" + raw[3:],
+        "values": raw[:-1],
+        "surplus": raw + b"\x00",
+        "header": raw[:9],
+        "empty": b"",
+    }[damage]
+    path.write_bytes(gzip.compress(raw) if path.suffix == ".gz" else raw)
+    with pytest.raises(ValueError, match=message) as error:
+        data.read_idx(path)
+    assert str(path) in str(error.value)
+
+
+@pytest.mark.parametrize("keep", [0.5, 0])
+def test_cut_or_false_gzip_is_refused_by_name(tmp_path, keep):
+    path = tmp_path / "images.gz"
+    whole = gzip.compress(bytes(1000))
+    path.write_bytes(whole[: int(len(whole) * keep)] if keep else b"not gzip at all")
+    with pytest.raises(ValueError, match=r"images\.gz: not a whole gzip file"):
+        data.read_idx(path)
+
+
+def test_label_count_that_differs_is_refused(tmp_path):
+    write_folder(tmp_path)
+    write_idx(tmp_path / "train-labels-idx1-ubyte", np.zeros(39, np.uint8))
+    with pytest.raises(ValueError, match="39 labels for the 40 images"):
+        data.load_idx(str(tmp_path), 5)
+
+
+def test_epoch_order_is_a_permutation_that_depends_on_seed_and_epoch_alone():
+    orders = {(s, e): data.epoch_order(s, e, 50).copy() for s in (0, 1) for e in (0, 1)}
+    for order in orders.values():
+        np.testing.assert_array_equal(np.sort(order), np.arange(50))
+    assert len({order.tobytes() for order in orders.values()}) == 4
+    np.random.seed(7)  # noqa: NPY002 - a global state that must not matter
+    data.epoch_order.cache_clear()
+    for (seed, epoch), order in reversed(orders.items()):
+        np.testing.assert_array_equal(data.epoch_order(seed, epoch, 50), order)
+
+
+def test_batches_of_an_epoch_are_full_and_share_no_image():
+    n, size = 50, 16  # three batches an epoch, two images left out
+    for epoch in (0, 3):
+        steps = range(3 * epoch, 3 * epoch + 3)
+        epoch_batches = [data.batch_index(5, step, n, size) for step in steps]
+        assert [len(batch) for batch in epoch_batches] == [16, 16, 16]
+        joined = np.concatenate(epoch_batches)
+        np.testing.assert_array_equal(joined, data.epoch_order(5, epoch, n)[:48])
+
+
+@pytest.mark.parametrize(("n", "size"), [(10, 4), (8, 4), (3, 8), (1, 1)])
+def test_padded_batches_hold_every_image_once(n, size):
+    split = data.Split(np.arange(n, dtype=np.uint8)[:, None], np.arange(n))
+    seen = []
+    for images, mask in data.padded_batches(split, size):
+        assert len(images.labels) == len(mask) == size
+        seen += images.labels[mask].tolist()
+    assert seen == list(range(n))

@@ -1,0 +1,223 @@
+"""Whole runs through the command line and the loop, and the input they refuse."""
+
+import json
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from test_trainer_data import write_idx
+
+from examples.imagenet import demo
+from examples.imagenet.config import Config, Data, Model, Optimizer, Run, check_batch
+from examples.imagenet.data import Dataset, Split
+from examples.imagenet.engine import start_devices
+from examples.imagenet.loop import Trainer, fit
+from examples.imagenet.main import main
+from examples.imagenet.report import curve, plot_runs, read_log
+
+ROOT = Path(__file__).parents[1]
+PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
+
+
+def stripes(seed, n):
+    """Ten classes of 12×12 images: a bright row or column number 1, 3, 5, 7 or 9."""
+    random = np.random.RandomState(seed)
+    labels = random.randint(0, 10, n).astype(np.int32)
+    images = random.randint(0, 120, (n, 12, 12), np.uint8)
+    for image, label in zip(images, labels, strict=True):
+        line = image if label < 5 else image.T
+        line[1 + 2 * (label % 5)] += 120
+    return Split(images[..., None], labels)
+
+
+@pytest.fixture(scope="module")
+def data():
+    return Dataset(stripes(0, 320), stripes(1, 61), stripes(2, 83), 10)
+
+
+def config(learning_rate=0.05, epochs=4, split="validation", **run):
+    return Config(
+        Data(evaluate_on=split),
+        Model(width=0.5),
+        Optimizer(name="sgd", learning_rate=learning_rate, warmup_epochs=1),
+        Run(batch_size=16, epochs=epochs, eval_batch_size=32, **run),
+    )
+
+
+@pytest.fixture(scope="module")
+def learned(data, tmp_path_factory):
+    log = tmp_path_factory.mktemp("learned") / "log.jsonl"
+    trainer = Trainer(config(), data, start_devices(None)[:4])
+    return trainer, fit(trainer, 0, log), log
+
+
+def test_run_learns_and_its_log_tells_all(learned):
+    _, result, log = learned
+    assert result.accuracy > 0.5  # chance is 0.1
+    assert (result.updates, result.count, result.diverged) == (80, 61, False)
+    records = read_log(log)
+    kinds = [record["kind"] for record in records]
+    assert (kinds[0], kinds[-1]) == ("config", "result")
+    steps = [record for record in records if record["kind"] == "step"]
+    assert [record["step"] for record in steps] == list(range(80))
+    rates = [record["learning_rate"] for record in steps]
+    assert (rates[0], np.argmax(rates)) == (0, 20)
+    assert rates[20] == pytest.approx(0.05)
+    assert steps[-1]["loss"] < 0.5 * steps[0]["loss"]
+    epochs = [record for record in records if record["kind"] == "epoch"]
+    assert [(record["epoch"], record["count"]) for record in epochs] == [
+        (epoch, 61) for epoch in (1, 2, 3, 4)
+    ]
+    assert epochs[-1]["accuracy"] == records[-1]["accuracy"] == result.accuracy
+    expected = np.reshape([r["loss"] for r in steps], (4, 20)).mean(1)
+    np.testing.assert_allclose(curve(records)["loss"], expected)
+
+
+def test_run_repeats_bit_for_bit_and_seeds_differ(learned, tmp_path):
+    trainer, _, log = learned
+
+    def losses(path):
+        return [r["loss"] for r in read_log(path) if r["kind"] == "step"]
+
+    fit(trainer, 0, tmp_path / "again.jsonl")
+    fit(trainer, 1, tmp_path / "other.jsonl")
+    assert losses(tmp_path / "again.jsonl") == losses(log)
+    assert losses(tmp_path / "other.jsonl") != losses(log)
+
+
+def test_evaluation_does_not_depend_on_its_batch(learned, data):
+    """61 images in batches of 32, and of 64 with three padded rows, score alike."""
+    trainer, _, _ = learned
+    state = trainer.init(0)
+    scores = trainer.evaluate(state)
+    wide = Trainer(
+        replace(config(), run=replace(config().run, eval_batch_size=61)),
+        data,
+        trainer.devices,
+    )
+    assert wide.eval_batch == 64
+    other = wide.evaluate(state)
+    assert (other.accuracy, other.count) == (scores.accuracy, 61)
+    assert other.loss == pytest.approx(scores.loss, rel=1e-5)  # order of float32 sums
+
+
+def test_divergence_stops_the_run_and_is_reported(data, tmp_path):
+    log = tmp_path / "log.jsonl"
+    trainer = Trainer(config(1e6, log_every=5), data, start_devices(None)[:4])
+    result = fit(trainer, 0, log)
+    assert (result.diverged, result.count) == (True, 61)
+    assert result.updates < 80
+    assert result.updates % 5 == 0
+    lines = log.read_text()
+    assert not any(word in lines for word in ("NaN", "Infinity"))
+    assert json.loads(lines.splitlines()[-1])["diverged"] is True
+    plot_runs({"lost": [log]}, tmp_path / "lost.png")
+    assert (tmp_path / "lost.png").read_bytes().startswith(PNG_MAGIC)
+
+
+def test_command_line_trains_on_a_folder_and_leaves_log_and_picture(tmp_path):
+    folder, out = tmp_path / "idx", tmp_path / "out"
+    folder.mkdir()
+    for stem, part in (("train", stripes(0, 360)), ("t10k", stripes(2, 83))):
+        write_idx(folder / f"{stem}-images-idx3-ubyte.gz", part.images[..., 0])
+        labels = part.labels.astype(np.uint8)
+        write_idx(folder / f"{stem}-labels-idx1-ubyte.gz", labels)
+    flags = f"--data {folder} --validation-images 40 --evaluate-on test --devices 2"
+    flags += " --optimizer lars --learning-rate 10 --warmup-epochs 0.5 --epochs 2"
+    flags += f" --batch-size 16 --network alexnet-bn-small --out {out}"
+    run = subprocess.run(
+        [sys.executable, "-m", "examples.imagenet", *flags.split()],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert run.returncode == 0, run.stderr
+    assert "over 2 cpu devices, 40 updates" in run.stdout
+    result = read_log(out / "log.jsonl")[-1]
+    assert (result["count"], result["updates"]) == (83, 40)
+    assert result["accuracy"] > 0.4  # chance is 0.1
+    assert (out / "curves.png").read_bytes().startswith(PNG_MAGIC)
+    assert f"{result['accuracy']:.2%}" in run.stdout
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ("--batch-size 30", "30 does not divide over 4 devices.*28, 32"),
+        ("--batch-size 3", r"3 does not divide .* do: 4$"),
+        ("--batch-size 4000", "exceeds the 3200 training images; give at most 3200"),
+        ("--data /nowhere", "train-images-idx3-ubyte"),
+        ("--devices 99", "got 99; JAX has"),
+    ],
+)
+def test_bad_input_ends_with_one_line_that_names_the_flag(flags, message, tmp_path):
+    out = tmp_path / "out"
+    with pytest.raises(SystemExit, match=message) as error:
+        main([*flags.split(), "--out", str(out)])
+    assert str(error.value).startswith(f"error: {flags.split()[0]}: ")
+    assert not out.exists()
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        "--momentum 1",
+        "--epochs 0",
+        "--width nan",
+        "--learning-rate inf",
+        "--weight-decay -1",
+        "--trust-coefficient 0",
+        "--warmup-epochs 10 --epochs 10",
+        "--seed -1",
+    ],
+)
+def test_values_out_of_bounds_are_refused_by_flag(flags, capsys):
+    with pytest.raises(SystemExit) as error:
+        main(flags.split())
+    assert error.value.code != 0
+    assert flags.split()[0] in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("batch", "devices"), [(8, 4), (4, 4), (7, 1)])
+def test_batches_that_divide_are_accepted(batch, devices):
+    check_batch(batch, devices, 8)
+
+
+def test_demo_refuses_a_sweep_of_another_protocol(tmp_path):
+    path = tmp_path / "sweep.json"
+    methods = {
+        name: {"protocol": json.loads(json.dumps(demo.protocol(name))), "best": 0.5}
+        for name in demo.METHODS
+    }
+    path.write_text(json.dumps({"methods": methods}))
+    assert set(demo.read_rates(path).values()) == {0.5}
+    methods["LARS, large batch"]["protocol"]["run"]["epochs"] += 1
+    path.write_text(json.dumps({"methods": methods}))
+    with pytest.raises(ValueError, match="LARS, large batch"):
+        demo.read_rates(path)
+    with pytest.raises(ValueError, match="missing"):
+        demo.read_rates(tmp_path / "absent.json")
+
+
+def test_committed_sweep_is_fair_and_its_best_rates_are_what_it_measured():
+    methods = json.loads((ROOT / demo.SWEEP).read_text())["methods"]
+    rates = demo.read_rates(ROOT / demo.SWEEP)
+    tried = {
+        name: sorted({r["learning_rate"] for r in methods[name]["runs"]})
+        for name in rates
+    }
+    assert len({len(found) for found in tried.values()}) == 1
+    for name, best in rates.items():
+        assert len(tried[name]) >= 7
+        assert tried[name][0] < best < tried[name][-1]
+        runs = methods[name]["runs"]
+        score = {
+            rate: np.mean([r["accuracy"] for r in runs if r["learning_rate"] == rate])
+            for rate in tried[name]
+        }
+        assert score[best] == max(score.values())
+        assert all(run["count"] == 800 for run in runs)
