@@ -2,11 +2,14 @@
 
 import gzip
 import struct
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from examples.imagenet import data
+
+FASHION = Path("/usr/share/datasets/fashion-mnist")
 
 
 def write_idx(path, array, magic=b"\x00\x00\x08"):
@@ -147,3 +150,15 @@ def test_padded_batches_hold_every_image_once(n, size):
         assert len(images.labels) == len(mask) == size
         seen += images.labels[mask].tolist()
     assert seen == list(range(n))
+
+
+@pytest.mark.skipif(
+    not FASHION.is_dir(), reason=f"Debian's dataset-fashion-mnist not in {FASHION}"
+)
+def test_fashion_mnist_is_read_whole():
+    fashion = data.load(str(FASHION), 5_000)
+    parts = (fashion.train, fashion.validation, fashion.test)
+    assert [len(part.labels) for part in parts] == [55_000, 5_000, 10_000]
+    assert fashion.train.images.shape[1:] == (28, 28, 1)
+    everything = np.concatenate([part.labels for part in parts])
+    assert np.bincount(everything).tolist() == [7_000] * 10
