@@ -4,7 +4,6 @@ from lars_optax import recipes as recipes
 from lars_optax._diagnostics import LayerStats as LayerStats
 from lars_optax._diagnostics import format_layer_stats as format_layer_stats
 from lars_optax._diagnostics import layer_stats as layer_stats
-from lars_optax._lars import ScaleByLarsState as ScaleByLarsState
 from lars_optax._lars import lars as lars
 from lars_optax._lars import scale_by_lars as scale_by_lars
 from lars_optax._masks import describe_mask as describe_mask
@@ -19,5 +18,6 @@ from lars_optax._schedules import (
 from lars_optax._schedules import (
     warmup_polynomial_decay_schedule as warmup_polynomial_decay_schedule,
 )
+from lars_optax._transform import ScaleByLarsState as ScaleByLarsState
 
 __version__ = "0.1.0"

@@ -3,6 +3,7 @@
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 
@@ -74,18 +75,21 @@ def layer_stats(
         stacked_axes=stacked_axes,
         axis_name=axis_name,
     )
+    if callable(weight_decay):
+        raise ValueError(
+            "weight_decay is a schedule; layer_stats needs its present value, "
+            "weight_decay(count)."
+        )
     layers = settings.layers(grads, params, weight_decay)
     found = [layer for layer in layers if layer is not None]
-    ratios = settings.trust_ratios(found)
+    ratios = iter(settings.trust_ratios([x for x in found if x.adapted]))
     arrays = [x.leaf.param for x in found] + [x.leaf.grad for x in found]
     norms = norms_of(arrays, found + found)
     stats = (
         LayerStats(
-            w, g, ratio if x.adapted else jax.numpy.full_like(ratio, fallback_ratio)
+            w, g, next(ratios) if x.adapted else jnp.full_like(w, fallback_ratio)
         )
-        for x, w, g, ratio in zip(
-            found, norms[: len(found)], norms[len(found) :], ratios, strict=True
-        )
+        for x, w, g in zip(found, norms[: len(found)], norms[len(found) :], strict=True)
     )
     _, old, structure = flatten(grads)
     return structure.unflatten(

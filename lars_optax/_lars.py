@@ -1,23 +1,16 @@
 """LARS as a transform and as an optimizer, which is a chain around it."""
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
-import jax.numpy as jnp
+import numpy as np
 import optax
 
-from lars_optax._layers import per_layer
 from lars_optax._layerwise import Settings
 from lars_optax._masks import BY_ROLE, Mask
-from lars_optax._momentum import momentum_parts
-from lars_optax._tree import flatten
+from lars_optax._momentum import check_dtype, end_of_chain
+from lars_optax._transform import transform
 from lars_optax._validate import check_number
-
-
-class ScaleByLarsState(NamedTuple):
-    """State of `scale_by_lars` when its weight decay is a schedule."""
-
-    count: jax.Array  # type: ignore[assignment]  # int32, shape (): updates done
 
 
 def scale_by_lars(
@@ -49,7 +42,7 @@ def scale_by_lars(
 
         scaled    chain(scale_by_lars(β), scale_by_learning_rate(γ), trace(μ))
         unscaled  chain(scale_by_lars(β), trace(μ), scale_by_learning_rate(γ))
-        post      chain(add_decayed_weights(β), trace(μ),
+        post      chain(add_decayed_weights(β, exclude_bias_and_norm), trace(μ),
                         scale_by_lars(denominator="joint"), scale_by_learning_rate(γ))
 
     Scaled is the paper's, TensorFlow's and Optax's, and what `lars` is; unscaled is
@@ -74,14 +67,17 @@ def scale_by_lars(
         tree of ints with None where a leaf is one layer. Each slice has its own λ.
       axis_name: inside `shard_map` or `pmap` with sharded parameters, what they are
         sharded over: an axis name or a tuple of names for all leaves, or a prefix tree
-        of `PartitionSpec`. Norms are summed over just those axes. Under `jit`, and
-        where parameters are replicated, leave it None.
+        of `PartitionSpec`. Norms are summed over just those axes. A name is summed over
+        for every leaf; where the axis of stacked layers is itself sharded, give specs.
+        Under `jit`, and where parameters are replicated, leave it None.
 
     Returns:
       A transformation whose update needs `params`. Updates have the dtype of their
       parameter; norms are taken in float32 at least. It has a state, the count of
       updates, only when `weight_decay` is a schedule. A None gradient stays None. A
-      layer whose norm is not finite becomes NaN; `optax.apply_if_finite` then skips it.
+      layer whose norm is not finite becomes NaN, so that `optax.apply_if_finite` skips
+      the step. In float32 a norm is right up to 1.8e19 and, element by element, down to
+      about 1e-19, where squares leave float32's range.
 
     Raises:
       ValueError: on arguments out of range, a mask that is False, has an unknown name
@@ -115,41 +111,7 @@ def scale_by_lars(
         axis_name=axis_name,
     )
 
-    def init_fn(params: optax.Params) -> Any:
-        del params
-        if callable(weight_decay):
-            return ScaleByLarsState(count=jnp.zeros([], jnp.int32))
-        return optax.EmptyState()
-
-    def update_fn(
-        updates: optax.Updates, state: Any, params: Any = None, **extra_args: Any
-    ) -> tuple[optax.Updates, Any]:
-        del extra_args
-        beta = weight_decay
-        if callable(weight_decay):
-            beta = weight_decay(state.count)
-            state = ScaleByLarsState(count=optax.safe_increment(state.count))
-        layers = settings.layers(updates, params, beta)
-        adapted = [layer for layer in layers if layer is not None and layer.adapted]
-        ratios = iter(settings.trust_ratios(adapted))
-        _, old, structure = flatten(updates)
-        weights = flatten(params)[1]
-        new = []
-        for layer, grad, weight in zip(layers, old, weights, strict=True):
-            if layer is None:
-                new.append(grad)  # None and MaskedNode stay as they are
-                continue
-            step = layer.leaf.step
-            ratio = (
-                per_layer(next(ratios), step, layer.stacked)
-                if layer.adapted
-                else jnp.asarray(fallback_ratio)
-            )
-            update = ratio.astype(step.dtype) * step
-            new.append(update.astype(jnp.result_type(weight)))
-        return structure.unflatten(new), state
-
-    return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+    return transform(settings)
 
 
 def lars(
@@ -175,18 +137,21 @@ def lars(
         w ← w − a
 
     with γ `learning_rate`, μ `momentum` and the rest as in `scale_by_lars`, which see
-    for masks, zero norms, and for the chains of the other momentum orders. A step of a
-    layer is at most γη‖w‖ long, whatever its gradient's scale, so γ is large: the
-    paper tunes it from 1 to 50.
+    for masks, zero norms, and for the chains of the other momentum orders. Before the
+    momentum, which lengthens it up to 1/(1 − μ) times, the step of an adapted layer is
+    at most γη‖w‖ long, whatever its gradient's scale. So γ is large: the paper tunes
+    it from 1 to 50.
 
     How this differs from `optax.lars`, whose positional arguments it takes:
 
     1. Biases and norm parameters are neither decayed nor adapted, unless the masks say
        so: they take γ · fallback_ratio throughout. There, a zero-initialised one takes
-       γ at its first step and about γη afterwards.
+       the raw γ at its first step and a rate in proportion to its norm afterwards.
     2. The denominator is the paper's; denominator="joint" is Optax's. With that and
        both masks True, both optimizers are the same.
-    3. Masks work under `optax.inject_hyperparams`, or raise an error.
+    3. The default masks work under `optax.inject_hyperparams`. It takes callables for
+       schedules, so name masks that are callables in its `static_args`: they raise an
+       error if not, unless one happens to return True for a step count.
     4. Norms are float32 at least, sums over sharded and by stacked layers are exact,
        and a momentum of None or 0 keeps no buffer.
 
@@ -233,19 +198,24 @@ def lars(
     """
     if not callable(learning_rate):
         check_number("learning_rate", learning_rate)
-    parts = [
-        scale_by_lars(
-            weight_decay,
-            weight_decay_mask,
-            trust_coefficient,
-            eps,
-            trust_ratio_mask,
-            denominator=denominator,
-            fallback_ratio=fallback_ratio,
-            stacked_axes=stacked_axes,
-            axis_name=axis_name,
-        ),
+    check_number("momentum", momentum, high=1.0, optional=True)
+    if not isinstance(nesterov, bool | np.bool_):
+        raise ValueError(f"nesterov must be True or False, got {nesterov!r}.")
+    settings = Settings(
+        weight_decay=weight_decay,
+        weight_decay_mask=weight_decay_mask,
+        trust_coefficient=trust_coefficient,
+        eps=eps,
+        trust_ratio_mask=trust_ratio_mask,
+        denominator=denominator,
+        fallback_ratio=fallback_ratio,
+        max_ratio=None,
+        stacked_axes=stacked_axes,
+        axis_name=axis_name,
+    )
+    dtype = check_dtype(accumulator_dtype)
+    return optax.chain(
+        transform(settings, update_dtype=dtype),
         optax.scale_by_learning_rate(learning_rate),
-    ]
-    parts += momentum_parts(momentum, nesterov, accumulator_dtype)
-    return optax.chain(*parts)
+        end_of_chain(momentum, bool(nesterov), dtype),
+    )

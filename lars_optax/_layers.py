@@ -25,7 +25,7 @@ def resolve_stacked_axes(stacked_axes: Any, params: Any) -> list[int | None]:
         None if is_empty(x) else _stacking_axis(path, x, axis)
         for path, x, axis in zip(paths, leaves, per_leaf, strict=True)
     ]
-    if isinstance(stacked_axes, int):
+    if isinstance(stacked_axes, int | np.integer):
         lengths = {
             np.shape(x)[axis]: path
             for path, x, axis in zip(paths, leaves, axes, strict=True)
@@ -44,7 +44,7 @@ def resolve_stacked_axes(stacked_axes: Any, params: Any) -> list[int | None]:
 def _stacking_axis(path: Path, leaf: Any, axis: Any) -> int | None:
     if axis is None:
         return None
-    if not isinstance(axis, int) or isinstance(axis, bool):
+    if isinstance(axis, bool) or not isinstance(axis, int | np.integer):
         raise ValueError(
             f"stacked_axes must be an int or a tree of ints and None, got {axis!r} "
             f"for {quote(path)}. Under optax.inject_hyperparams name it in static_args."
@@ -55,7 +55,7 @@ def _stacking_axis(path: Path, leaf: Any, axis: Any) -> int | None:
             f"stacked_axes is {axis} for {quote(path)}, which has shape "
             f"{np.shape(leaf)} and no such axis."
         )
-    return axis % rank
+    return int(axis) % rank
 
 
 def resolve_axis_names(
@@ -72,6 +72,8 @@ def resolve_axis_names(
         return [(axis_name,)] * len(stacked)
     if isinstance(axis_name, tuple) and all(isinstance(x, str) for x in axis_name):
         return [tuple(axis_name)] * len(stacked)
+    if isinstance(axis_name, list):
+        raise ValueError(f"axis_name must be a tuple of names, got {axis_name!r}.")
     specs = broadcast_prefix(
         axis_name, params, "axis_name", is_leaf=lambda x: isinstance(x, PartitionSpec)
     )

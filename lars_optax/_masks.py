@@ -4,6 +4,7 @@ True in a mask means applied, as in every Optax mask. A mask is True, a tree of 
 a prefix of one, a callable from params to such a tree, or "exclude_bias_and_norm".
 """
 
+import numbers
 import re
 from collections.abc import Callable
 from typing import Any
@@ -39,21 +40,23 @@ def exclude_bias_and_norm(params: optax.Params, *, stacked_axes: Any = None) -> 
 
     A leaf's role is what its name says, then its enclosing module's, then its rank:
 
-    - `bias`, `b` and names holding the word bias: a bias;
+    - `b` and names holding the word bias: a bias;
     - `scale`, `offset`, `gamma`, `beta`: a norm's parameter;
-    - `kernel`, `w`, `embedding(s)`: a weight;
-    - any other name in a module named for a norm (`BatchNorm_0`, `bn1`, `ln_f`, ...): a
-      norm's parameter;
+    - `kernel`, `w`, `embedding(s)`: a weight, but of rank 0 or 1 in a norm's module;
+    - any other name in a module whose last word is a norm's (`BatchNorm_0`, `bn1`,
+      `input_layernorm`, `ln_f`, `norms/0`): a norm's parameter;
     - else rank 0 or 1 is excluded, a higher rank is a weight.
 
     So Linen's 2-D attention bias, Haiku's rank-4 BatchNorm scale and Equinox's rank-3
     convolution bias are excluded, which a mask by rank alone gets wrong. NNX's trailing
-    `value` is not part of a name.
+    `value` is not part of a name. Names can mislead, and an unnamed norm of rank 2
+    (`eqx.nn.Sequential`) looks like a weight: print the mask with `describe_mask`.
 
     Args:
       params: a tree of arrays, or of anything with a shape.
       stacked_axes: the axis on which leaves stack several layers, as in
-        `scale_by_lars`; it does not count in a leaf's rank.
+        `scale_by_lars`; it does not count in a leaf's rank. A mask given by its name
+        takes the optimizer's; given as this function it does not know of it.
 
     Returns:
       A tree of bool like `params`; None and MaskedNode stay as they are.
@@ -131,12 +134,13 @@ def _compile(pattern: str) -> re.Pattern[str]:
         ) from error
 
 
-def describe_mask(mask: Mask, params: optax.Params) -> str:
+def describe_mask(mask: Mask, params: optax.Params, *, stacked_axes: Any = None) -> str:
     """A table of what a mask selects: path, shape, yes or no, and a line of totals.
 
     Args:
       mask: any mask that `lars` accepts.
       params: the parameters, or their `jax.eval_shape`.
+      stacked_axes: as given to the optimizer.
 
     Example:
       >>> import jax.numpy as jnp
@@ -147,7 +151,8 @@ def describe_mask(mask: Mask, params: optax.Params) -> str:
       1 of 2 leaves, 6 of 9 parameters
     """
     paths, leaves, _ = flatten(params)
-    chosen = resolve_mask(mask, "mask", params, [None] * len(leaves))
+    stacked = resolve_stacked_axes(stacked_axes, params)
+    chosen = resolve_mask(mask, "mask", params, stacked)
     rows, sizes = [], {True: 0, False: 0}
     for path, leaf, yes in zip(paths, leaves, chosen, strict=True):
         if not is_empty(leaf):
@@ -175,6 +180,8 @@ def check_mask(mask: Mask, argument: str) -> None:
             "lambda params: jax.tree.map(lambda _: False, params). If it comes from "
             f"optax.inject_hyperparams: {_STATIC_ARGS}."
         )
+    if isinstance(mask, numbers.Number) and not isinstance(mask, bool | np.bool_):
+        raise ValueError(f"{argument} must be a mask, got the number {mask!r}.")
     if isinstance(mask, str) and mask != BY_ROLE:
         raise ValueError(
             f"{argument} is {mask!r}; the only mask with a name is {BY_ROLE!r}. For "
@@ -190,7 +197,10 @@ def resolve_mask(
     paths, leaves, _ = flatten(params)
     if isinstance(mask, str):
         return _by_role(params, stacked)
-    tree = mask(params) if callable(mask) else mask
+    # A module with __call__ may hold bools, as a mask made from an Equinox model does.
+    leaves_of_mask = jax.tree.leaves(mask)
+    is_tree = leaves_of_mask and all(_is_bool(leaf) for leaf in leaves_of_mask)
+    tree = mask(params) if callable(mask) and not is_tree else mask
     values = broadcast_prefix(tree, params, argument)
     for path, leaf, value in zip(paths, leaves, values, strict=True):
         if not is_empty(leaf) and not _is_bool(value):

@@ -1,4 +1,4 @@
-"""Momentum as parts of a chain: Optax's trace, its buffer in a dtype of its own."""
+"""The end of the optimizer's chain: momentum, and the dtype of buffer and updates."""
 
 from typing import Any
 
@@ -7,22 +7,45 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from lars_optax._validate import check_number, is_zero
+from lars_optax._validate import is_zero
 
 
-def momentum_parts(
+def end_of_chain(
     momentum: Any, nesterov: bool, accumulator_dtype: Any
-) -> list[optax.GradientTransformation]:
-    """The transforms that add momentum; none, and no buffer, for a momentum of 0."""
-    check_number("momentum", momentum, high=1.0, optional=True)
-    dtype = _check_dtype(accumulator_dtype)
+) -> optax.GradientTransformation:
+    """Momentum, none for None or 0, and updates in the dtype of their parameters.
+
+    Neither a wide momentum nor a wide learning rate widens the buffer or the updates.
+    """
     if momentum is None or is_zero(momentum):
-        return []
-    trace = optax.trace(momentum, nesterov, dtype)
-    return [trace] if dtype is None else [trace, optax.stateless(_cast_like_params)]
+        return optax.stateless(_cast_like)
+    if not isinstance(momentum, jax.Array):
+        momentum = float(momentum)  # a NumPy scalar would promote
+    trace = optax.trace(momentum, nesterov, accumulator_dtype)
+
+    def update_fn(updates: optax.Updates, state: Any, params: Any = None) -> Any:
+        updates, new = trace.update(updates, state, params)
+        # Where there is no gradient the trace drops its buffer: keep it.
+        kept = jax.tree.map(
+            lambda x, old: old if x is None else x.astype(old.dtype),
+            new,
+            state,
+            is_leaf=lambda x: x is None,
+        )
+        return _cast_like(updates, params), kept
+
+    return optax.GradientTransformation(trace.init, update_fn)
 
 
-def _check_dtype(accumulator_dtype: Any) -> Any:
+def _cast_like(tree: Any, like: Any) -> Any:
+    def cast(x: Any, y: Any) -> Any:
+        return None if x is None else x.astype(jnp.result_type(y))
+
+    return jax.tree.map(cast, tree, like, is_leaf=lambda x: x is None)
+
+
+def check_dtype(accumulator_dtype: Any) -> Any:
+    """A floating-point dtype or None, else ValueError."""
     if accumulator_dtype is None:
         return None
     try:
@@ -38,12 +61,3 @@ def _check_dtype(accumulator_dtype: Any) -> Any:
             "'float32', or put 'accumulator_dtype' in static_args."
         )
     return dtype
-
-
-def _cast_like_params(updates: optax.Updates, params: Any) -> optax.Updates:
-    return jax.tree.map(
-        lambda u, p: None if u is None else u.astype(jnp.result_type(p)),
-        updates,
-        params,
-        is_leaf=lambda x: x is None,
-    )

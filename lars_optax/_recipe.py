@@ -7,13 +7,19 @@ from typing import Any, cast
 import optax
 
 from lars_optax._lars import scale_by_lars
-from lars_optax._masks import BY_ROLE, Mask, exclude_bias_and_norm
+from lars_optax._masks import BY_ROLE, Mask, check_mask, exclude_bias_and_norm
 from lars_optax._schedules import (
     epochs_to_steps,
     warmup_piecewise_constant_schedule,
     warmup_polynomial_decay_schedule,
 )
-from lars_optax._validate import check_count
+from lars_optax._validate import check_count, check_number
+
+_CHOICES = {
+    "algorithm": ("sgd", "lars"),
+    "decay": ("polynomial", "piecewise_constant"),
+    "momentum_order": ("scaled", "unscaled"),
+}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -28,7 +34,7 @@ class Recipe:
     Attributes:
       name: lineage, table, network, optimizer, batch and, where needed, the rate.
       source: where the row is printed.
-      network: "alexnet", "alexnet_bn" or "resnet50".
+      network: "alexnet", "alexnet_bn", "resnet50" (v1) or "resnet50_v1.5".
       algorithm: "sgd" or "lars".
       batch_size: images per update.
       epochs: length of the run.
@@ -84,13 +90,32 @@ class Recipe:
     notes: str = ""
 
     def replace(self, **fields: Any) -> "Recipe":
-        """A copy with other values; ValueError on a name that is no field."""
+        """A copy with other values; ValueError on a name that is no field.
+
+        What `inferred` and `hints` say of a replaced field is dropped.
+        """
         known = {field.name for field in dataclasses.fields(self)}
         if unknown := sorted(fields.keys() - known):
             raise ValueError(
                 f"{self.name}: a recipe has no field {unknown}; it has {sorted(known)}."
             )
-        return dataclasses.replace(self, **fields)
+        grounds = {
+            name: {k: v for k, v in getattr(self, name).items() if k not in fields}
+            for name in ("inferred", "hints")
+        }
+        return dataclasses.replace(self, **(grounds | fields))
+
+    def __post_init__(self) -> None:
+        for name, choices in _CHOICES.items():
+            if getattr(self, name) not in choices:
+                raise ValueError(
+                    f"{self.name}: {name} must be one of {choices}, got "
+                    f"{getattr(self, name)!r}."
+                )
+        check_mask(self.mask, "mask")
+        check_number("momentum", self.momentum, high=1.0, optional=True)
+        for name in ("learning_rate", "warmup_epochs", "warmup_start", "weight_decay"):
+            check_number(name, getattr(self, name), optional=True)
 
     def missing(self) -> tuple[str, ...]:
         """The fields `optimizer` needs that the source leaves out."""
@@ -122,7 +147,9 @@ class Recipe:
         peak, warmup = cast(float, self.learning_rate), cast(float, self.warmup_epochs)
         start = 0.0 if self.warmup_start is None else self.warmup_start
         if self.decay == "piecewise_constant":
-            scales = {steps(epoch): 0.1 for epoch in self.boundaries}
+            scales: dict[int, float] = {}
+            for epoch in self.boundaries:  # on few data two can fall on one step
+                scales[steps(epoch)] = scales.get(steps(epoch), 1.0) * 0.1
             return warmup_piecewise_constant_schedule(
                 start, peak, steps(warmup), scales
             )

@@ -14,6 +14,8 @@ import optax
 
 from lars_optax._validate import check_count, check_number
 
+_STEPS = "Steps are counted; epochs_to_steps turns epochs into steps."
+
 
 def epochs_to_steps(epochs: float, num_examples: int, batch_size: int) -> int:
     """Steps in so many epochs: round(epochs · num_examples / batch_size).
@@ -43,8 +45,9 @@ def linear_scaling(base_value: float, batch_size: int, base_batch_size: int) -> 
 def sqrt_scaling(base_value: float, batch_size: int, base_batch_size: int) -> float:
     """The square-root scaling rule: base_value · √(batch_size / base_batch_size).
 
-    It keeps the variance of an SGD step constant (section 2.3 of the LARS paper), and
-    is close to the rates the paper found for LARS: 5, 10 and 14 at 512, 4096 and 8192.
+    It keeps the variance of an SGD step constant (section 2.3 of the LARS paper). The
+    rates that paper found for LARS grow more slowly: 5, 10 and 14 at batches of 512,
+    4096 and 8192 (Table 5), where this gives 5, 14.1 and 20.
 
     Example:
       >>> sqrt_scaling(5.0, 2048, 512)
@@ -109,8 +112,8 @@ def warmup_polynomial_decay_schedule(
     """
     check_number("end_value", end_value)
     check_number("power", power, open_low=True)
-    warmup_steps = check_count("warmup_steps", warmup_steps)
-    decay_steps = check_count("decay_steps", decay_steps, low=1)
+    warmup_steps = check_count("warmup_steps", warmup_steps, remedy=_STEPS)
+    decay_steps = check_count("decay_steps", decay_steps, low=1, remedy=_STEPS)
     if decay_steps <= warmup_steps:
         raise ValueError(
             f"decay_steps counts from step 0, warm-up included, so it must be greater "
@@ -118,7 +121,7 @@ def warmup_polynomial_decay_schedule(
         )
     begin = warmup_steps
     if transition_begin is not None:
-        begin = check_count("transition_begin", transition_begin)
+        begin = check_count("transition_begin", transition_begin, remedy=_STEPS)
     if begin > warmup_steps:
         raise ValueError(
             "transition_begin must not lie after the warm-up, at most "
@@ -136,7 +139,7 @@ def warmup_piecewise_constant_schedule(
     init_value: float,
     peak_value: float,
     warmup_steps: int,
-    boundaries_and_scales: Mapping[int, float],
+    boundaries_and_scales: Mapping[int, float] | None,
     *,
     warmup: str = "linear",
 ) -> optax.Schedule:
@@ -150,7 +153,7 @@ def warmup_piecewise_constant_schedule(
       peak_value: learning rate from the end of the warm-up.
       warmup_steps: W, 0 for no warm-up.
       boundaries_and_scales: step, counted from step 0, warm-up included, to the factor
-        by which the rate is multiplied from that step on.
+        by which the rate is multiplied from that step on. None for none.
       warmup: "linear" or "constant".
 
     Raises:
@@ -162,11 +165,11 @@ def warmup_piecewise_constant_schedule(
       >>> [float(rate(t)) for t in range(7)]
       [0.0, 2.0, 4.0, 2.0, 2.0, 1.0, 1.0]
     """
-    warmup_steps = check_count("warmup_steps", warmup_steps)
+    warmup_steps = check_count("warmup_steps", warmup_steps, remedy=_STEPS)
     scales = {}
-    for boundary, scale in boundaries_and_scales.items():
+    for boundary, scale in (boundaries_and_scales or {}).items():
         check_number(f"boundaries_and_scales[{boundary}]", scale)
-        step = check_count("a key of boundaries_and_scales", boundary)
+        step = check_count("a key of boundaries_and_scales", boundary, remedy=_STEPS)
         if step < warmup_steps:
             raise ValueError(
                 "boundaries_and_scales counts from step 0, warm-up included: the "
@@ -196,7 +199,11 @@ def _join(
         raise ValueError(f"warmup must be 'linear' or 'constant', got {warmup!r}.")
 
     def schedule(count: Any) -> jax.Array:
-        count = jnp.maximum(jnp.asarray(count), 0)
+        count = jnp.asarray(count)
+        if jnp.issubdtype(count.dtype, jnp.integer):
+            # Narrow and unsigned counts would wrap around in the differences below.
+            count = count.astype(jnp.result_type(int))
+        count = jnp.maximum(count, 0)
         done = count / warmup_steps if warmup == "linear" and warmup_steps else 0.0
         rising = init_value + (peak_value - init_value) * done
         return jnp.where(count < warmup_steps, rising, decay(count))

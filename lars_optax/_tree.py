@@ -90,6 +90,7 @@ def check_updates(updates: Any, params: Any) -> None:
             "updates and params must be trees of one structure: "
             + (f"updates have nothing at {some(missing)}; " if missing else "")
             + (f"params have nothing at {some(extra)}; " if extra else "")
+            + ("" if missing or extra else "the paths agree, their containers do not; ")
             + f"updates are {grad_structure}, params are {structure}."
         )
     for path, grad, weight in zip(paths, grads, weights, strict=True):

@@ -1,8 +1,8 @@
 """The maths of one layer: its decayed gradient, its norms and its trust ratio λ.
 
 Knows no trees, masks or devices. Everything here is computed in float32 at least
-(float64 for float64 and complex128), whatever the parameter's dtype. In float32 norms
-are right between about 1e-18 and 1e18: beyond, their squares leave float32's range.
+(float64 for float64 and complex128), whatever the parameter's dtype. In float32 a norm
+is right up to 1.8e19, and for elements above about 1e-19: squares must be in its range.
 """
 
 from typing import Any, NamedTuple

@@ -19,10 +19,14 @@ def check_number(
 ) -> None:
     """Raise ValueError unless `value` is one finite number, low <= value < high.
 
-    With `open_low`, low < value. With `optional`, None passes. jax arrays and tracers
-    pass unchecked: looking at them would block or fail.
+    With `open_low`, low < value. With `optional`, None passes. Of jax arrays only the
+    shape is checked: looking at the value would block, or fail on a tracer.
     """
-    if isinstance(value, jax.Array) or (optional and value is None):
+    if optional and value is None:
+        return
+    if isinstance(value, jax.Array):
+        if value.shape != ():
+            raise ValueError(f"{argument} must be one number, has shape {value.shape}.")
         return
     scalar = isinstance(value, numbers.Real) or (
         isinstance(value, np.ndarray)
@@ -44,13 +48,10 @@ def is_zero(value: Any) -> bool:
     return isinstance(value, numbers.Real) and value == 0
 
 
-def check_count(argument: str, value: Any, *, low: int = 0) -> int:
+def check_count(argument: str, value: Any, *, low: int = 0, remedy: str = "") -> int:
     """A Python int >= low from a Python or NumPy integer, else ValueError."""
     if isinstance(value, bool) or not isinstance(value, numbers.Integral):
-        raise ValueError(
-            f"{argument} must be a whole number of steps, got {value!r}; "
-            "epochs_to_steps turns epochs into steps."
-        )
+        raise ValueError(f"{argument} must be a whole number, got {value!r}. {remedy}")
     if value < low:
         raise ValueError(f"{argument} must be >= {low}, got {value!r}.")
     return int(value)

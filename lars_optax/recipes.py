@@ -2,8 +2,8 @@
 Goyal et al.'s 8192, and of MLPerf's ResNet-50 results with LARS.
 
 `names()` lists them, `get(name)` returns one, `Recipe` says what its fields mean.
-Where the paper prints two values for one thing, or one that its logs contradict, the
-printed one stands and a "-corrected" row beside it.
+Where the authors' logs contradict a printed rate, the printed row stands with a
+"-corrected" one beside it.
 """
 
 import difflib
@@ -19,7 +19,8 @@ _INFERRED = {
     "decay_from_start": f"{_SOLVER}: the polynomial counts from step 0",
     "momentum_order": f"{_SOLVER}: the rate is inside the momentum",
     "nesterov": f"{_SOLVER}: plain momentum",
-    "mask": f"{_SOLVER}: biases and norms are decayed and scaled like weights",
+    "mask": f"{_SOLVER}: nothing sets biases and norms apart from weights",
+    "label_smoothing": f"not stated; none in {_SOLVER}",
 }
 _START = {"warmup_start": f"1.0 in the LARS settings of {_SOLVER}"}
 
@@ -143,8 +144,9 @@ def _table7() -> list[Recipe]:
     ]  # fmt: skip
     for batch, printed, logged, top1 in rows:
         corrected = {
-            "learning_rate": f"the table prints {printed}, for a misprint; torchlars "
-            f"gives {logged} after the authors' logs"
+            "learning_rate": f"the table prints {printed}, "
+            + ("Table 1's SGD row again" if batch == 8192 else "probably a misprint")
+            + f"; torchlars took {logged} from the authors' logs"
         }
         for suffix, rate, inferred in [
             ("", printed, {}),
@@ -170,6 +172,7 @@ def _goyal() -> list[Recipe]:
             inferred={
                 "momentum_order": "its momentum correction (remark 2) amounts to it",
                 "mask": "it leaves BatchNorm undecayed; the last layer's bias here too",
+                "label_smoothing": "not stated",
             },
         )
     ]  # fmt: skip
@@ -186,6 +189,10 @@ def _mlperf() -> list[Recipe]:
         ("v1.0", 32768, 29.0, 18, 0.929, 1e-4, 60),
         ("v0.7", 65536, 24.699, 31, 0.951807, 1e-4, 89),
     ]
+    inferred = {
+        "momentum_order": "Google's LARS has the rate inside the momentum",
+        "nesterov": "not among the logged values",
+    }
     logs = "mlcommons/training_results_{}, Google"
     rcp = "mlcommons/logging at 7bbf7926, training_4.0.0/rcps_resnet.json"
     return [
@@ -195,7 +202,7 @@ def _mlperf() -> list[Recipe]:
             network="resnet50_v1.5", algorithm="lars", batch_size=batch, epochs=epochs,
             learning_rate=rate, end_learning_rate=1e-4, warmup_epochs=warmup,
             warmup_start=0.0, decay_from_start=False, extra_decay_steps=1, momentum=mu,
-            weight_decay=beta, mask=BY_ROLE, label_smoothing=0.1,
+            weight_decay=beta, mask=BY_ROLE, label_smoothing=0.1, inferred=inferred,
         )
         for round_, batch, rate, warmup, mu, beta, epochs in rows
     ]  # fmt: skip

@@ -37,6 +37,8 @@ def step(tx, grads=PARAMS, params=PARAMS):
         ("weight_decay_mask", "no_bias"),
         ("trust_ratio_mask", "norms"),
         ("trust_ratio_mask", None),
+        ("weight_decay_mask", 0.001),
+        ("nesterov", "no"),
         ("accumulator_dtype", "int32"),
         ("accumulator_dtype", "float31"),
     ],
@@ -51,6 +53,18 @@ def test_bad_argument_of_lars(argument, value):
 def test_bad_max_ratio(value):
     with pytest.raises(ValueError, match="max_ratio"):
         lars_optax.scale_by_lars(max_ratio=value)
+
+
+def test_array_hyperparameters_are_refused():
+    for argument in ("learning_rate", "weight_decay", "trust_coefficient", "eps"):
+        for value in (jnp.ones(2), np.ones(2)):
+            with pytest.raises(ValueError, match=argument):
+                lars_optax.lars(**{"learning_rate": 0.1, argument: value})
+
+
+def test_layer_stats_refuse_a_schedule():
+    with pytest.raises(ValueError, match="weight_decay is a schedule"):
+        lars_optax.layer_stats(PARAMS, PARAMS, optax.constant_schedule(0.1))
 
 
 def test_traced_hyperparameters_are_not_validated():

@@ -60,6 +60,9 @@ class EquinoxNet(eqx.Module):
         self.cell = eqx.nn.GRUCell(2, 3, key=key)
         self.patch_norm = eqx.nn.LayerNorm((4, 4))  # weight and bias of rank 2
 
+    def __call__(self, x):
+        return self.norm(self.conv(x))
+
 
 def test_linen_names():
     params = linen_params()
@@ -105,6 +108,14 @@ def test_equinox_names():
     assert params.conv.bias.ndim == 3
     assert mask.conv.bias is False
     assert mask.patch_norm.weight is False
+    # A mask made from a model is callable, as the model is; it is a tree all the same.
+    assert callable(mask)
+    tx = lars_optax.lars(0.1, weight_decay_mask=mask, trust_ratio_mask=mask)
+    updates, _ = tx.update(params, tx.init(params), params)
+    named, _ = (by_name := lars_optax.lars(0.1)).update(
+        params, by_name.init(params), params
+    )
+    jax.tree.map(np.testing.assert_array_equal, updates, named)
 
 
 @pytest.mark.parametrize(
@@ -123,6 +134,17 @@ def test_equinox_names():
         (("input_layernorm", "weight"), (3, 3), False),
         (("ln_1", "weight"), (3, 3), False),
         (("bn2", "weight"), (3, 3), False),
+        (("LayerNorm2d_0", "weight"), (3, 1, 1), False),
+        (("norms", "0", "weight"), (3, 3), False),  # the index of a list is no name
+        (("layer_normalization", "weight"), (3, 3), False),
+        (("EvoNorm2DS0", "v"), (1, 1, 1, 3), False),
+        (("norm1a", "weight"), (3, 3), False),
+        (("rms_norm", "w"), (3,), False),
+        (("mlp", "biases"), (3, 4), False),
+        (("s4", "B"), (4, 4), True),  # a state-space matrix
+        (("pre_norm_linear", "weight"), (3, 3), True),  # a norm is the last word
+        (("NormDense_0", "v"), (3, 3), True),
+        (("bn_conv", "weight"), (3, 3), True),
         (("normal", "weight"), (3, 3), True),  # not a norm
         (("abnormal_dense", "weight"), (3, 3), True),
         (("learner", "weight"), (3, 3), True),  # "ln" nowhere as a word
@@ -226,6 +248,12 @@ def test_describe_mask_prints_every_leaf_and_totals():
     ]
     everything = lars_optax.describe_mask(True, linen_params())
     assert " no" not in everything
+
+
+def test_describe_mask_knows_stacked_axes():
+    params = {"v": jnp.ones((3, 4)), "m": jnp.ones((3, 4, 4))}
+    table = lars_optax.describe_mask("exclude_bias_and_norm", params, stacked_axes=0)
+    assert [line.split()[-1] for line in table.splitlines()[:2]] == ["yes", "no"]
 
 
 def test_prefix_may_cover_a_subtree_without_leaves():

@@ -31,6 +31,31 @@ def test_updates_have_the_dtype_of_their_parameter_under_strict_promotion(
             assert shapes == [(x.shape, x.dtype) for x in jax.tree.leaves(new_state)]
 
 
+@pytest.mark.parametrize("argument", ["learning_rate", "momentum"])
+@pytest.mark.parametrize("kind", [float, np.float32, np.float64, jnp.float32])
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32", "float64"])
+def test_no_scalar_widens_the_updates_or_the_buffer(argument, kind, dtype):
+    with enable_x64(kind is np.float64 or dtype == "float64"):
+        params, grads = jax.tree.map(lambda x: x.astype(dtype), (PARAMS, GRADS))
+        tx = lars_optax.lars(**{"learning_rate": 0.5, argument: kind(0.5)})
+        start = state = tx.init(params)
+        for _ in range(2):
+            updates, state = tx.update(grads, state, params)
+            assert {x.dtype.name for x in jax.tree.leaves(updates)} == {dtype}
+        same = jax.tree.map(lambda x, y: x.dtype == y.dtype, start, state)
+        assert all(jax.tree.leaves(same))
+
+
+def test_float32_buffer_takes_unrounded_steps():
+    # Steps of 1e-8 vanish in float16 before they are summed, but not in float32.
+    w = {"kernel": jnp.ones((4, 4), jnp.float16)}
+    g = {"kernel": jnp.ones((4, 4), jnp.float16)}
+    tx = lars_optax.lars(1e3, trust_coefficient=1e-8, accumulator_dtype="float32")
+    updates, state = tx.update(g, tx.init(w), w)
+    np.testing.assert_allclose(updates["kernel"], -1e-5 * w["kernel"], rtol=0.01)
+    assert {x.dtype.name for x in jax.tree.leaves(state)} == {"float32"}
+
+
 @pytest.mark.parametrize("value", [1.0, 1e-4])
 def test_half_precision_norms_neither_overflow_nor_vanish(value):
     # In float16 ‖ones(512, 512)‖² = 262144 overflows and (1e-4)² = 1e-8 vanishes.

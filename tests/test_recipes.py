@@ -108,6 +108,38 @@ def test_unknown_names_and_fields_are_refused_with_the_nearest():
         recipes.get("paper-t1-resnet50-sgd-256").replace(lr=0.1)
 
 
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("algorithm", "LARS"),
+        ("decay", "cosine"),
+        ("momentum_order", "post"),
+        ("momentum", 1.5),
+        ("weight_decay", -1.0),
+        ("learning_rate", float("nan")),
+        ("mask", False),
+    ],
+)
+def test_a_bad_value_is_refused(field, value):
+    recipe = recipes.get("paper-t1-resnet50-sgd-256")
+    with pytest.raises(ValueError, match=f"{field}.*{value}"):
+        recipe.replace(**{field: value})
+
+
+def test_a_replaced_field_loses_its_ground():
+    recipe = recipes.get("paper-t7-resnet50-lars-8192")
+    changed = recipe.replace(mask="exclude_bias_and_norm", momentum=0.9)
+    assert "mask" in recipe.inferred
+    assert "mask" not in changed.inferred
+    assert "momentum" not in changed.hints
+
+
+def test_boundaries_that_fall_on_one_step_multiply():
+    recipe = recipes.get("goyal-resnet50-sgd-8192").replace(warmup_epochs=0)
+    rate = recipe.schedule(160)  # 30 and 60 epochs are both one step
+    assert [round(float(rate(t)), 4) for t in range(3)] == [3.2, 0.032, 0.0032]
+
+
 def test_paper_schedule_is_the_authors_solver():
     recipe = recipes.get("paper-t5-alexnet_bn-lars-4096").replace(warmup_start=1.0)
     rate, steps = recipe.schedule(IMAGENET), round(100 * IMAGENET / 4096)

@@ -151,6 +151,13 @@ def test_none_gradients_and_masked_leaves_pass_through():
     assert_equal(updates["conv"], GRADS["conv"])
     assert_equal(updates["head"], update(tx)["head"])
 
+    # The momentum of a leaf outlives a step without its gradient.
+    _, state = tx.update(GRADS, tx.init(PARAMS), PARAMS)
+    _, after = tx.update(some, state, PARAMS)
+    assert_equal(
+        optax.tree.get(after, "trace")["conv"], optax.tree.get(state, "trace")["conv"]
+    )
+
     none_in_both = {**PARAMS, "frozen": None}
     assert update(tx, {**GRADS, "frozen": None}, none_in_both)["frozen"] is None
 

@@ -1,0 +1,60 @@
+"""The gradient transformation itself: decay, ratio, and nothing else."""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from lars_optax._layers import per_layer
+from lars_optax._layerwise import Settings
+from lars_optax._tree import flatten
+
+
+class ScaleByLarsState(NamedTuple):
+    """State of `scale_by_lars` when its weight decay is a schedule."""
+
+    count: jax.Array  # type: ignore[assignment]  # int32, shape (): updates done
+
+
+def transform(
+    settings: Settings, update_dtype: Any = None
+) -> optax.GradientTransformationExtraArgs:
+    """The transform; its updates have `update_dtype`, or that of their parameters."""
+    weight_decay = settings.weight_decay
+
+    def init_fn(params: optax.Params) -> Any:
+        del params
+        if callable(weight_decay):
+            return ScaleByLarsState(count=jnp.zeros([], jnp.int32))
+        return optax.EmptyState()
+
+    def update_fn(
+        updates: optax.Updates, state: Any, params: Any = None, **extra_args: Any
+    ) -> tuple[optax.Updates, Any]:
+        del extra_args
+        beta = weight_decay
+        if callable(weight_decay):
+            beta = weight_decay(state.count)
+            state = ScaleByLarsState(count=optax.safe_increment(state.count))
+        layers = settings.layers(updates, params, beta)
+        adapted = [layer for layer in layers if layer is not None and layer.adapted]
+        ratios = iter(settings.trust_ratios(adapted))
+        _, old, structure = flatten(updates)
+        weights = flatten(params)[1]
+        new = []
+        for layer, grad, weight in zip(layers, old, weights, strict=True):
+            if layer is None:
+                new.append(grad)  # None and MaskedNode stay as they are
+                continue
+            step = layer.leaf.step
+            ratio = (
+                per_layer(next(ratios), step, layer.stacked)
+                if layer.adapted
+                else jnp.asarray(settings.fallback_ratio)
+            )
+            update = ratio.astype(step.dtype) * step
+            new.append(update.astype(update_dtype or jnp.result_type(weight)))
+        return structure.unflatten(new), state
+
+    return optax.GradientTransformationExtraArgs(init_fn, update_fn)
