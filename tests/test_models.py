@@ -1,0 +1,218 @@
+"""The networks' facts: counts, sizes, fillers, masks, precision, refusals.
+
+Sources of the figures: BVLC/caffe models/bvlc_alexnet, borisgin/nvcaffe-0.16
+models/alexnet_bn and models/resnet50, and the paper's Table 4.
+"""
+
+from functools import cache, partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from networks import KEY, make, named_leaves, random_images, random_variables, shapes
+
+import lars_optax
+from examples.imagenet.models import image_pixels, networks
+from examples.imagenet.models.resnet import ResNet
+
+ALEXNETS = ("alexnet", "alexnet_bn", "alexnet_bn_train_val")
+
+
+def outputs(model, side):
+    """Logits, each layer's output and the new moments, as shapes and dtypes."""
+    images = jnp.zeros((2, side, side, 3), jnp.uint8)
+
+    def run(variables):
+        return model.apply(
+            variables,
+            images,
+            train=True,
+            rngs={"dropout": KEY},
+            mutable=["intermediates", "batch_stats"],
+            capture_intermediates=True,
+        )
+
+    logits, state = jax.eval_shape(run, shapes(model, side))
+    found = named_leaves(state["intermediates"])
+    found = {name.replace("/__call__", ""): leaf for name, leaf in found.items()}
+    return logits, found, state.get("batch_stats", {})
+
+
+@pytest.mark.parametrize(
+    ("network", "parameters", "leaves", "running"),
+    [
+        ("alexnet", 60_965_224, 16, 0),
+        ("alexnet_bn", 60_965_224, 16, 2 * (96 + 256 + 384 + 384)),
+        ("alexnet_bn_train_val", 60_966_856, 22, 2 * (96 + 256 + 384 + 384 + 256)),
+        ("resnet50", 25_557_032, 161, 53_120),
+        ("resnet50_v1.5", 25_557_032, 161, 53_120),
+    ],
+)
+def test_parameters_leaves_and_running_statistics(network, parameters, leaves, running):
+    variables = shapes(make(network), image_pixels(network))
+    found = jax.tree.leaves(variables["params"])
+    assert (sum(leaf.size for leaf in found), len(found)) == (parameters, leaves)
+    stats = jax.tree.leaves(variables.get("batch_stats", {}))
+    assert sum(leaf.size for leaf in stats) == running
+
+
+def test_every_recipe_names_a_network():
+    named = {lars_optax.recipes.get(n).network for n in lars_optax.recipes.names()}
+    assert named <= set(networks())
+
+
+@pytest.mark.parametrize("network", ALEXNETS)
+def test_sizes_of_alexnet_and_one_kernel_for_both_groups(network):
+    _, found, _ = outputs(make(network), 227)
+    sides = [found[f"conv{i}"].shape[1] for i in range(1, 6)]
+    assert sides == [55, 27, 13, 13, 13]
+    params = shapes(make(network), 227)["params"]
+    assert params["conv2"]["kernel"].shape == (5, 5, 48, 256)
+    assert params["fc6"]["kernel"].shape == (6 * 6 * 256, 4096)
+
+
+@pytest.mark.parametrize(
+    ("network", "after_1x1"), [("resnet50", 28), ("resnet50_v1.5", 56)]
+)
+def test_v1_halves_in_the_1x1_and_v1_5_in_the_3x3(network, after_1x1):
+    _, found, _ = outputs(make(network), 224)
+    assert found["conv1"].shape[1:] == (112, 112, 64)
+    assert found["stage1_block1/conv1"].shape[1:] == (56, 56, 64)  # VALID would be 55
+    assert found["stage2_block1/conv1"].shape[1] == after_1x1
+    assert found["stage2_block1/conv2"].shape[1] == 28
+    assert found["stage2_block1/conv_projection"].shape[1:] == (28, 28, 512)
+    assert found["stage4_block3"].shape[1:] == (7, 7, 2048)
+
+
+STDS = {f"conv{i}": 0.01 for i in range(1, 6)}
+STDS |= {"fc6": 0.005, "fc7": 0.005, "fc8": 0.01}
+BIASES = {
+    "alexnet": (0, 0.1, 0, 0.1, 0.1, 0.1, 0.1, 0),
+    "alexnet_bn": (0.01, 0.01, 0.01, 0.01, 0.01, 0.1, 0.1, 0.01),
+    "alexnet_bn_train_val": (None, None, None, None, 0.1, 0.1, 0.1, 0),
+}
+# Columns .1 and .0 of the paper's Table 4, swapped for conv4.
+TABLE_4 = {
+    "kernel": (1.87, 5.54, 9.41, 8.15, 6.65, 30.7, 20.5, 20.2),
+    "bias": (0.098, 0.16, 0.196, 0.196, 0.16, 6.4, 6.4, 0.316),
+}
+
+
+@cache
+def initial(model, side):
+    images = jnp.zeros((1, side, side, 3), jnp.uint8)
+    variables = jax.jit(partial(model.init, train=False))(KEY, images)
+    return jax.device_get(variables["params"])
+
+
+def assert_normal(kernel, std):
+    # Five standard errors of a mean and of a standard deviation.
+    error = 5 * std / np.sqrt(kernel.size)
+    assert abs(kernel.mean()) < error
+    assert abs(kernel.std() - std) < error / np.sqrt(2)
+
+
+@pytest.mark.parametrize(
+    ("network", "width"),
+    [("alexnet", 0.25), ("alexnet_bn", 1.0), ("alexnet_bn_train_val", 0.25)],
+)
+def test_fillers_of_alexnet(network, width):
+    params = initial(make(network, width=width), 227)
+    for (layer, std), bias in zip(STDS.items(), BIASES[network], strict=True):
+        assert_normal(params[layer]["kernel"], std)
+        assert ("bias" in params[layer]) == (bias is not None)
+        assert bias is None or (params[layer]["bias"] == np.float32(bias)).all()
+
+
+def test_norms_at_the_first_step_are_those_of_table_4():
+    params = initial(make("alexnet_bn"), 227)
+    for leaf, norms in TABLE_4.items():
+        for layer, norm in zip(STDS, norms, strict=True):
+            found = np.linalg.norm(params[layer][leaf].ravel())
+            # Two or three digits are printed; 5 / √(2n) of conv1's 34,848 is 1.9 %.
+            np.testing.assert_allclose(found, norm, rtol=0.02)
+
+
+@pytest.mark.parametrize("zero", [False, True])
+def test_fillers_of_resnet(zero):
+    model = ResNet(1000, 0.0, 1.0, blocks=(1,), zero_init_last_bn=zero)
+    for name, leaf in named_leaves(initial(model, 8)).items():
+        if name.endswith("kernel"):
+            assert_normal(leaf, np.sqrt(2 / np.prod(leaf.shape[:-1])))
+        else:
+            one = name.endswith("scale") and not (zero and "bn3" in name)
+            assert (leaf == one).all(), name
+
+
+@pytest.mark.parametrize(
+    ("network", "kernels"),
+    [("alexnet", 8), ("alexnet_bn", 8), ("alexnet_bn_train_val", 8), ("resnet50", 54)],
+)
+def test_the_default_mask_is_the_kernels(network, kernels):
+    params = shapes(make(network), image_pixels(network))["params"]
+    mask = named_leaves(lars_optax.exclude_bias_and_norm(params))
+    assert sum(mask.values()) == kernels
+    assert all(name.endswith("kernel") == adapted for name, adapted in mask.items())
+
+
+@pytest.mark.parametrize("network", networks())
+def test_bfloat16_computes_and_float32_keeps(network):
+    side = image_pixels(network)
+    model = make(network, dtype="bfloat16")
+    logits, found, stats = outputs(model, side)
+    kept = jax.tree.leaves((shapes(model, side), stats, logits))
+    assert {leaf.dtype for leaf in kept} == {jnp.dtype("float32")}
+    last = max(name for name in found if name.startswith("fc"))
+    for name, leaf in found.items():
+        logits_here = name in ("__call__", last)
+        assert leaf.dtype == (jnp.float32 if logits_here else jnp.bfloat16), name
+
+
+def test_bfloat16_logits_are_those_of_float32_to_two_digits():
+    wide, narrow = (
+        make("alexnet-bn-small", 10, dtype=d) for d in ("float32", "bfloat16")
+    )
+    variables, images = random_variables(wide, 28), random_images(8, 28)
+    logits, rounded = (
+        jax.jit(partial(model.apply, train=False))(variables, images)
+        for model in (wide, narrow)
+    )
+    assert (logits != rounded).any()
+    # Roundings of 2⁻⁹ in five layers.
+    np.testing.assert_allclose(rounded, logits, atol=0.03 * np.abs(logits).max())
+
+
+@pytest.mark.parametrize("width", [0.01, 0.3])
+@pytest.mark.parametrize("network", ["alexnet", "resnet-small", "alexnet-bn-small"])
+def test_any_width_divides_into_its_groups(network, width):
+    logits, _, _ = outputs(make(network, 7, width=width), image_pixels(network))
+    assert logits.shape == (2, 7)
+
+
+@pytest.mark.parametrize(
+    ("network", "options", "words"),
+    [
+        ("lenet", {}, "network.*lenet.*alexnet_bn"),
+        ("alexnet", {"dtype": "float16"}, "float16.*scale the loss.*bfloat16"),
+        ("alexnet", {"dtype": "int8"}, "dtype.*int8.*float32"),
+        ("alexnet", {"dropout": 1.0}, "dropout.*1.0.*share"),
+        ("alexnet", {"width": 0.0}, "width.*0.0.*above 0"),
+        ("alexnet", {"width": float("nan")}, "width.*nan"),
+        ("alexnet", {"classes": 0}, "classes.*0.*1 or more"),
+        ("alexnet", {"pixel_std": (1.0, 0.0, 1.0)}, "pixel_std.*0.0.*above 0"),
+        ("alexnet", {"bn_axis_name": "batch"}, "bn_axis_name.*batch.*alexnet_bn"),
+        ("alexnet_bn", {"zero_init_last_bn": True}, "zero_init_last_bn.*resnet50"),
+        ("resnet50", {"dropout": 0.5}, "dropout.*0.5.*alexnet"),
+    ],
+)
+def test_what_a_network_does_not_take_is_refused(network, options, words):
+    with pytest.raises(ValueError, match=words):
+        make(network, **options)
+
+
+@pytest.mark.parametrize(("network", "side"), [("alexnet", 38), ("resnet50", 2)])
+def test_images_that_leave_no_pixel_are_refused(network, side):
+    with pytest.raises(ValueError, match=f"images.*{side}×{side}.*{side + 1}"):
+        shapes(make(network), side)
+    assert shapes(make(network, width=0.1), side + 1)

@@ -1,0 +1,215 @@
+"""What the networks compute: against Caffe's layers in NumPy, and in training."""
+
+from functools import partial
+
+import caffe
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from networks import KEY, make, random_images, random_variables
+
+import lars_optax
+from examples.imagenet import engine
+from examples.imagenet.models import layers
+from examples.imagenet.models.resnet import ResNet
+from examples.imagenet.train import Batch, TrainState, train_step
+
+
+def normal(*shape, scale=1.0):
+    random = np.random.default_rng(0)
+    return (scale * random.normal(size=shape)).astype(np.float32)
+
+
+def assert_close(found, expected, tolerance=1e-5):
+    """Float32's roundings, of the largest value."""
+    atol = tolerance * np.abs(expected).max()
+    np.testing.assert_allclose(found, expected, rtol=0, atol=atol)
+
+
+@pytest.mark.parametrize("channels", [1, 4, 16])
+def test_local_response_norm_sums_five_channels_and_divides_alpha(channels):
+    x = normal(2, 3, 3, channels, scale=200.0)  # large enough for α to matter
+    expected = caffe.lrn(x.astype(np.float64))
+    assert np.abs(expected / x).min() < 0.8
+    assert_close(layers.local_response_norm(x), expected)
+
+
+@pytest.mark.parametrize(("size", "out"), [(112, 56), (55, 27), (27, 13), (8, 4)])
+def test_pooling_rounds_up_and_cuts_the_last_window_off(size, out):
+    x = normal(2, size, size, 3) - 5.0  # negative: padding must not win
+    pooled = layers.max_pool(x)
+    assert pooled.shape == (2, out, out, 3)
+    np.testing.assert_array_equal(pooled, caffe.pool(x).astype(np.float32))
+
+
+@pytest.mark.parametrize("as_slices", [True, False])
+@pytest.mark.parametrize("groups", [1, 2, 3])
+def test_grouped_convolution_is_the_loop_over_groups(groups, as_slices):
+    x, kernel = normal(2, 9, 8, 6), normal(3, 3, 6 // groups, 12)
+    found = layers.grouped_conv(x, kernel, groups, 2, 1, as_slices=as_slices)
+    wide = x.astype(np.float64), kernel.astype(np.float64)
+    assert_close(found, caffe.conv(*wide, stride=2, pad=1, group=groups))
+
+
+def test_gradients_of_slices_are_those_of_the_grouped_convolution():
+    x, kernel, cotangent = normal(2, 9, 8, 6), normal(3, 3, 3, 4), normal(2, 9, 8, 4)
+
+    def pulled_back(as_slices):
+        def convolve(x, kernel):
+            return layers.grouped_conv(x, kernel, 2, 1, 1, as_slices=as_slices)
+
+        return jax.vjp(convolve, x, kernel)[1](cotangent)
+
+    jax.tree.map(assert_close, pulled_back(True), pulled_back(False))
+
+
+def test_the_form_of_a_grouped_convolution_does_not_show(monkeypatch):
+    model = make("alexnet", 10, width=1 / 32)
+    variables, images = random_variables(model, 39), random_images(2, 39)
+    logits = []
+    for slow in (True, False):
+        monkeypatch.setattr(layers, "_grouped_convolution_is_slow", lambda s=slow: s)
+        run = jax.jit(partial(model.apply, train=False))
+        assert (
+            "feature_group_count = 2" in run.lower(variables, images).as_text()
+        ) != slow
+        logits.append(run(variables, images))
+    assert_close(*logits)
+
+
+@pytest.mark.parametrize("side", [39, 67])
+@pytest.mark.parametrize("network", caffe.ALEXNETS)
+def test_alexnet_is_the_prototxt(network, side):
+    # Not divided by 64: LRN of pixels near 0 would hide.
+    model = make(network, 10, width=1 / 32, pixel_std=1.0)
+    variables, images = random_variables(model, side), random_images(2, side)
+    logits = jax.jit(partial(model.apply, train=False))(variables, images)
+    wide = jax.tree.map(np.float64, variables)
+    stats = wide.get("batch_stats", {})
+    expected = caffe.alexnet(network, wide["params"], stats, images - 128.0)
+    assert_close(logits, expected)
+
+
+@pytest.mark.parametrize("v1", [True, False], ids=["v1", "v1.5"])
+@pytest.mark.parametrize("small_stem", [False, True], ids=["pooled", "small_stem"])
+def test_resnet_is_the_prototxt(v1, small_stem):
+    model = ResNet(
+        10,
+        (100.0, 110.0, 120.0),
+        256.0,
+        width=1 / 16,
+        blocks=(2, 1),
+        stride_in=1 if v1 else 2,
+        small_stem=small_stem,
+    )
+    variables, images = random_variables(model, 24), random_images(2, 24)
+    logits = jax.jit(partial(model.apply, train=False))(variables, images)
+    wide = jax.tree.map(np.float64, variables)
+    expected = caffe.resnet(
+        (2, 1),
+        wide["params"],
+        wide["batch_stats"],
+        (images - np.array([100.0, 110.0, 120.0])) / 256.0,
+        v1=v1,
+        small_stem=small_stem,
+    )
+    assert_close(logits, expected)
+
+
+def test_dropout_drops_half_in_training_alone_and_doubles_the_rest():
+    model = make("alexnet", 10, width=1 / 8)
+    variables, images = random_variables(model, 39), random_images(4, 39)
+
+    @partial(jax.jit, static_argnames="train")
+    def run(train):
+        rngs = {"dropout": KEY} if train else {}
+        options = {"train": train, "rngs": rngs, "capture_intermediates": True}
+        _, state = model.apply(variables, images, **options)
+        return {
+            k: v["__call__"][0]
+            for k, v in state["intermediates"].items()
+            if k[0] in "df"
+        }
+
+    for train in (True, False):
+        found = run(train)
+        kept = []
+        for fc, drop in (("fc6", "drop6"), ("fc7", "drop7")):
+            before, after = np.maximum(found[fc], 0), found[drop]
+            on = before > 0
+            kept.append((after != 0)[on])
+            np.testing.assert_array_equal(
+                after[after != 0], (1 + train) * before[after != 0]
+            )
+        # Five standard errors of a share of one half.
+        margin = 2.5 / np.sqrt(min(k.size for k in kept))
+        for k in kept:
+            assert abs(k.mean() - 0.5) < margin if train else k.all()
+
+
+def test_dropout_follows_its_key_and_0_needs_none():
+    model = make("alexnet", 10, width=1 / 16)
+    variables, images = random_variables(model, 39), random_images(2, 39)
+
+    @jax.jit
+    def run(key):
+        return model.apply(variables, images, train=True, rngs={"dropout": key})
+
+    one, again, other = (run(jax.random.key(s, impl="rbg")) for s in (0, 0, 1))
+    np.testing.assert_array_equal(one, again)
+    assert np.abs(one - other).min() > 0
+    plain = make("alexnet", 10, width=1 / 16, dropout=0.0)
+    trained, evaluated = (
+        jax.jit(partial(plain.apply, train=train))(variables, images)
+        for train in (True, False)
+    )
+    assert_close(trained, evaluated)
+
+
+def test_synchronised_batch_norm_is_that_of_one_device():
+    devices = engine.start_devices(None)[:4]
+    images = random_images(16, 12)
+    images[:4] //= 4  # one device's images differ from the others'
+    whole = make("alexnet-bn-small", 10, width=0.5)
+    synced = make("alexnet-bn-small", 10, width=0.5, bn_axis_name="batch")
+    variables = random_variables(whole, 12)
+
+    def run(model, images):
+        return model.apply(variables, images, train=True, mutable=["batch_stats"])
+
+    expected = jax.jit(partial(run, whole))(images)
+    shares = images.reshape(4, 4, 12, 12, 3)
+    logits, stats = jax.pmap(partial(run, synced), "batch", devices=devices)(shares)
+    assert_close(logits.reshape(16, 10), expected[0])
+    for device in range(4):
+        own = jax.tree.map(lambda s, d=device: s[d], stats)
+        jax.tree.map(assert_close, own, expected[1])
+
+
+@pytest.mark.parametrize(
+    ("network", "side"), [("alexnet", 67), ("alexnet_bn", 67), ("resnet50", 32)]
+)
+def test_one_lars_step_moves_every_kernel_by_the_same_share_of_its_norm(network, side):
+    """Without decay and momentum ‖Δw‖ = γ·η·‖w‖, wherever a gradient arrives."""
+    model = make(network, 10, width=1 / 16, dropout=0.0 if "alex" in network else None)
+    tx = lars_optax.lars(10.0, trust_coefficient=0.001, momentum=None)
+    variables = random_variables(model, side)
+    params, stats = variables["params"], variables.get("batch_stats", {})
+    labels = np.arange(8, dtype=np.int32)
+    batch = Batch(random_images(8, side), labels)
+    state = TrainState(jnp.zeros((), jnp.int32), params, stats, tx.init(params))
+    step = jax.jit(partial(train_step, model=model, tx=tx, axis_name=None))
+    # Runs once: half the time of compiling for speed.
+    fast = step.lower(state, batch).compile({"xla_backend_optimization_level": 0})
+    new, metrics = jax.device_get(fast(state, batch))
+    assert np.isfinite(metrics["loss"])
+
+    def check(adapted, old, new):
+        if adapted:
+            moved = np.linalg.norm((new - old).ravel()) / np.linalg.norm(old.ravel())
+            # new − old has lost two digits of float32's seven.
+            np.testing.assert_allclose(moved, 0.01, rtol=1e-4)
+
+    mask = lars_optax.exclude_bias_and_norm(params)
+    jax.tree.map(check, mask, params, new.params)
