@@ -1,9 +1,11 @@
 """Law: what the README shows runs, and the quickstart learns."""
 
+import json
 import re
 from pathlib import Path
 
-README = Path(__file__).parent.parent / "README.md"
+ROOT = Path(__file__).parent.parent
+README = ROOT / "README.md"
 
 
 def test_code_blocks_run(capsys):
@@ -21,3 +23,14 @@ def test_quickstart_learns(capsys):
 
     assert quickstart.main() > 0.95  # 98.7 % when written; chance is 10 %
     assert "dense2/kernel" in capsys.readouterr().out
+
+
+def test_table_is_that_of_the_committed_run():
+    from examples.imagenet.demo import cells
+
+    run = json.loads((ROOT / "benchmarks/results/demo.json").read_text())
+    for row in run["rows"]:
+        assert "| " + " | ".join(cells(row)) + " |" in README.read_text()
+    sweep = json.loads((ROOT / "benchmarks/results/demo_sweep.json").read_text())
+    best = {name: method["best"] for name, method in sweep["methods"].items()}
+    assert best == {row["method"]: row["learning_rate"] for row in run["rows"]}

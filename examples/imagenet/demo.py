@@ -13,6 +13,7 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
@@ -89,7 +90,7 @@ def row(method: str, rate: float, results: list[Result]) -> dict[str, Any]:
     }
 
 
-_HEAD = ("method", "batch", "updates", "rate", "test accuracy", "test s.e.", "time")
+_HEAD = ("method", "batch", "updates", "rate", "test acc.", "s.e.", "time")
 
 
 def cells(r: dict[str, Any]) -> tuple[str, ...]:
@@ -108,7 +109,7 @@ def cells(r: dict[str, Any]) -> tuple[str, ...]:
 def caption(devices: int) -> str:
     return (
         f"{EPOCHS} epochs of 3,200 images on {devices} devices. Test accuracy: mean ±"
-        f" standard deviation over {len(SEEDS)} seeds, on 1,000 images; test s.e.:"
+        f" standard deviation over {len(SEEDS)} seeds, on 1,000 images; s.e.:"
         " that mean's binomial standard error. Rate: best on validation, of as many"
         " for each method. Time: of one run's training."
     )
@@ -120,7 +121,7 @@ def markdown(rows: list[dict[str, Any]], note: str) -> str:
 
 
 def show(rows: list[dict[str, Any]], note: str, console: Console) -> None:
-    table = Table(caption=note)
+    table = Table(caption=note, box=SIMPLE_HEAD)
     for i, head in enumerate(_HEAD):
         table.add_column(head, justify="right" if i else "left")
     for r in rows:

@@ -44,7 +44,8 @@ def progress(
             nonlocal printed
             if record["kind"] == "epoch" and record["step"] * lines // steps > printed:
                 printed = record["step"] * lines // steps
-                console.print(f"{label}: {_epoch_line(record)}", highlight=False)
+                text = f"{label}: {_epoch_line(record)}"
+                console.print(text, highlight=False, soft_wrap=True)
 
         yield line
         return
