@@ -136,7 +136,7 @@ def test_derivative_through_a_step_is_finite_where_norms_are_zero(denominator):
 def test_derivative_through_a_step_is_the_difference_quotient(x64):
     tx = lars_optax.lars(0.3, 0.01, True, 0.01, 0.0, True)
     w, g = jnp.asarray([1.0, -2.0, 0.5]), jnp.asarray([0.3, 0.1, 2.0])
-    check_grads(lambda w, g: update(tx, g, w), (w, g), order=2)
+    check_grads(lambda w, g: update(tx, g, w), (w, g), order=1)
 
 
 def test_none_gradients_and_masked_leaves_pass_through():

@@ -54,18 +54,18 @@ def progress(
         BarColumn(),
         MofNCompleteColumn(),
         TimeRemainingColumn(),
-        TextColumn(
-            "loss {task.fields[loss]:.3f}  accuracy {task.fields[accuracy]:.2%}"
-        ),
+        TextColumn("{task.fields[loss]}"),
+        TextColumn("{task.fields[accuracy]}"),
     )
     with Progress(*columns, console=console) as bar:
-        task = bar.add_task(label, total=steps, loss=np.nan, accuracy=np.nan)
+        task = bar.add_task(label, total=steps, loss="compiling", accuracy="")
 
         def show(record: Record) -> None:
             if record["kind"] == "step":
-                bar.update(task, completed=record["step"] + 1, loss=record["loss"])
+                loss = f"loss {record['loss']:.3f}"
+                bar.update(task, completed=record["step"] + 1, loss=loss)
             elif record["kind"] == "epoch":
-                bar.update(task, accuracy=record["accuracy"])
+                bar.update(task, accuracy=f"accuracy {record['accuracy']:.2%}")
 
         yield show
 
