@@ -86,12 +86,13 @@ def check_updates(updates: Any, params: Any) -> None:
     if grad_structure != structure:
         missing = [path for path in paths if path not in grad_paths]
         extra = [path for path in grad_paths if path not in paths]
+        differences = [
+            *([f"updates have nothing at {some(missing)}"] if missing else []),
+            *([f"params have nothing at {some(extra)}"] if extra else []),
+        ] or [f"their containers differ: {grad_structure} and {structure}"]
         raise ValueError(
-            "updates and params must be trees of one structure: "
-            + (f"updates have nothing at {some(missing)}; " if missing else "")
-            + (f"params have nothing at {some(extra)}; " if extra else "")
-            + ("" if missing or extra else "the paths agree, their containers do not; ")
-            + f"updates are {grad_structure}, params are {structure}."
+            "updates and params must be trees of one structure, but "
+            f"{' and '.join(differences)}."
         )
     for path, grad, weight in zip(paths, grads, weights, strict=True):
         if grad is not None:
