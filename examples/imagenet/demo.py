@@ -121,7 +121,7 @@ def markdown(rows: list[dict[str, Any]], note: str) -> str:
 
 
 def show(rows: list[dict[str, Any]], note: str, console: Console) -> None:
-    table = Table(caption=note, box=SIMPLE_HEAD, pad_edge=False)
+    table = Table(caption=note, box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
     for i, head in enumerate(_HEAD):
         table.add_column(head, justify="right" if i else "left")
     for r in rows:
