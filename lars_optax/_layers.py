@@ -70,8 +70,9 @@ def resolve_axis_names(
         return [()] * len(stacked)
     if isinstance(axis_name, str):
         return [(axis_name,)] * len(stacked)
-    if isinstance(axis_name, tuple) and all(isinstance(x, str) for x in axis_name):
-        return [tuple(axis_name)] * len(stacked)
+    # Not isinstance: in older versions of jax a PartitionSpec is a tuple too.
+    if type(axis_name) is tuple and all(isinstance(x, str) for x in axis_name):
+        return [axis_name] * len(stacked)
     if isinstance(axis_name, list):
         raise ValueError(f"axis_name must be a tuple of names, got {axis_name!r}.")
     specs = broadcast_prefix(

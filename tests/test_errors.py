@@ -192,6 +192,7 @@ def test_stacked_lengths_must_agree():
 def test_bad_axis_names_are_refused():
     for axes, message in [
         ({"conv": "x", "head": "x"}, "PartitionSpec"),
+        (["x", "y"], "tuple of names"),
         (jax.sharding.PartitionSpec(None, "x"), "'conv/bias', which has only 1"),
     ]:
         tx = lars_optax.scale_by_lars(trust_ratio_mask=True, axis_name=axes)

@@ -11,6 +11,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from trees import PARAMS, assert_equal, update
 
 import lars_optax
+from lars_optax._layers import resolve_axis_names
 
 
 @pytest.mark.parametrize("stacked_axes", [0, -1, {"conv": 1, "rest": 0}])
@@ -79,3 +80,13 @@ def test_pmap_over_sharded_parameters_sums_over_its_axis():
     )
     whole = lars_optax.scale_by_lars(0.1, True, 0.01, 0.0, True)
     assert_equal(got, update(whole, grads, params), rtol=2e-6)
+
+
+def test_a_bare_spec_is_a_spec_and_a_tuple_of_names_is_names():
+    params, spec = {"kernel": jnp.ones((4, 4))}, PartitionSpec("x")
+    # Each device has its own layers on a sharded stacking axis: nothing to sum.
+    assert resolve_axis_names(spec, params, [0]) == [()]
+    assert resolve_axis_names(spec, params, [None]) == [("x",)]
+    assert resolve_axis_names(("x", "y"), params, [0]) == [("x", "y")]
+    pair = (params["kernel"], params["kernel"])
+    assert resolve_axis_names((spec, PartitionSpec()), pair, [None] * 2) == [("x",), ()]

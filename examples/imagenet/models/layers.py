@@ -141,7 +141,7 @@ def grouped_conv(
 
 
 def _grouped_convolution_is_slow() -> bool:
-    """True on CPUs, where XLA does group by group what it does fast as slices."""
+    """True on CPUs: XLA computes slices much faster there than groups."""
     return jax.default_backend() == "cpu"
 
 
