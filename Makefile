@@ -20,7 +20,7 @@ train: $(STAMP)
 	$(PY) -m examples.imagenet.demo
 
 test: $(STAMP)
-	$(PY) -m pytest -n auto --maxprocesses 4
+	$(PY) -m pytest -n auto --maxprocesses 4 --dist worksteal
 
 lint: $(STAMP)
 	$(PY) -m ruff format --check .

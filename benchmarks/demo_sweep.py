@@ -18,8 +18,9 @@ import jax
 from examples.imagenet.data import Dataset, load
 from examples.imagenet.demo import METHODS, SWEEP, configure, protocol
 from examples.imagenet.engine import start_devices
-from examples.imagenet.loop import Trainer, fit
-from examples.imagenet.report import provenance
+from examples.imagenet.loop import fit
+from examples.imagenet.provenance import provenance
+from examples.imagenet.trainer import Trainer
 
 SEEDS = (100, 101)  # not those of the demo
 RATES = 8
@@ -50,7 +51,7 @@ def sweep(method: str, data: Dataset, devices: list[jax.Device]) -> dict[str, An
 
 
 def main() -> None:
-    devices, data = start_devices(None), load("mnist", 0)
+    devices, data = start_devices(None), load("mnist")
     record = provenance() | {
         "devices": len(devices),
         "seeds": SEEDS,

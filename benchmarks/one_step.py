@@ -23,39 +23,23 @@ import jax
 import numpy as np
 
 import lars_optax
-from examples.imagenet.models import image_pixels, make_model
-from examples.imagenet.report import provenance
+from examples.imagenet.models import image_pixels, make_model, published_pixel_std
+from examples.imagenet.provenance import provenance
 from examples.imagenet.train import Batch, init_state, train_step
 
-# Network: pixel_std of the authors' files.
-NETWORKS = {"alexnet": 1.0, "alexnet_bn": 256.0, "resnet50": 256.0}
+NETWORKS = ("alexnet", "alexnet_bn", "resnet50")
 BATCH = 8
 STEPS = 2  # the first also touches its memory for the first time
 RESULTS = Path("benchmarks/results/one_step.json")
 
 
-class Keyed:
-    """A network whose dropout has the same key in every step."""
-
-    def __init__(self, model: Any) -> None:
-        self.init = model.init
-        self._model = model
-
-    def apply(self, *arguments: Any, **options: Any) -> Any:
-        """The network's own, with the key."""
-        key = jax.random.key(1, impl="rbg")
-        return self._model.apply(*arguments, **{"rngs": {"dropout": key}} | options)
-
-
 def measure(network: str, batch_size: int) -> dict[str, Any]:
     jax.config.update("jax_platforms", "cpu")
     side = image_pixels(network)
-    model: Any = Keyed(
-        make_model(network, classes=1000, pixel_mean=128.0, pixel_std=NETWORKS[network])
-    )
+    std = published_pixel_std(network) or 1.0
+    model = make_model(network, classes=1000, pixel_mean=128.0, pixel_std=std)
     tx = lars_optax.lars(1.0, weight_decay=5e-4)
-    key = jax.random.key(0, impl="rbg")
-    init = partial(init_state, key, model, tx, (side, side, 3))
+    init = partial(init_state, 0, model, tx, (side, side, 3))
     start = time.perf_counter()
     state = jax.block_until_ready(init())
     record: dict[str, Any] = {"init_seconds": time.perf_counter() - start}

@@ -55,6 +55,7 @@ class Recipe:
       weight_decay: β.
       mask: what is decayed and, with LARS, adapted: True for all leaves.
       trust_coefficient: η, for LARS.
+      fallback_ratio: of what LARS does not adapt, and at zero norms.
       label_smoothing: of the loss.
       top1: the test accuracy the source prints, a fraction; None if it prints none.
       inferred: field to the ground for its value.
@@ -83,6 +84,7 @@ class Recipe:
     weight_decay: float | None
     mask: Mask = True
     trust_coefficient: float = 0.001
+    fallback_ratio: float = 1.0
     label_smoothing: float = 0.0
     top1: float | None = None
     inferred: Mapping[str, str] = dataclasses.field(default_factory=dict)
@@ -173,7 +175,11 @@ class Recipe:
         trace = optax.trace(self.momentum, self.nesterov)
         if self.algorithm == "lars":
             scale = scale_by_lars(
-                self.weight_decay, self.mask, self.trust_coefficient, 0.0, self.mask
+                self.weight_decay,
+                self.mask,
+                self.trust_coefficient,
+                trust_ratio_mask=self.mask,
+                fallback_ratio=self.fallback_ratio,
             )
         else:
             mask = exclude_bias_and_norm if self.mask == BY_ROLE else self.mask

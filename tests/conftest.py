@@ -8,6 +8,13 @@ jax.config.update("jax_num_cpu_devices", 4)
 jax.config.update("jax_platforms", "cpu")
 
 
+@pytest.fixture(scope="module", autouse=True)
+def compile_fast(request):
+    """Tests take longer to compile than to run, but for those of whole AlexNets."""
+    fast = request.path.name != "test_models.py"
+    jax.config.update("jax_disable_most_optimizations", fast)
+
+
 @pytest.fixture
 def x64():
     """Run the test in float64."""

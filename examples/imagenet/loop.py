@@ -1,206 +1,237 @@
-"""The loop: epochs of updates, an exact evaluation after each, a log of both.
+"""The loop: updates, an exact evaluation after each epoch, checkpoints, a log of all.
 
-`Trainer` is one configuration compiled once; `fit` runs it for a seed. A loss that is
-not finite ends the run: the result says so and is measured on the last parameters.
+A loss or gradient that is not finite ends the run: the log says where it arose, and the
+result is measured on the parameters before it. A state that is not finite is never
+saved. A signal ends the run with a checkpoint.
 """
 
-import json
-import math
+import signal
+import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
-from functools import partial
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 import jax
 import numpy as np
 
-from .config import Config, check_batch
-from .data import Dataset, Split, batch_index, padded_batches
-from .engine import assert_replicated, parallelize, replicate
-from .models import make_model
-from .optimizer import make_optimizer, make_schedule
-from .train import Batch, TrainState, eval_step, init_state, train_step
+from lars_optax import LayerStats
 
-_Pending = tuple[int, dict[str, jax.Array]]  # a step and its unfetched metrics
+from .checkpoint import Checkpoints
+from .diagnose import first_not_finite, leaf_not_finite
+from .engine import assert_replicated
+from .log import Log, Record
+from .train import TrainState
+from .trainer import Scores, Trainer
 
-
-@dataclass(frozen=True)
-class Scores:
-    loss: float
-    accuracy: float
-    count: int  # images evaluated
+_Pending = tuple[int, dict[str, Any]]  # a step and its unfetched metrics
 
 
 @dataclass(frozen=True)
 class Result(Scores):
     updates: int
     diverged: bool
-    seconds: float  # of training, without compilation and evaluation
+    seconds: float  # of training, without compilation, evaluation and saving
 
 
-class Trainer:
-    """A configuration bound to data and devices; compiled at its first step."""
+class Stopped(Exception):
+    """A signal ended the run, after a checkpoint."""
 
-    def __init__(
-        self, config: Config, data: Dataset, devices: Sequence[jax.Device]
-    ) -> None:
-        run = config.run
-        check_batch(run.batch_size, len(devices), len(data.train.labels))
-        self.config, self.data, self.devices = config, data, devices
-        self.eval_split: Split = getattr(data, config.data.evaluate_on)
-        if not len(self.eval_split.labels):
-            raise ValueError("--validation-images: got 0; evaluate on the test images")
-        self.steps_per_epoch = len(data.train.labels) // run.batch_size
-        # Rounded up to a size every device gets an equal share of.
-        self.eval_batch = -(-run.eval_batch_size // len(devices)) * len(devices)
-        self.schedule = make_schedule(
-            config.optimizer, steps_per_epoch=self.steps_per_epoch, epochs=run.epochs
-        )
-        self.updates = self.steps_per_epoch * run.epochs
-        self.rates = np.asarray(jax.vmap(self.schedule)(np.arange(self.updates)))
-        self.model = make_model(
-            config.model.network,
-            classes=data.classes,
-            width=config.model.width,
-            pixel_mean=float(data.train.images.mean()),
-            pixel_std=float(data.train.images.std()),
-        )
-        self.tx = make_optimizer(config.optimizer, self.schedule)
-        self.step = parallelize(
-            partial(train_step, model=self.model, tx=self.tx),
-            devices,
-            donate_state=True,
-        )
-        self.eval_step = parallelize(partial(eval_step, model=self.model), devices)
-        self._compiled = False
-
-    def init(self, seed: int) -> TrainState:
-        shape = self.data.train.images.shape[1:]
-        # XLA takes twelve seconds to compile the default generator on a CPU.
-        key = jax.random.key(seed, impl="rbg")
-        state = init_state(key, self.model, self.tx, shape)
-        copies: TrainState = replicate(state, self.devices)
-        return copies
-
-    def compile(self) -> None:
-        """Runs one step and one evaluation on a state that is thrown away."""
-        if self._compiled:
-            return
-        images = self.data.train.take(np.arange(self.config.run.batch_size))
-        state, _ = self.step(self.init(0), Batch(*images))
-        self.evaluate(state)
-        self._compiled = True
-
-    def evaluate(self, state: TrainState) -> Scores:
-        """Mean loss and accuracy over every image of the split, each exactly once."""
-        loss, correct, count = 0.0, 0, 0
-        for images, mask in padded_batches(self.eval_split, self.eval_batch):
-            sums = jax.device_get(self.eval_step(state, Batch(*images, mask)))
-            loss += sums["loss"].item()
-            correct += sums["correct"].item()
-            count += sums["count"].item()
-        if count != len(self.eval_split.labels):
-            raise RuntimeError(
-                f"evaluated {count} images of {len(self.eval_split.labels)}"
-            )
-        return Scores(loss / count, correct / count, count)
-
-
-class Log:
-    """JSON lines to a file, each also handed to `show`."""
-
-    def __init__(self, file: TextIO, show: Callable[[dict[str, Any]], None]) -> None:
-        self._file, self._show = file, show
-
-    def write(self, **record: Any) -> None:
-        self._show(record)
-        # Strict JSON has no NaN: what is not finite becomes null.
-        strict = {k: None if _lost(v) else v for k, v in record.items()}
-        self._file.write(json.dumps(strict, allow_nan=False) + "\n")
-        self._file.flush()
-
-
-def _lost(value: Any) -> bool:
-    return isinstance(value, float) and not math.isfinite(value)
+    def __init__(self, signum: int, updates: int) -> None:
+        super().__init__(f"{signal.Signals(signum).name} after update {updates}")
+        self.signum, self.updates = signum, updates
 
 
 def fit(
     trainer: Trainer,
     seed: int,
     log_path: Path,
-    show: Callable[[dict[str, Any]], None] = lambda record: None,
+    show: Callable[[Record], None] = lambda record: None,
+    checkpoints: Checkpoints | None = None,
 ) -> Result:
-    """Trains from `seed`; logs the configuration, each step, each epoch, the result."""
-    trainer.compile()
+    """Trains from `seed`, or from the newest checkpoint; logs all it does.
+
+    With `checkpoints`, SIGTERM and SIGINT save one and raise `Stopped`.
+    """
     run = replace(trainer.config.run, seed=seed)
-    state, seconds, diverged = trainer.init(seed), 0.0, False
-    log_path.parent.mkdir(parents=True, exist_ok=True)
-    with log_path.open("w") as file:
-        log = Log(file, show)
-        log.write(kind="config", **asdict(replace(trainer.config, run=run)))
-        for epoch in range(run.epochs):
-            start = time.perf_counter()
-            state, diverged = _train_epoch(trainer, state, seed, epoch, log)
-            seconds += time.perf_counter() - start
-            assert_replicated(state)
-            scores = trainer.evaluate(state)
-            log.write(
-                kind="epoch",
-                epoch=epoch + 1,
-                step=int(state.step),
-                split=trainer.config.data.evaluate_on,
-                **asdict(scores),
-                seconds=seconds,
+    trainer.compile()
+    state, seconds, done = trainer.init(seed), 0.0, 0
+    restored = checkpoints.restore(state) if checkpoints else None
+    if restored:
+        state, record = restored
+        seconds, done = record["seconds"], int(state.step)
+    with Log(log_path, show, done if restored else None) as log:
+        if restored:
+            log.write(kind="resume", step=done, versions=record["versions"])
+        else:
+            log.write(kind="config", **asdict(replace(trainer.config, run=run)))
+        training = _Training(trainer, seed, state, log, seconds)
+        if checkpoints is None:
+            return training.run(done)
+        with checkpoints, _stop_signals() as signals:
+            return training.run(done, checkpoints, signals)
+
+
+class _Training:
+    """A run on its way: the state, what is not logged yet, the clock."""
+
+    def __init__(
+        self, trainer: Trainer, seed: int, state: TrainState, log: Log, seconds: float
+    ) -> None:
+        self.trainer, self.seed, self.state, self.log = trainer, seed, state, log
+        self.seconds = seconds
+        self.pending: list[_Pending] = []
+        self.scores: Scores | None = None  # of the present state
+        self._restart_clock()
+
+    def run(
+        self,
+        done: int,
+        checkpoints: Checkpoints | None = None,
+        signals: Sequence[int] = (),
+    ) -> Result:
+        """The updates from number `done` on."""
+        run = self.trainer.config.run
+        while done < self.trainer.updates:
+            self._update(done)
+            done += 1
+            ends_epoch = done in self.trainer.epochs
+            asked = run.checkpoint_every and done % run.checkpoint_every == 0
+            saves = checkpoints and (ends_epoch or asked or signals)
+            if ends_epoch or saves or len(self.pending) == run.log_every:
+                if not self._flush() or (saves and not self._may_be_saved(done)):
+                    self._evaluate(done, self.trainer.epoch(done))
+                    return self._result(diverged=True)
+                if ends_epoch:
+                    self._evaluate(done, self.trainer.epochs[done])
+                if checkpoints and saves:
+                    accuracy = self.scores.accuracy if self.scores else None
+                    checkpoints.save(self.state, done, self.seconds, accuracy)
+                    if signals:
+                        self.log.write(kind="stopped", step=done)
+                        raise Stopped(signals[0], done)
+                self._restart_clock()
+        return self._result(diverged=False)
+
+    def _restart_clock(self) -> None:
+        self._start, self._waited = time.perf_counter(), 0.0
+
+    def _update(self, step: int) -> None:
+        start = time.perf_counter()
+        batch = self.trainer.batch(self.seed, step)
+        self._waited += time.perf_counter() - start
+        self.state, metrics = self.trainer.step(self.state, batch)
+        self.pending.append((step, metrics))
+        self.scores = None
+
+    def _flush(self) -> bool:
+        """Fetches and logs the pending steps; False if one of them was not finite."""
+        trainer, every = self.trainer, self.trainer.config.run.layers_every
+        fetched = jax.device_get([metrics for _, metrics in self.pending])
+        seconds = time.perf_counter() - self._start
+        self.seconds += seconds
+        for (step, _), metrics in zip(self.pending, fetched, strict=True):
+            rate = trainer.rates[step].item()
+            self.log.write(
+                kind="step",
+                step=step,
+                epoch=trainer.epoch(step),
+                learning_rate=rate,
+                loss=metrics["loss"].item(),
+                accuracy=metrics["accuracy"].item(),
             )
-            if diverged:
-                break
+            layers = metrics["layers"]
+            if not metrics["finite"]:
+                where = self._where(step, layers.grad_norm)
+                self.log.write(kind="not_finite", step=step, where=where)
+                return False
+            if every and step % every == 0:
+                table = self._table(layers, rate)
+                self.log.write(kind="layers", step=step, layers=table)
+        images = len(self.pending) * trainer.config.run.batch_size
+        self.log.write(
+            kind="speed",
+            step=self.pending[-1][0] + 1,
+            images_per_second=images / seconds,
+            images_per_second_per_device=images / seconds / len(trainer.devices),
+            data_wait=self._waited / seconds,
+        )
+        self.pending = []
+        return True
+
+    def _may_be_saved(self, done: int) -> bool:
+        """Whether it is finite: an update can overflow though its loss did not."""
+        name = leaf_not_finite(self.state)
+        if name:
+            self.log.write(kind="not_finite", step=done - 1, where=f"the new {name}")
+        return name is None
+
+    def _table(self, layers: LayerStats, rate: float) -> dict[str, dict[str, float]]:
+        """Each leaf's ‖w‖, ‖g‖, λ and γλ."""
+        columns = layers._asdict() | {"local_rate": rate * layers.trust_ratio}
+        return {
+            name: {key: column[i].item() for key, column in columns.items()}
+            for i, name in enumerate(self.trainer.layer_names)
+        }
+
+    def _where(self, step: int, grad_norm: np.ndarray) -> str:
+        """The first layer that was not finite: found by running the step again."""
+        trainer = self.trainer
+        batch = trainer.batch(self.seed, step)
+        found = first_not_finite(trainer.model, self.state, batch, trainer.plan.slot)
+        if found:
+            return found
+        lost = np.flatnonzero(~np.isfinite(grad_norm))
+        if not lost.size:
+            return "the loss"
+        names = [trainer.layer_names[i] for i in lost]
+        return f"the gradient of {', '.join(names[:3])} ({len(names)} leaves)"
+
+    def _evaluate(self, done: int, epoch: float) -> None:
+        assert_replicated(self.state)
+        self.scores = self.trainer.evaluate(self.state)
+        self.log.write(
+            kind="epoch",
+            epoch=epoch,
+            step=done,
+            split=self.trainer.config.data.evaluate_on,
+            **asdict(self.scores),
+            seconds=self.seconds,
+        )
+
+    def _result(self, *, diverged: bool) -> Result:
+        scores = self.scores or self.trainer.evaluate(self.state)
         result = Result(
             **asdict(scores),
-            updates=int(state.step),
+            updates=int(self.state.step),
             diverged=diverged,
-            seconds=seconds,
+            seconds=self.seconds,
         )
-        log.write(kind="result", **asdict(result))
-    return result
+        self.log.write(kind="result", **asdict(result))
+        return result
 
 
-def _train_epoch(
-    trainer: Trainer, state: TrainState, seed: int, epoch: int, log: Log
-) -> tuple[TrainState, bool]:
-    """The state after the epoch, or as soon as a loss that is not finite is seen."""
-    run, train = trainer.config.run, trainer.data.train
-    start = time.perf_counter()
-    pending: list[_Pending] = []
-    first = epoch * trainer.steps_per_epoch
-    last = first + trainer.steps_per_epoch - 1
-    for step in range(first, last + 1):
-        index = batch_index(seed, step, len(train.labels), run.batch_size)
-        state, metrics = trainer.step(state, Batch(*train.take(index)))
-        pending.append((step, metrics))
-        if len(pending) == run.log_every or step == last:
-            losses = _flush(trainer, pending, log, start)
-            if not np.isfinite(losses).all():
-                return state, True
-            pending = []
-    return state, False
+@contextmanager
+def _stop_signals() -> Iterator[Sequence[int]]:
+    """A list to which SIGTERM and SIGINT add themselves; a second one acts at once."""
+    received: list[int] = []
+    before: dict[int, Any] = {}
 
+    def receive(signum: int, frame: object) -> None:
+        received.append(signum)
+        restore()
 
-def _flush(
-    trainer: Trainer, pending: list[_Pending], log: Log, start: float
-) -> list[float]:
-    """Fetches the metrics of the pending steps at once, logs them, returns losses."""
-    fetched = jax.device_get([metrics for _, metrics in pending])
-    seconds = time.perf_counter() - start
-    for (step, _), metrics in zip(pending, fetched, strict=True):
-        log.write(
-            kind="step",
-            step=step,
-            epoch=step / trainer.steps_per_epoch,
-            learning_rate=trainer.rates[step].item(),
-            loss=metrics["loss"].item(),
-            accuracy=metrics["accuracy"].item(),
-            epoch_seconds=seconds,
-        )
-    return [metrics["loss"].item() for metrics in fetched]
+    def restore() -> None:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+    # Python lets the main thread alone handle signals.
+    if threading.current_thread() is threading.main_thread():
+        for signum in (signal.SIGTERM, signal.SIGINT):
+            before[signum] = signal.signal(signum, receive)
+    try:
+        yield received
+    finally:
+        restore()

@@ -1,57 +1,135 @@
 """The command line of one run: flags to configuration, then devices, data, training.
 
-Leaves `log.jsonl` and `curves.png` in `--out`. Bad input ends with one line that
-names the flag; nothing is written then.
+Leaves `log.jsonl`, `curves.png` and checkpoints in `--out`. Bad input ends with a
+message that names the flag; nothing is written then.
 """
 
+import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
+import jax
 import tyro
 from rich.console import Console
 
+from .checkpoint import Checkpoints, exist, remove
 from .config import Config
 from .data import load
+from .dry_run import describe
 from .engine import start_devices
-from .loop import Result, Trainer, fit
+from .log import Record, read_log, tensorboard
+from .loop import Result, Stopped, fit
+from .models import image_pixels
+from .recipe import configure
 from .report import plot_runs, progress
+from .trainer import Trainer
 
 _PNG = "curves.png"
+_LOG = "log.jsonl"
 
 
-def main(arguments: Sequence[str] | None = None) -> Result:
-    """Trains one network once; returns what the last line prints."""
+def parse(arguments: Sequence[str] | None) -> Config:
+    """The flags over the defaults, or over those of the recipe that --recipe names."""
+    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    first.add_argument("--recipe", nargs="?")
+    named, _ = first.parse_known_args(arguments)
+    return tyro.cli(
+        tyro.conf.OmitArgPrefixes[Config],
+        prog="python -m examples.imagenet",
+        description="Train an image classifier with LARS or momentum SGD.",
+        args=arguments,
+        default=configure(named.recipe),
+    )
+
+
+def main(arguments: Sequence[str] | None = None) -> Result | None:
+    """Trains one network once; returns what the last line prints, None if it is dry."""
+    console = Console()
     try:
-        config = tyro.cli(
-            tyro.conf.OmitArgPrefixes[Config],
-            prog="python -m examples.imagenet",
-            description="Train a small image classifier with LARS or momentum SGD.",
-            args=arguments,
-        )
+        config = parse(arguments)
         # First of all, as JAX counts its devices once.
-        devices = start_devices(config.run.devices)
-        data = load(config.data.source, config.data.validation_images)
+        devices = _devices(config)
+        pixels = image_pixels(config.model.network)
+        data = load(config.data.source, config.data.validation_images, pixels)
         trainer = Trainer(config, data, devices)
+        if config.dry_run:
+            console.print(describe(trainer), highlight=False, soft_wrap=True)
+            return None
+        checkpoints = _checkpoints(config, data.train.size)
     except ValueError as error:
         raise SystemExit(f"error: {error}") from None
-    console = Console()
-    run, out = config.run, Path(config.run.out)
+    try:
+        result = _train(trainer, checkpoints, console)
+    except Stopped as stopped:
+        console.print(f"{stopped}; --existing resume goes on from there")
+        raise SystemExit(128 + stopped.signum) from None
+    _report(result, config, console)
+    return result
+
+
+def _devices(config: Config) -> list[jax.Device]:
+    if config.dry_run and config.run.devices:
+        # As many as are asked for, whatever this machine has.
+        jax.config.update("jax_platforms", "cpu")
+    return start_devices(config.run.devices)
+
+
+def _checkpoints(config: Config, images: int) -> Checkpoints | None:
+    """A folder for them, empty unless the run is to go on; None if none are kept."""
+    run = config.run
+    if exist(run.out):
+        if run.existing == "refuse":
+            raise ValueError(
+                f"--out: {run.out!r} holds the checkpoints of an earlier run; give"
+                " --existing resume to go on from them, --existing replace to delete"
+                " them, or another --out"
+            )
+        if run.existing == "replace":
+            remove(run.out)
+        elif not run.checkpoints:
+            raise ValueError("--checkpoints: got 0; --existing resume needs 1 or more")
+    return Checkpoints(run.out, config, images) if run.checkpoints else None
+
+
+def _train(
+    trainer: Trainer, checkpoints: Checkpoints | None, console: Console
+) -> Result:
+    config, run = trainer.config, trainer.config.run
+    out = Path(run.out)
     console.print(
         f"{config.model.network}, {config.optimizer.name}, batch {run.batch_size} over"
-        f" {len(devices)} {devices[0].platform} devices, {trainer.updates} updates",
+        f" {len(trainer.devices)} {trainer.devices[0].platform} devices,"
+        f" {trainer.updates} updates",
         highlight=False,
     )
-    log = out / "log.jsonl"
     with progress(config.optimizer.name, trainer.updates, console) as show:
-        result = fit(trainer, run.seed, log, show)
-    plot_runs({f"{config.optimizer.name}, batch {run.batch_size}": [log]}, out / _PNG)
+        shows = [show, tensorboard(out / "tensorboard")] if run.tensorboard else [show]
+
+        def on_record(record: Record) -> None:
+            for each in shows:
+                each(record)
+
+        result = fit(trainer, run.seed, out / _LOG, on_record, checkpoints)
+    label = f"{config.optimizer.name}, batch {run.batch_size}"
+    plot_runs({label: [out / _LOG]}, out / _PNG)
+    return result
+
+
+def _report(result: Result, config: Config, console: Console) -> None:
+    out = Path(config.run.out)
     if result.diverged:
-        console.print(f"diverged at update {result.updates}: the loss is not finite")
+        lost = next(r for r in read_log(out / _LOG) if r["kind"] == "not_finite")
+        console.print(
+            f"stopped at update {lost['step']}: not finite, first {lost['where']};"
+            " the scores are of the parameters before it",
+            highlight=False,
+            soft_wrap=True,
+        )
     console.print(
-        f"{config.data.evaluate_on} accuracy {result.accuracy:.2%} on {result.count}"
-        f" images after {result.updates} updates, {result.seconds:.1f} s\n"
-        f"log and curves: {log}, {out / _PNG}",
+        f"{config.data.evaluate_on} accuracy {result.accuracy:.2%}, top-5"
+        f" {result.top5_accuracy:.2%} on {result.count} images after"
+        f" {result.updates} updates, {result.seconds:.1f} s\n"
+        f"log and curves: {out / _LOG}, {out / _PNG}",
         highlight=False,
         soft_wrap=True,
     )
-    return result

@@ -1,16 +1,12 @@
-"""What a run shows: a progress bar or plain lines, curves as PNG, where it was run.
+"""What a run shows: a progress bar or plain lines, and curves as PNG.
 
-Reads nothing but the JSON lines `loop` writes. Curves differ by dash and marker, so
+Reads nothing but the records of `log`. Curves differ by dash and marker, so
 they can be told apart without colour.
 """
 
-import json
-import os
-import platform
-import subprocess
+import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +20,8 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-Record = dict[str, Any]
+from .log import Record, read_log
+
 _STYLES = (("-", "o"), ("--", "s"), (":", "^"), ("-.", "v"))
 _COLOURS = ("#08306b", "#d94801", "#238b45", "#756bb1")
 
@@ -38,59 +35,69 @@ def progress(
     A bar that moves with the steps on a terminal, else about `lines` plain lines.
     """
     if not console.is_terminal:
-        printed = 0
+        printed, speed = 0, ""
 
         def line(record: Record) -> None:
-            nonlocal printed
+            nonlocal printed, speed
+            if record["kind"] == "speed":
+                speed = _speed(record)
             if record["kind"] == "epoch" and record["step"] * lines // steps > printed:
                 printed = record["step"] * lines // steps
-                text = f"{label}: {_epoch_line(record)}"
+                text = f"{label}: {_epoch_line(record)}, {speed}"
                 console.print(text, highlight=False, soft_wrap=True)
 
         yield line
         return
+    names = ("loss", "accuracy", "speed")
+    texts = [TextColumn(f"{{task.fields[{name}]}}") for name in names]
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
         MofNCompleteColumn(),
         TimeRemainingColumn(),
-        TextColumn("{task.fields[loss]}"),
-        TextColumn("{task.fields[accuracy]}"),
+        *texts,
     )
     with Progress(*columns, console=console) as bar:
-        task = bar.add_task(label, total=steps, loss="compiling", accuracy="")
+        task = bar.add_task(label, total=steps, loss="compiling", accuracy="", speed="")
 
         def show(record: Record) -> None:
-            if record["kind"] == "step":
-                loss = f"loss {record['loss']:.3f}"
-                bar.update(task, completed=record["step"] + 1, loss=loss)
-            elif record["kind"] == "epoch":
-                bar.update(task, accuracy=f"accuracy {record['accuracy']:.2%}")
+            match record["kind"]:
+                case "resume":
+                    bar.reset(task, completed=record["step"])
+                case "step":
+                    loss = f"loss {record['loss']:.3f}"
+                    bar.update(task, completed=record["step"] + 1, loss=loss)
+                case "epoch":
+                    bar.update(task, accuracy=f"accuracy {record['accuracy']:.2%}")
+                case "speed":
+                    bar.update(task, speed=_speed(record))
 
         yield show
 
 
-def _epoch_line(record: Record) -> str:
+def _speed(record: Record) -> str:
     return (
-        f"epoch {record['epoch']}, step {record['step']}, {record['split']}"
-        f" loss {record['loss']:.3f}, accuracy {record['accuracy']:.2%},"
-        f" {record['seconds']:.1f} s"
+        f"{record['images_per_second_per_device']:,.0f} img/s/device,"
+        f" {record['data_wait']:.0%} data"
     )
 
 
-def read_log(path: Path) -> list[Record]:
-    return [json.loads(line) for line in path.read_text().splitlines()]
+def _epoch_line(record: Record) -> str:
+    return (
+        f"epoch {record['epoch']:g}, step {record['step']}, {record['split']}"
+        f" loss {record['loss']:.3f}, accuracy {record['accuracy']:.2%},"
+        f" {record['seconds']:.1f} s"
+    )
 
 
 def curve(log: Sequence[Record]) -> dict[str, np.ndarray]:
     """By epoch: its number, the evaluation's accuracy, the mean training loss."""
     epochs = [record for record in log if record["kind"] == "epoch"]
     steps = [record for record in log if record["kind"] == "step"]
+    ends = [0, *(e["step"] for e in epochs)]
     losses = [
-        np.mean(
-            [_number(s["loss"]) for s in steps if int(s["epoch"]) + 1 == e["epoch"]]
-        )
-        for e in epochs
+        np.mean([_number(s["loss"]) for s in steps if low <= s["step"] < high])
+        for low, high in itertools.pairwise(ends)
     ]
     return {
         "epoch": np.array([e["epoch"] for e in epochs]),
@@ -112,7 +119,7 @@ def plot_runs(runs: Mapping[str, Sequence[Path]], out: Path) -> None:
     split, finite = "evaluation", False
     for i, (label, paths) in enumerate(runs.items()):
         logs = [read_log(path) for path in paths]
-        split = next(r["split"] for r in logs[0] if r["kind"] == "epoch")
+        split = next((r["split"] for r in logs[0] if r["kind"] == "epoch"), split)
         curves = [curve(log) for log in logs]
         finite |= any(np.isfinite(c["loss"]).any() for c in curves)
         _band(left, curves, "accuracy", i, label)
@@ -152,47 +159,3 @@ def _band(
         label=label,
     )
     axes.fill_between(epochs, values.min(0), values.max(0), color=colour, alpha=0.2)
-
-
-def provenance() -> dict[str, Any]:
-    """Commit, machine and versions, to stand beside every number that is kept."""
-    packages = ("jax", "jaxlib", "optax", "flax", "numpy")
-    return {
-        "commit": _commit(),
-        "machine": {
-            "platform": platform.platform(),
-            "processor": _processor(),
-            "cores": os.cpu_count(),
-        },
-        "versions": {"python": platform.python_version()}
-        | {package: version(package) for package in packages},
-    }
-
-
-def _commit() -> str:
-    def git(*arguments: str) -> str:
-        folder = Path(__file__).parent
-        run = subprocess.run(
-            ["git", *arguments],
-            cwd=folder,
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        return run.stdout.strip() if run.returncode == 0 else ""
-
-    try:
-        head = git("rev-parse", "--verify", "HEAD")
-        changed = git("status", "--porcelain", "--untracked-files=no")
-    except OSError:  # no git here
-        return "uncommitted"
-    return (head or "uncommitted") + (" + changes" if head and changed else "")
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor()
-    names = [line.split(":")[1].strip() for line in lines if "model name" in line]
-    return names[0] if names else platform.processor()

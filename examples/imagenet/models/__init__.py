@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 
 from .alexnet import AlexNet
-from .layers import Network, Pixels
+from .layers import AxisName, Network, Pixels
 from .resnet import ResNet
 from .small import SmallAlexNet
 
@@ -21,16 +21,19 @@ class _Entry(NamedTuple):
     fixed: dict[str, Any]
     options: frozenset[str]
     pixels: int  # a side, as published or meant
+    pixel_std: float | None = None  # of the authors' files; None: that of the images
 
 
 _BN = frozenset({"bn_axis_name"})
 _ALEXNET, _RESNET = frozenset({"dropout"}), _BN | {"zero_init_last_bn"}
 _NETWORKS = {
-    "alexnet": _Entry(AlexNet, {"form": "bvlc"}, _ALEXNET, 227),
-    "alexnet_bn": _Entry(AlexNet, {"form": "train_val2"}, _ALEXNET | _BN, 227),
-    "alexnet_bn_train_val": _Entry(AlexNet, {"form": "train_val"}, _ALEXNET | _BN, 227),
-    "resnet50": _Entry(ResNet, {"stride_in": 1}, _RESNET, 224),
-    "resnet50_v1.5": _Entry(ResNet, {"stride_in": 2}, _RESNET, 224),
+    "alexnet": _Entry(AlexNet, {"form": "bvlc"}, _ALEXNET, 227, 1.0),
+    "alexnet_bn": _Entry(AlexNet, {"form": "train_val2"}, _ALEXNET | _BN, 227, 256.0),
+    "alexnet_bn_train_val": _Entry(
+        AlexNet, {"form": "train_val"}, _ALEXNET | _BN, 227, 256.0
+    ),
+    "resnet50": _Entry(ResNet, {"stride_in": 1}, _RESNET, 224, 256.0),
+    "resnet50_v1.5": _Entry(ResNet, {"stride_in": 2}, _RESNET, 224, 256.0),
     "alexnet-small": _Entry(SmallAlexNet, {"norm": False}, frozenset(), 28),
     "alexnet-bn-small": _Entry(SmallAlexNet, {"norm": True}, _BN, 28),
     "resnet-small": _Entry(
@@ -49,7 +52,7 @@ def make_model(
     dtype: Any = "float32",
     dropout: float | None = None,
     zero_init_last_bn: bool = False,
-    bn_axis_name: str | None = None,
+    bn_axis_name: AxisName = None,
 ) -> Network:
     """The network of that name, for pixels of that mean and standard deviation.
 
@@ -66,8 +69,8 @@ def make_model(
       dropout: AlexNets: share of fc6's and fc7's outputs dropped in training; None
         for 0.5.
       zero_init_last_bn: ResNets: initial scale 0 of each block's last BatchNorm.
-      bn_axis_name: networks with BatchNorm: mapped axis whose devices normalise
-        together; None for each its own.
+      bn_axis_name: networks with BatchNorm: mapped axes over which to normalise
+        together; None for none.
     """
     entry = _entry(network)
     _check_number("classes", classes, classes > 0, "give 1 or more")
@@ -105,6 +108,11 @@ def image_pixels(network: str) -> int:
     return _entry(network).pixels
 
 
+def published_pixel_std(network: str) -> float | None:
+    """What its authors divide pixels by; None for the networks of this trainer."""
+    return _entry(network).pixel_std
+
+
 def _entry(network: str) -> _Entry:
     if network not in _NETWORKS:
         raise ValueError(
@@ -119,7 +127,10 @@ def _check_number(name: str, value: float, ok: bool, remedy: str) -> None:
 
 
 def _compute_dtype(dtype: Any) -> Any:
-    compute = jnp.dtype(dtype)
+    try:
+        compute = jnp.dtype(dtype)
+    except TypeError:
+        raise ValueError(f"dtype: got {dtype!r}; give float32 or bfloat16") from None
     if compute == jnp.float16:
         raise ValueError(
             "dtype: got float16; gradients below 6e-8 would become 0, and this trainer"

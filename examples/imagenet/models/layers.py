@@ -14,6 +14,7 @@ from jax import lax
 
 Initializer = Callable[..., Any]
 Pixels = float | tuple[float, ...]  # of all channels, or of each
+AxisName = str | tuple[str, ...] | None
 
 # Weights of variance 2 / fan_in ("MSRA" in Caffe) and 1 / fan_in.
 HE = nn.initializers.variance_scaling(2.0, "fan_in", "normal")
@@ -24,8 +25,8 @@ class Network(nn.Module):
     """What every network here is given; its logits are float32 whatever `dtype` is.
 
     Parameters and "batch_stats" are float32 too: `dtype` is that of activations and
-    of what is multiplied. `bn_axis_name` normalises over the devices of that axis
-    together; by default each device normalises its own images.
+    of what is multiplied. `bn_axis_name` normalises over those mapped axes together; by
+    default the images of one call alone.
     """
 
     classes: int
@@ -33,7 +34,7 @@ class Network(nn.Module):
     pixel_std: Pixels
     width: float = 1.0
     dtype: Any = jnp.float32
-    bn_axis_name: str | None = None
+    bn_axis_name: AxisName = None
 
     def normalized(self, images: jax.Array, smallest: int = 1) -> jax.Array:
         """Pixels less their mean, over their standard deviation, in `dtype`.
@@ -55,9 +56,7 @@ class Network(nn.Module):
         return multiple_of * max(1, round(channels * self.width / multiple_of))
 
 
-def batch_norm(
-    train: bool, dtype: Any, axis_name: str | None, **options: Any
-) -> nn.BatchNorm:
+def batch_norm(train: bool, dtype: Any, axis_name: Any, **options: Any) -> nn.BatchNorm:
     """Flax's BatchNorm with Caffe's ε = 1e-4 for these networks.
 
     The "batch_stats" a training pass returns are the moments of its own batch, not a

@@ -1,0 +1,55 @@
+"""Where a number that is not finite first appears in a network, by running it again.
+
+Slow, as every layer runs on its own: for the one step that ends a run.
+"""
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from .train import Batch, TrainState
+
+
+def first_not_finite(
+    model: nn.Module, state: TrainState, batch: Batch, slot: int
+) -> str | None:
+    """The first parameter, else the first layer's output, that is not finite.
+
+    Runs the batch forward in slots of so many images; layers come in the order in
+    which they finish. None if all is finite, as where only a gradient overflows.
+    """
+    if name := leaf_not_finite(state.params):
+        return f"the parameter {name}"
+    found: list[str] = []
+
+    def look(layer: Any, args: Any, kwargs: Any, context: Any) -> Any:
+        output = layer(*args, **kwargs)
+        whole = context.method_name == "__call__"  # not a network's helper
+        if whole and not jnp.isfinite(output).all():
+            found.append("/".join(context.module.path) or "the network")
+        return output
+
+    alone = model.clone(bn_axis_name=None)
+    variables = {"params": state.params, "batch_stats": state.batch_stats}
+    for start in range(0, len(batch.labels), slot):
+        with nn.intercept_methods(look):
+            alone.apply(
+                variables,
+                batch.images[start : start + slot],
+                train=True,
+                mutable=["batch_stats"],
+                rngs={"dropout": jax.random.key(0)},
+            )
+        if found:
+            return f"the output of {found[0]}"
+    return None
+
+
+def leaf_not_finite(tree: Any) -> str | None:
+    """The path of the first leaf of the tree with a value that is not finite."""
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        if not jnp.isfinite(leaf).all():
+            return jax.tree_util.keystr(path, simple=True, separator="/")
+    return None

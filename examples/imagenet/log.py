@@ -1,0 +1,114 @@
+"""A run's log: JSON lines always, TensorBoard's event files where asked for.
+
+Every record has a `kind`; `report` reads them. A run that goes on from a checkpoint
+goes on in the same log: what an earlier process logged beyond it is dropped.
+"""
+
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+Record = dict[str, Any]
+# Records of one update, not of what is done.
+_COUNTED_FROM_0 = ("step", "layers", "not_finite")
+_LAST = ("result", "stopped")  # of a process
+
+
+class Log:
+    """Appends records to a file and hands each to `show`; use it as a context.
+
+    `resume_at`: the number of updates after which to go on; None starts a new log.
+    """
+
+    def __init__(
+        self, path: Path, show: Callable[[Record], None], resume_at: int | None = None
+    ) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if resume_at is None:
+            self._file = path.open("w")
+        else:
+            _cut(path, resume_at)
+            self._file = path.open("a")
+        self._show = show
+
+    def write(self, **record: Any) -> None:
+        self._show(record)
+        self._file.write(json.dumps(_strict(record), allow_nan=False) + "\n")
+        self._file.flush()
+
+    def __enter__(self) -> "Log":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._file.close()
+
+
+def read_log(path: Path) -> list[Record]:
+    """The records; a last line that a killed process left unfinished is none."""
+    if not path.exists():
+        return []
+    *lines, _unfinished = path.read_text().split("\n")
+    return [json.loads(line) for line in lines]
+
+
+def _cut(path: Path, updates: int) -> None:
+    kept = [record for record in read_log(path) if _updates_done(record) <= updates]
+    # Beside the log and then in its place, so that no kill leaves half of it.
+    beside = path.with_suffix(".cut")
+    beside.write_text("".join(json.dumps(record) + "\n" for record in kept))
+    beside.replace(path)
+
+
+def _updates_done(record: Record) -> float:
+    if record["kind"] == "result":
+        return math.inf
+    step: int = record.get("step", 0)
+    return step + 1 if record["kind"] in _COUNTED_FROM_0 else step
+
+
+def _strict(value: Any) -> Any:
+    """Strict JSON has no NaN: what is not finite becomes null."""
+    if isinstance(value, dict):
+        return {key: _strict(part) for key, part in value.items()}
+    lost = isinstance(value, float) and not math.isfinite(value)
+    return None if lost else value
+
+
+def tensorboard(folder: Path) -> Callable[[Record], None]:
+    """A function that writes each record's numbers as TensorBoard scalars.
+
+    TensorBoard drops what an earlier process wrote beyond the first record's step.
+    """
+    from tensorboardX import SummaryWriter
+
+    writer = None
+
+    def write(record: Record) -> None:
+        nonlocal writer
+        kind, step = record["kind"], record.get("step")
+        if writer is None:
+            start = step or 0
+            # Of its own, a file's name tells no two starts in one second apart.
+            writer = SummaryWriter(
+                str(folder), purge_step=start, filename_suffix=f".{start}"
+            )
+        if step is not None:
+            for name, value in _scalars(record.get("layers", record)):
+                writer.add_scalar(f"{kind}/{name}", value, step)
+        if kind in _LAST:
+            # A flush would leave behind what waits in the writer's queue.
+            writer.close()
+
+    return write
+
+
+def _scalars(record: Record, prefix: str = "") -> list[tuple[str, float]]:
+    found = []
+    for key, value in record.items():
+        if isinstance(value, dict):
+            found += _scalars(value, f"{prefix}{key}/")
+        elif isinstance(value, int | float) and key != "step":
+            found.append((prefix + key, float(value)))
+    return found

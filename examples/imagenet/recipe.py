@@ -1,0 +1,94 @@
+"""Between a published recipe and a configuration: what a run's optimizer is.
+
+A recipe fills in the configuration, flags replace single values, and what results is
+a recipe again, which makes schedule and optimizer. Refuses values left unstated.
+"""
+
+from collections.abc import Callable
+from dataclasses import fields
+from typing import Any
+
+import jax
+
+import lars_optax
+from lars_optax import recipes
+
+from .config import Config, Model, Optimizer, Run, flag
+
+# Fields of the same name and meaning in both.
+_SHARED = [
+    field.name for field in fields(Optimizer) if field.name not in ("name", "layers")
+]
+
+
+def configure(recipe_name: str | None) -> Config:
+    """The defaults, or what the recipe of that name makes of them."""
+    if recipe_name is None:
+        return Config()
+    try:
+        recipe = recipes.get(recipe_name)
+    except ValueError as error:
+        raise ValueError(f"--recipe: {error}") from None
+    network: Any = recipe.network
+    algorithm: Any = recipe.algorithm
+    return Config(
+        recipe=recipe.name,
+        model=Model(network=network),
+        optimizer=Optimizer(
+            name=algorithm,
+            layers="all" if recipe.mask is True else "weights",
+            **{name: getattr(recipe, name) for name in _SHARED},
+        ),
+        run=Run(batch_size=recipe.batch_size, epochs=recipe.epochs),
+    )
+
+
+def to_recipe(config: Config) -> recipes.Recipe:
+    """The run's hyper-parameters; ValueError names each that nobody has stated."""
+    source = recipes.get(config.recipe) if config.recipe else None
+    optimizer = config.optimizer
+    values: dict[str, Any] = {
+        "network": config.model.network,
+        "algorithm": optimizer.name,
+        "mask": True if optimizer.layers == "all" else "exclude_bias_and_norm",
+        "batch_size": config.run.batch_size,
+        "epochs": config.run.epochs,
+    } | {name: getattr(optimizer, name) for name in _SHARED}
+    if source is None:
+        recipe = recipes.Recipe(name="flags", source="the command line", **values)
+    else:
+        changed = {k: v for k, v in values.items() if v != getattr(source, k)}
+        recipe = source.replace(**changed)
+    if gaps := recipe.missing():
+        hints = {gap: recipe.hints.get(gap) for gap in gaps}
+        known = (
+            flag(gap) + (f" ({hint})" if hint else "") for gap, hint in hints.items()
+        )
+        raise ValueError(
+            f"{flag(gaps[0])}: {recipe.name} ({recipe.source}) has no value for it;"
+            f" give {', '.join(known)}"
+        )
+    return recipe
+
+
+def layer_stats(recipe: recipes.Recipe) -> Callable[[Any, Any], Any]:
+    """(gradients, parameters) to the norms and ratios the recipe's optimizer takes."""
+    if recipe.algorithm == "lars":
+        adapted = recipe.mask
+    else:
+
+        def adapted(params: Any) -> Any:
+            return jax.tree.map(lambda leaf: False, params)
+
+    def stats(grads: Any, params: Any) -> Any:
+        return lars_optax.layer_stats(
+            grads,
+            params,
+            recipe.weight_decay or 0.0,
+            recipe.mask,
+            recipe.trust_coefficient,
+            trust_ratio_mask=adapted,
+            fallback_ratio=recipe.fallback_ratio if recipe.algorithm == "lars" else 1.0,
+        )
+
+    return stats

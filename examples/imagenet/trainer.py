@@ -1,0 +1,142 @@
+"""One configuration bound to data and devices: network, optimizer, step, evaluation.
+
+Compiled once, run for any seed by `loop.fit`.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import flax.linen as nn
+import jax
+import numpy as np
+
+from lars_optax import epochs_to_steps
+
+from .config import Config, flag
+from .data import Dataset, Source, batch_index, padded_batches
+from .engine import AXIS, parallelize, replicate
+from .models import make_model, published_pixel_std
+from .plan import make_plan
+from .recipe import layer_stats, to_recipe
+from .train import SOLVERS, Batch, TrainState, eval_step, init_state, train_step
+
+
+@dataclass(frozen=True)
+class Scores:
+    loss: float
+    accuracy: float  # top-1, as a fraction
+    top5_accuracy: float
+    count: int  # images evaluated
+
+
+class Trainer:
+    """A configuration bound to data and devices; compiled at its first step."""
+
+    def __init__(
+        self, config: Config, data: Dataset, devices: Sequence[jax.Device]
+    ) -> None:
+        run = config.run
+        self.config, self.data, self.devices = config, data, devices
+        self.plan = make_plan(run, len(devices), data.train.size)
+        self.recipe = to_recipe(config)
+        self.eval_split: Source = getattr(data, config.data.evaluate_on)
+        if not self.eval_split.size:
+            raise ValueError("--validation-images: got 0; evaluate on the test images")
+        # Rounded up to a size every device gets an equal share of.
+        self.eval_batch = -(-run.eval_batch_size // len(devices)) * len(devices)
+        self.updates = self._steps(run.epochs)
+        self.epochs = {self._steps(k): k for k in range(1, int(run.epochs) + 1)} | {
+            self.updates: run.epochs
+        }  # updates done to epochs done
+        self.model = build_model(config, data)
+        self.tx = self.recipe.optimizer(data.train.size)
+        schedule = jax.vmap(self.recipe.schedule(data.train.size))
+        self.rates = np.asarray(schedule(np.arange(self.updates)))
+        self.step = parallelize(
+            partial(
+                train_step,
+                model=self.model,
+                tx=self.tx,
+                accumulate=run.accumulate,
+                solvers=run.solvers_per_device,
+                label_smoothing=self.recipe.label_smoothing,
+                layer_stats=layer_stats(self.recipe),
+            ),
+            devices,
+            engine=run.engine,
+            donate_state=True,
+        )
+        self.eval_step = parallelize(
+            partial(eval_step, model=self.model), devices, engine=run.engine
+        )
+        shapes = jax.eval_shape(self.init, 0).params
+        self.layer_names = [
+            jax.tree_util.keystr(path, simple=True, separator="/")
+            for path, _ in jax.tree_util.tree_leaves_with_path(shapes)
+        ]
+        self._compiled = False
+
+    def epoch(self, step: int) -> float:
+        """Epochs before update `step`."""
+        return step * self.config.run.batch_size / self.data.train.size
+
+    def _steps(self, epochs: float) -> int:
+        run = self.config.run
+        return epochs_to_steps(epochs, self.data.train.size, run.batch_size)
+
+    def init(self, seed: int) -> TrainState:
+        state = init_state(seed, self.model, self.tx, self.data.image_shape)
+        copies: TrainState = replicate(state, self.devices)
+        return copies
+
+    def batch(self, seed: int, step: int) -> Batch:
+        """What update `step`, counted from 0, trains on."""
+        n, size = self.data.train.size, self.config.run.batch_size
+        return Batch(*self.data.train.take(batch_index(seed, step, n, size)))
+
+    def compile(self) -> None:
+        """Runs one step and one evaluation on a state that is thrown away."""
+        if self._compiled:
+            return
+        state, _ = self.step(self.init(0), self.batch(0, 0))
+        batch, mask = next(padded_batches(self.eval_split, self.eval_batch))
+        jax.block_until_ready(self.eval_step(state, Batch(*batch, mask)))
+        self._compiled = True
+
+    def evaluate(self, state: TrainState) -> Scores:
+        """Means over every image of the split, each exactly once."""
+        total = {"loss": 0.0, "correct": 0, "top5": 0, "count": 0}
+        for images, mask in padded_batches(self.eval_split, self.eval_batch):
+            sums = jax.device_get(self.eval_step(state, Batch(*images, mask)))
+            total = {name: total[name] + sums[name].item() for name in total}
+        count = int(total["count"])
+        if count != self.eval_split.size:
+            raise RuntimeError(f"evaluated {count} images of {self.eval_split.size}")
+        return Scores(
+            total["loss"] / count,
+            total["correct"] / count,
+            total["top5"] / count,
+            count,
+        )
+
+
+def build_model(config: Config, data: Dataset) -> nn.Module:
+    """The network for the data's pixels: the published divisor, or their own."""
+    model = config.model
+    axes = {"local": None, "sync": (AXIS, SOLVERS)}[model.bn]
+    try:
+        return make_model(
+            model.network,
+            classes=data.classes,
+            width=model.width,
+            pixel_mean=data.pixel_mean,
+            pixel_std=published_pixel_std(model.network) or data.pixel_std,
+            dtype=model.dtype,
+            dropout=model.dropout,
+            zero_init_last_bn=model.zero_init_last_bn,
+            bn_axis_name=axes,
+        )
+    except ValueError as error:  # "bn_axis_name: …" becomes "--bn: …"
+        name, _, rest = str(error).partition(":")
+        raise ValueError(f"{flag(name.removesuffix('_axis_name'))}:{rest}") from None

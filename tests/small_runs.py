@@ -1,0 +1,125 @@
+"""Whole small runs: data, a trainer compiled once, the command line in a process."""
+
+import copy
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from steps import make_batch
+from test_trainer_data import write_idx
+
+from examples.imagenet import data
+from examples.imagenet.config import Config, Model, Optimizer, Run
+from examples.imagenet.engine import start_devices
+from examples.imagenet.log import read_log
+from examples.imagenet.trainer import Trainer
+
+ROOT = Path(__file__).parents[1]
+UPDATES = 24  # three epochs of eight
+
+
+def split(seed, n):
+    batch = make_batch(seed, n)
+    return data.Split(batch.images, batch.labels)
+
+
+def config(**run):
+    """Three epochs of 8 updates on 2 devices, a network with BatchNorm."""
+    return Config(
+        model=Model(network="alexnet-bn-small", width=0.25),
+        optimizer=Optimizer(learning_rate=5.0, warmup_epochs=1),
+        run=Run(batch_size=16, epochs=3, layers_every=3, **run),
+    )
+
+
+@cache
+def _trainer():
+    parts = data.in_memory(split(0, 128), split(1, 32), split(2, 32), 10)
+    return Trainer(config(), parts, start_devices(None)[:2])
+
+
+def trainer(**run):
+    """The trainer of `config`, compiled once whatever `run` says of logs and files."""
+    other = copy.copy(_trainer())
+    other.config = replace(other.config, run=replace(other.config.run, **run))
+    return other
+
+
+def write_data(folder):
+    folder.mkdir()
+    for stem, part in (("train", split(0, 160)), ("t10k", split(1, 32))):
+        write_idx(folder / f"{stem}-images-idx3-ubyte", part.images[..., 0])
+        labels = part.labels.astype(np.uint8)
+        write_idx(folder / f"{stem}-labels-idx1-ubyte", labels)
+    return folder
+
+
+def flags(folder, out):
+    """`config` as flags, with a checkpoint after every second update."""
+    words = "--network alexnet-bn-small --width 0.25 --learning-rate 5 --epochs 3"
+    words += " --warmup-epochs 1 --batch-size 16 --devices 2 --layers-every 3"
+    words += f" --checkpoint-every 2 --validation-images 32 --data {folder}"
+    return [*words.split(), "--out", str(out)]
+
+
+def command_line(arguments, cache_folder, first=""):
+    """`python -m examples.imagenet` in a process of its own, after the code `first`."""
+    last = "import runpy\nrunpy.run_module('examples.imagenet', run_name='__main__')"
+    # Most of a run this small is compilation, which JAX can keep for the next process.
+    kept = {
+        "JAX_COMPILATION_CACHE_DIR": str(cache_folder),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        "JAX_PLATFORMS": "cpu",
+        "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
+    }
+    return subprocess.run(
+        [sys.executable, "-c", f"{first}\n{last}", *arguments],
+        cwd=ROOT,
+        env=os.environ | kept,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def steps_of(out):
+    """The checkpoints in a folder, which holds nothing else."""
+    return sorted(int(path.name) for path in (out / "checkpoints").iterdir())
+
+
+def saved(out, step=None):
+    """A checkpoint's arrays, the newest's by default, read by nothing but orbax."""
+    folder = out / "checkpoints" / str(step or steps_of(out)[-1]) / "state"
+    with ocp.PyTreeCheckpointer() as checkpointer:
+        leaves = checkpointer.metadata(folder).item_metadata.tree
+        as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(np.ndarray), leaves)
+        return checkpointer.restore(folder, restore_args=as_numpy)
+
+
+def assert_equal(found, expected):
+    """Two trees of arrays, as states or as orbax gives them back, bit for bit."""
+    found, expected = _leaves(found), _leaves(expected)
+    assert found.keys() == expected.keys()
+    for name, a in found.items():
+        b = expected[name]
+        assert (a.dtype, a.shape, a.tobytes()) == (b.dtype, b.shape, b.tobytes()), name
+
+
+def _leaves(tree):
+    return {
+        jax.tree_util.keystr(path, simple=True, separator="/"): np.asarray(leaf)
+        for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+    }
+
+
+def logged(out):
+    """What the log says of steps, layers and epochs, without the clock's part."""
+    records = read_log(out / "log.jsonl")
+    kept = [r for r in records if r["kind"] in ("step", "layers", "epoch")]
+    return [{k: v for k, v in record.items() if k != "seconds"} for record in kept]

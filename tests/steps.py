@@ -1,0 +1,83 @@
+"""The trainer's step for its tests: small networks, batches, a step on some devices."""
+
+from functools import cache, partial
+
+import flax.linen as nn
+import jax
+import numpy as np
+
+from examples.imagenet import engine
+from examples.imagenet.config import Config, Optimizer, Run
+from examples.imagenet.models import make_model
+from examples.imagenet.models.layers import Network, batch_norm
+from examples.imagenet.recipe import layer_stats, to_recipe
+from examples.imagenet.train import Batch, init_state, train_step
+
+SHAPE = (12, 12, 1)
+
+
+class Tiny(Network):
+    """BatchNorm and dropout, and little to compile."""
+
+    @nn.compact
+    def __call__(self, images, *, train):
+        x = nn.Conv(4, (3, 3), 2, use_bias=False, name="conv")(self.normalized(images))
+        x = batch_norm(train, self.dtype, self.bn_axis_name, name="bn")(x)
+        x = nn.relu(x).reshape(len(x), -1)
+        x = nn.Dropout(0.5)(x, deterministic=not train)
+        return nn.Dense(self.classes, name="fc")(x)
+
+
+TINY = Tiny(classes=10, pixel_mean=128.0, pixel_std=74.0)
+
+
+def make_setup(model="alexnet-small", **optimizer):
+    """(model, optimizer, what train_step takes of them): 8 updates, 2 of warm-up."""
+    if isinstance(model, str):
+        model = make_model(
+            model, classes=10, width=0.5, pixel_mean=128.0, pixel_std=74.0
+        )
+    config = Config(
+        optimizer=Optimizer(**{"warmup_epochs": 1, **optimizer}),
+        run=Run(batch_size=1, epochs=4),
+    )
+    recipe = to_recipe(config)
+    return model, recipe.optimizer(2), layer_stats(recipe)
+
+
+def make_batch(seed, n):
+    random = np.random.default_rng(seed)
+    images = random.integers(0, 256, (n, *SHAPE), np.uint8)
+    return Batch(images, random.integers(0, 10, n, np.int32))
+
+
+def start(setup, shape=SHAPE):
+    return init_state(0, *setup[:2], shape)
+
+
+@cache
+def _compiled(setup, devices, name, options):
+    model, tx, stats = setup
+    step = partial(train_step, model=model, tx=tx, layer_stats=stats, **dict(options))
+    return engine.parallelize(step, devices, engine=name, donate_state=True)
+
+
+def run(setup, batches, devices, *, name="pmap", **options):
+    """State and last metrics after one update a batch."""
+    step = _compiled(setup, tuple(devices), name, tuple(options.items()))
+    state = engine.replicate(start(setup), devices)
+    for batch in batches:
+        state, metrics = step(state, batch)
+    engine.assert_replicated(state)
+    return jax.device_get((state, metrics))
+
+
+def assert_params_close(found, expected, roundings):
+    """Every leaf within so much of its largest value."""
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(
+            a, b, rtol=0, atol=roundings * np.abs(b).max()
+        ),
+        found,
+        expected,
+    )

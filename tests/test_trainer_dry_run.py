@@ -1,0 +1,200 @@
+"""Law: `--dry-run` says of every recipe what the run is; no batch is split unevenly."""
+
+import json
+import math
+import re
+import subprocess
+import sys
+from functools import lru_cache, partial
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from examples.imagenet.config import Run
+from examples.imagenet.data import load
+from examples.imagenet.dry_run import describe
+from examples.imagenet.main import main, parse
+from examples.imagenet.plan import make_plan
+from examples.imagenet.train import Batch, train_step
+from examples.imagenet.trainer import Trainer
+from lars_optax import recipes
+
+ROOT = Path(__file__).parents[1]
+IMAGENET = 1_281_167
+PARAMETERS = {
+    "alexnet": 60_965_224,
+    "alexnet_bn": 60_965_224,
+    "resnet50": 25_557_032,
+    "resnet50_v1.5": 25_557_032,
+}
+# What a user could give for what a source leaves out.
+FILLED = {"learning_rate": 10.0, "warmup_epochs": 5, "warmup_start": 0.001,
+          "momentum": 0.9, "weight_decay": 5e-4}  # fmt: skip
+# LLVM's passes, most of the compilation, do not change what memory is allotted.
+
+
+def integers(text):
+    return [int(number.replace(",", "")) for number in re.findall(r"\d[\d,]*", text)]
+
+
+def row(text, name):
+    return re.search(rf"^{name} +(.*)$", text, re.MULTILINE)[1]
+
+
+def gibibytes(text):
+    amount, unit = re.match(r"about ([\d.,]+) (GiB|MiB)", row(text, "memory")).groups()
+    return float(amount.replace(",", "")) / (1 if unit == "GiB" else 1024)
+
+
+def dry_run(capsys, recipe, images):
+    """What is printed with so many images in a slot, all slots on one device."""
+    slots = recipe.batch_size // images
+    flags = f"--recipe {recipe.name} --data synthetic --dry-run --devices 1"
+    flags = [*flags.split(), "--accumulate", str(slots)]
+    if gaps := recipe.missing():
+        check_refusal(recipe, gaps, flags)
+        for gap in gaps:
+            flags += [option(gap), str(FILLED[gap])]
+    assert main(flags) is None
+    return capsys.readouterr().out
+
+
+def option(field):
+    return "--" + field.replace("_", "-")
+
+
+def check_refusal(recipe, gaps, flags):
+    """One line that names every gap and tells what is known of it."""
+    with pytest.raises(SystemExit) as error:
+        main(flags)
+    line = error.value.code
+    assert line.startswith(f"error: {option(gaps[0])}: {recipe.name} ")
+    assert "\n" not in line
+    for gap in gaps:
+        hint = recipe.hints.get(gap)
+        assert option(gap) + (f" ({hint})" if hint else "") in line
+
+
+def check_table(text, recipe):
+    """The rates are the recipe's own at those steps; start, end and peak are there."""
+    steps = round(recipe.epochs * IMAGENET / recipe.batch_size)
+    assert integers(row(text, "steps"))[0] == steps
+    table = re.findall(r"^ *([\d,]+) +([\d.]+) +(\S+)$", text, re.MULTILINE)
+    shown = np.array([integers(step)[0] for step, _, _ in table])
+    found = np.array([float(rate) for _, _, rate in table])
+    assert (shown[0], shown[-1]) == (0, steps - 1)
+    rates = np.asarray(jax.vmap(recipe.schedule(IMAGENET))(np.arange(steps)))
+    np.testing.assert_allclose(found, rates[shown], rtol=1e-5)  # six digits printed
+    np.testing.assert_allclose(found.max(), rates.max(), rtol=1e-5)
+    epochs = shown * recipe.batch_size / IMAGENET
+    np.testing.assert_allclose([float(row[1]) for row in table], epochs, atol=0.0051)
+
+
+@pytest.mark.parametrize("network", PARAMETERS)
+def test_every_recipe_dry_runs_at_full_scale_once_its_gaps_are_filled(
+    network, capsys, monkeypatch
+):
+    monkeypatch.setattr("examples.imagenet.main.load", lru_cache(load))  # noise, 40 MB
+    of_network = [r for r in map(recipes.get, recipes.names()) if r.network == network]
+    assert of_network
+    for recipe in of_network:
+        for images in (32, 256) if recipe.batch_size == 8192 else (32,):
+            text = dry_run(capsys, recipe, images)
+            full = recipe.replace(**{gap: FILLED[gap] for gap in recipe.missing()})
+            assert row(text, "recipe") == f"{recipe.name} ({recipe.source})"
+            assert f"{PARAMETERS[network]:,} parameters" in row(text, "network")
+            rule = row(text, "optimizer")
+            assert rule.startswith(recipe.algorithm)
+            assert f"momentum {full.momentum:g} " in rule
+            assert f"weight decay {full.weight_decay:g} " in rule
+            batch, *parts = integers(row(text, "batch"))
+            assert batch == recipe.batch_size == math.prod(parts)
+            assert parts[-2:] == [batch // images, images]
+            check_table(text, full)
+
+
+def test_a_dry_run_has_as_many_devices_as_are_asked_for():
+    flags = "--dry-run --devices 40 --batch-size 320 --solvers-per-device 2"
+    run = subprocess.run(
+        [sys.executable, "-m", "examples.imagenet", *flags.split()],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert run.returncode == 0, run.stderr
+    assert integers(row(run.stdout, "batch")) == [320, 1, 40, 2, 1, 4]
+
+
+@pytest.mark.parametrize("devices", [1, 3, 4])
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_batch_is_split_evenly_or_the_nearest_sizes_that_are_named(
+    devices, processes
+):
+    """Against the list of all sizes that divide and for which there are images."""
+    for accumulate, solvers, images in [(1, 1, 40), (2, 1, 41), (3, 2, 100), (5, 4, 7)]:
+        slots = devices * processes * accumulate * solvers
+        sizes = range(slots, images + 1, slots)
+        for batch in [*range(1, 2 * slots + 2), images - 1, images, images + 1, 997]:
+            run = Run(batch, accumulate=accumulate, solvers_per_device=solvers)
+            arguments = run, devices, images, processes
+            if batch in sizes:
+                plan = make_plan(*arguments)
+                assert plan[:-1] == (processes, devices, solvers, accumulate)
+                assert math.prod(plan) == batch
+                continue
+            with pytest.raises(ValueError, match=r"^--batch-size: ") as error:
+                make_plan(*arguments)
+            below = [size for size in sizes if size < batch][-1:]
+            above = [size for size in sizes if size > batch][:1]
+            remedy = str(error.value).rpartition(";")[2]
+            assert integers(remedy) == below + above, error.value
+            assert "even" not in remedy
+
+
+def test_a_batch_that_cannot_be_split_at_all_is_told_why():
+    with pytest.raises(
+        ValueError, match=r"each of 8 slots .*exceeds the 7 .*; give fe"
+    ):
+        make_plan(Run(8, accumulate=2), 4, 7)
+
+
+@pytest.mark.parametrize(
+    ("network", "batch"),
+    [
+        ("alexnet-small", 256),
+        ("alexnet-bn-small", 16),
+    ],
+)
+def test_the_memory_told_is_what_xla_allots(network, batch):
+    """Within a third, as the text says.
+
+    The estimate counts all that differentiation keeps and none of what a layer needs
+    in passing; XLA recomputes some of the one and allots the other.
+    """
+    flags = f"--network {network} --batch-size {batch}"
+    trainer = Trainer(parse(flags.split()), load("mnist"), jax.local_devices()[:1])
+    step = partial(train_step, model=trainer.model, tx=trainer.tx, axis_name=None)
+    lowered = jax.jit(step, donate_argnums=0).lower(
+        jax.eval_shape(trainer.init, 0), Batch(*trainer.data.train.take(slice(batch)))
+    )
+    found = lowered.compile().memory_analysis()
+    allotted = (
+        found.argument_size_in_bytes
+        + found.output_size_in_bytes
+        - found.alias_size_in_bytes
+        + found.temp_size_in_bytes
+    )
+    assert 0.67 < gibibytes(describe(trainer)) * 2**30 / allotted < 1.5
+
+
+def test_the_memory_told_is_what_a_full_size_step_was_measured_to_take(capsys):
+    """Within a third of the peaks of whole processes, less JAX's own 0.3 GiB."""
+    results = json.loads((ROOT / "benchmarks/results/one_step.json").read_text())
+    for network, measured in results["networks"].items():
+        flags = f"--network {network} --data synthetic --dry-run --devices 1"
+        main([*flags.split(), "--batch-size", str(measured["batch_size"])])
+        estimate = gibibytes(capsys.readouterr().out)
+        assert 0.67 < estimate / (measured["peak_memory_gib"] - 0.3) < 1.5, network

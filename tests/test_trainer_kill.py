@@ -1,0 +1,108 @@
+"""Processes that are killed or told to stop, and go on as if nothing had been."""
+
+import signal
+
+import numpy as np
+import pytest
+import small_runs as runs
+
+from examples.imagenet.log import read_log
+from examples.imagenet.train import TrainState
+
+# Code that runs before the command line: a signal to itself at a chosen moment, which
+# another process could not meet as exactly.
+_SIGNAL = """
+import os, signal, sys
+from examples.imagenet.log import Log
+def strike():
+    os.kill(os.getpid(), signal.{name})
+"""
+_AT_STEP = """
+write = Log.write
+def write_and_strike(self, **record):
+    write(self, **record)
+    if (record["kind"], record.get("step")) == ("step", {step}):
+        {half}
+        strike()
+Log.write = write_and_strike
+"""
+_HALF_A_LINE = """self._file.write('{"kind": "st'); self._file.flush()"""
+# The checkpoint is on disk but for its last renaming.
+_WHILE_SAVING = """
+def watch(event, args):
+    if event == "os.rename":
+        name = os.path.basename(args[0]).split(".")[0]
+        if "tmp" in str(args[0]) and name.isdigit() and int(name) >= {step}:
+            strike()
+sys.addaudithook(watch)
+"""
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("kill")
+
+
+@pytest.fixture(scope="module")
+def start(folder):
+    """Runs the command line into a folder of that name; returns it and the process."""
+    data = runs.write_data(folder / "idx")
+
+    def run(name, first="", existing="resume"):
+        words = [*runs.flags(data, folder / name), "--existing", existing]
+        return folder / name, runs.command_line(words, folder / "cache", first)
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def whole(start):
+    """A run that nothing interrupts."""
+    out, process = start("whole", existing="refuse")
+    assert process.returncode == 0, process.stderr
+    return out
+
+
+def assert_same_run(out, whole):
+    assert runs.steps_of(out) == runs.steps_of(whole)
+    state = runs.saved(out)
+    assert state["step"] == runs.UPDATES
+    assert set(TrainState._fields) == set(state)
+    runs.assert_equal(state, runs.saved(whole))
+    assert runs.logged(out) == runs.logged(whole)
+    steps = [r["step"] for r in runs.logged(out) if r["kind"] == "step"]
+    assert steps == list(range(runs.UPDATES))
+    assert read_log(out / "log.jsonl")[-1]["kind"] == "result"
+
+
+def test_five_kills_change_no_bit_of_the_state_and_no_line_of_the_log(start, whole):
+    random = np.random.default_rng(0)
+    # The first before there is any checkpoint.
+    steps = [0, *sorted(random.choice(np.arange(3, 22, 2), 4, replace=False))]
+    at_step = [_AT_STEP.replace("{half}", "pass")] * 5
+    at_step[1] = _AT_STEP.replace("{half}", _HALF_A_LINE)
+    at_step[2] = at_step[4] = _WHILE_SAVING
+    for step, moment in zip(steps, at_step, strict=True):
+        first = _SIGNAL.format(name="SIGKILL") + moment.replace("{step}", str(step))
+        out, process = start("killed", first)
+        assert process.returncode == -signal.SIGKILL, process.stderr
+        left = [path.name for path in (out / "checkpoints").iterdir()]
+        if moment is _WHILE_SAVING:
+            assert any("tmp" in name for name in left)
+    out, process = start("killed")
+    assert process.returncode == 0, process.stderr
+    assert_same_run(out, whole)
+
+
+def test_sigterm_saves_logs_and_goes_on_to_the_same_end(start, whole):
+    first = _SIGNAL.format(name="SIGTERM") + _AT_STEP.replace("{half}", "pass")
+    out, process = start("stopped", first.replace("{step}", "10"))
+    assert process.returncode == 128 + signal.SIGTERM, process.stderr
+    assert "Traceback" not in process.stderr
+    # Steps 10 and 11 were logged together, on the way to the checkpoint after 12.
+    last = read_log(out / "log.jsonl")[-1]
+    assert last == {"kind": "stopped", "step": 12}
+    assert runs.steps_of(out)[-1] == 12
+    out, process = start("stopped")
+    assert process.returncode == 0, process.stderr
+    assert_same_run(out, whole)

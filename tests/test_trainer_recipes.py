@@ -1,0 +1,238 @@
+"""Law: a recipe fills the configuration in, one flag changes one value, and both reach
+the optimizer, which moves every parameter of every network."""
+
+from dataclasses import fields, replace
+from typing import get_args
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from networks import make, random_variables
+from steps import make_setup
+
+from examples.imagenet.config import Config, Network, Optimizer
+from examples.imagenet.main import main, parse
+from examples.imagenet.models import networks
+from examples.imagenet.recipe import configure, to_recipe
+from examples.imagenet.train import Batch, TrainState, train_step
+from lars_optax import recipes
+
+
+@pytest.mark.parametrize("name", recipes.names())
+def test_a_recipe_survives_the_way_through_the_configuration(name):
+    recipe, config = recipes.get(name), configure(name)
+    assert parse(["--recipe", name]) == config
+    for field in {f.name for f in fields(Optimizer)} - {"name", "layers"}:
+        assert getattr(config.optimizer, field) == getattr(recipe, field), field
+    assert config.optimizer.layers == ("all" if recipe.mask is True else "weights")
+    assert config.optimizer.name == recipe.algorithm
+    assert config.model.network == recipe.network
+    assert (config.run.batch_size, config.run.epochs) == (
+        recipe.batch_size, recipe.epochs,
+    )  # fmt: skip
+    if not recipe.missing():
+        assert to_recipe(config) == recipe
+
+
+# Flags with a value that Goyal's recipe does not have; names as in the configuration.
+CHANGES = {
+    "data": {
+        "source": ("--data synthetic", "synthetic"),
+        "validation_images": ("--validation-images 7", 7),
+        "evaluate_on": ("--evaluate-on test", "test"),
+    },
+    "model": {
+        "network": ("--network resnet50", "resnet50"),
+        "width": ("--width 0.5", 0.5),
+        "dtype": ("--dtype bfloat16", "bfloat16"),
+        "dropout": ("--dropout 0.3", 0.3),
+        "zero_init_last_bn": ("--zero-init-last-bn", True),
+        "bn": ("--bn sync", "sync"),
+    },
+    "optimizer": {
+        "name": ("--optimizer lars", "lars"),
+        "learning_rate": ("--learning-rate 1.25", 1.25),
+        "warmup_epochs": ("--warmup-epochs 0", 0),
+        "warmup_start": ("--warmup-start 0", 0),
+        "decay": ("--decay polynomial", "polynomial"),
+        "power": ("--power 1", 1),
+        "end_learning_rate": ("--end-learning-rate 0.01", 0.01),
+        "boundaries": ("--boundaries 10 20.5", (10, 20.5)),
+        "decay_from_start": ("--decay-from-start", True),
+        "extra_decay_steps": ("--extra-decay-steps 1", 1),
+        "momentum": ("--momentum 0.95", 0.95),
+        "nesterov": ("--no-nesterov", False),
+        "momentum_order": ("--momentum-order scaled", "scaled"),
+        "weight_decay": ("--weight-decay 0", 0),
+        "trust_coefficient": ("--trust-coefficient 0.02", 0.02),
+        "fallback_ratio": ("--fallback-ratio 0.5", 0.5),
+        "layers": ("--layers all", "all"),
+        "label_smoothing": ("--label-smoothing 0.1", 0.1),
+    },
+    "run": {
+        "batch_size": ("--batch-size 512", 512),
+        "epochs": ("--epochs 100", 100),
+        "accumulate": ("--accumulate 256", 256),
+        "seed": ("--seed 3", 3),
+        "devices": ("--devices 2", 2),
+        "out": ("--out here", "here"),
+    },
+}  # What else `run` has, no recipe has anything to do with.
+# A recipe's name for what the configuration calls otherwise, and its value.
+RENAMED = {"name": ("algorithm", "lars"), "layers": ("mask", True)}
+
+
+@pytest.mark.parametrize("group", CHANGES)
+def test_a_flag_changes_its_value_of_a_recipe_and_no_other(group):
+    name = "goyal-resnet50-sgd-8192"
+    source, base = recipes.get(name), configure(name)
+    if group != "run":
+        assert CHANGES[group].keys() == {f.name for f in fields(getattr(base, group))}
+    for field, (flags, value) in CHANGES[group].items():
+        before = getattr(base, group)
+        assert getattr(before, field) != value
+        config = parse(["--recipe", name, *flags.split()])
+        assert config == replace(base, **{group: replace(before, **{field: value})})
+        key, value = RENAMED.get(field, (field, value))
+        known = key in {f.name for f in fields(source)} - {"source"}
+        expected = source.replace(**{key: value}) if known else source
+        assert to_recipe(config) == expected, flags
+
+
+def test_the_paper_decays_from_the_start_unless_told_otherwise():
+    name = "paper-t5-alexnet_bn-lars-8192"
+    flags = ["--recipe", name, "--warmup-start", "1", "--no-decay-from-start"]
+    recipe = to_recipe(parse(flags))
+    at = round(2 * 1_281_167 / 8192)  # the end of the warm-up
+    np.testing.assert_allclose(recipe.schedule(1_281_167)(at), 14.0, rtol=1e-6)
+    assert recipe == recipes.get(name).replace(warmup_start=1, decay_from_start=False)
+
+
+def test_ratio_of_biases_is_a_recipes_own_or_the_trainers():
+    assert parse([]).optimizer.fallback_ratio == 0.02
+    for name in recipes.names():
+        assert configure(name).optimizer.fallback_ratio == 1.0
+
+
+def test_help_shows_a_recipes_values_as_defaults(capsys):
+    for recipe, rate in ([], 10.0), (["--recipe", "goyal-resnet50-sgd-8192"], 3.2):
+        with pytest.raises(SystemExit) as end:
+            parse([*recipe, "--help"])
+        assert end.value.code == 0
+        text = capsys.readouterr().out
+        after = text[text.index("--learning-rate") :]
+        assert after[after.index("(default: ") :].startswith(f"(default: {rate})")
+
+
+def test_networks_on_the_command_line_are_those_there_are():
+    assert sorted(get_args(Network)) == sorted(networks())
+    assert {recipes.get(name).network for name in recipes.names()} <= set(networks())
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ("--recipe paper-t7-resnet50-lars-32k", "nearest.*-t7-resnet50-lars-32768,"),
+        ("--dtype float16", "float16.*6e-8.*bfloat16"),
+        ("--dtype half-a-float", "half-a-float.*float32 or bfloat16"),
+        ("--bn sync", "alexnet-small.*no such thing.*alexnet-bn-small"),
+        ("--dropout 0.5 --network resnet-small", "resnet-small.*no such.*alexnet_bn"),
+        ("--dropout 1 --network alexnet --data synthetic", "0 ≤ share < 1"),
+        ("--zero-init-last-bn", "alexnet-small.*no such thing.*resnet-small"),
+        ("--learning-rate None", "flags .*no value.*give --learning-rate$"),
+    ],
+)
+def test_what_does_not_fit_ends_with_one_line_that_names_the_flag(flags, message):
+    with pytest.raises(SystemExit, match=message) as error:
+        main([*flags.split(), "--dry-run"])
+    line = error.value.code
+    assert line.startswith(f"error: {flags.split()[0]}: ")
+    assert "\n" not in line
+
+
+def test_boundaries_are_checked_by_flag(capsys):
+    for value in ("-1", "nan"):
+        with pytest.raises(SystemExit):
+            parse(["--boundaries", "3", value])
+        assert "--boundaries: got" in capsys.readouterr().err
+
+
+# The narrowest of each network, and the fewest pixels: dropout and BatchNorm are there.
+SIZES = {
+    network: (0.05, 39) if network.startswith("alexnet") else (0.05, 16)
+    for network in networks()
+}
+RULES = {"sgd": 0.1, "lars": 10.0}  # rates that move float32 weights in one step
+
+
+def one_step(network, dtype="float32"):
+    """State before, and by rule (state, metrics) after; one program, one backward."""
+    width, side = SIZES[network]
+    model = make(network, classes=10, width=width, dtype=dtype)
+    if network.startswith("resnet"):  # a block of each stage, and an eighth to compile
+        model = model.clone(blocks=(1,) * len(model.blocks))
+    variables = random_variables(model, side)
+    setups = {
+        name: make_setup(model, name=name, learning_rate=rate, warmup_epochs=0)
+        for name, rate in RULES.items()
+    }
+    start = TrainState(
+        jnp.zeros((), jnp.int32),
+        jax.random.key_data(jax.random.key(0, impl="threefry2x32")),
+        variables["params"],
+        variables.get("batch_stats", {}),
+        None,
+        jnp.ones((), bool),
+    )
+    random = np.random.default_rng(0)
+    images = random.integers(0, 256, (8, side, side, 3), np.uint8)
+    batch = Batch(images, random.integers(0, 10, 8, np.int32))
+
+    @jax.jit
+    def step(start, batch):
+        return {
+            name: train_step(
+                start._replace(opt_state=tx.init(start.params)), batch, axis_name=None,
+                model=model, tx=tx, layer_stats=stats,
+            )
+            for name, (model, tx, stats) in setups.items()
+        }  # fmt: skip
+
+    compiled = step.lower(start, batch).compile()
+    return start, jax.device_get(compiled(start, batch))
+
+
+@pytest.mark.parametrize("network", networks())
+def test_every_rule_moves_every_parameter_of_every_network(network):
+    start, results = one_step(network)
+    for rule, (state, metrics) in results.items():
+        assert np.isfinite(metrics["loss"])
+        assert (metrics["layers"].grad_norm > 0).all(), "the test could not tell"
+        flat = jax.tree_util.tree_leaves_with_path(state.params)
+        before = jax.tree.leaves(start.params)
+        for (path, leaf), old in zip(flat, before, strict=True):
+            assert np.isfinite(leaf).all(), (rule, path)
+            assert not np.array_equal(leaf, old), (rule, path)
+        stats = jax.tree.leaves(state.batch_stats)
+        assert bool(stats) == (network not in ("alexnet", "alexnet-small"))
+        for new, old in zip(stats, jax.tree.leaves(start.batch_stats), strict=True):
+            assert not np.array_equal(new, old)
+        assert state.step == 1
+    first, second = (jax.tree.leaves(state.params) for state, _ in results.values())
+    assert any(not np.array_equal(a, b) for a, b in zip(first, second, strict=True))
+
+
+def test_bfloat16_keeps_parameters_statistics_and_loss_in_float32():
+    start, results = one_step("alexnet-bn-small", "bfloat16")
+    for state, metrics in results.values():
+        numbers = (state.params, state.batch_stats, metrics["loss"], metrics["layers"])
+        for leaf in jax.tree.leaves(numbers):
+            assert leaf.dtype == np.float32
+            assert np.isfinite(leaf).all()
+        moved = jax.tree.map(np.array_equal, state.params, start.params)
+        assert not any(jax.tree.leaves(moved))
+
+
+def test_defaults_are_a_whole_run():
+    assert to_recipe(Config()).missing() == ()
