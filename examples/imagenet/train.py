@@ -150,9 +150,11 @@ def _loss(
         mutable=["batch_stats"],
         rngs={"dropout": jax.random.wrap_key_data(key, impl="threefry2x32")},
     )
-    targets = jax.nn.one_hot(labels, logits.shape[-1])
-    targets = optax.smooth_labels(targets, label_smoothing)
-    loss = optax.softmax_cross_entropy(logits, targets).mean()
+    losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+    if label_smoothing:
+        spread = -jax.nn.log_softmax(logits).mean(-1)
+        losses = (1 - label_smoothing) * losses + label_smoothing * spread
+    loss = losses.mean()
     accuracy = (logits.argmax(-1) == labels).mean(dtype=jnp.float32)
     return loss, (accuracy, to_moments(new.get("batch_stats", {})))
 
