@@ -5,10 +5,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from rich.console import Console
 from small_runs import command_line
 from test_trainer_data import write_idx
 
-from examples.imagenet import demo
+from examples.imagenet import report
 from examples.imagenet.config import Config, Data, Model, Optimizer, Run
 from examples.imagenet.data import Split, in_memory
 from examples.imagenet.engine import start_devices
@@ -99,6 +100,20 @@ def test_log_tells_speed_and_layers(learned):
     assert row["param_norm"] != before["param_norm"]
 
 
+def test_without_a_terminal_a_line_a_minute_says_when_it_will_end(monkeypatch, capsys):
+    """Steps of 1 s: nothing for 60 s, then at 70, and again 60 s later."""
+    now = [0.0]
+    monkeypatch.setattr(report.time, "monotonic", lambda: now[0])
+    speed = {"images_per_second_per_device": 1234.5, "data_wait": 0.25}
+    with report.progress("lars", 600, Console(force_terminal=False, width=200)) as show:
+        for step in range(10, 151, 10):
+            now[0] = float(step)
+            show({"kind": "speed", "step": step} | speed)
+    first, second = capsys.readouterr().out.splitlines()
+    assert first == "lars: step 70, 1,234 img/s/device, 25% data, 9 min left"
+    assert second == "lars: step 140, 1,234 img/s/device, 25% data, 8 min left"
+
+
 def test_epochs_need_not_be_whole_nor_divide_into_batches(data, tmp_path):
     """2.5 epochs of 320 images in batches of 48: 17 updates, evaluated thrice."""
     log = tmp_path / "log.jsonl"
@@ -179,6 +194,7 @@ def test_command_line_trains_on_a_folder_and_leaves_log_and_picture(tmp_path):
         ("--batch-size 4000", "exceeds the 3200 training images; give at most 3200"),
         ("--data /nowhere", "train-images-idx3-ubyte"),
         ("--devices 99", "got 99; JAX has"),
+        ("--epochs 0.004 --warmup-epochs 0", "0.004; half an update of 32 or less"),
     ],
 )
 def test_bad_input_ends_with_one_line_that_names_the_flag(flags, message, tmp_path):
@@ -207,42 +223,3 @@ def test_values_out_of_bounds_are_refused_by_flag(flags, capsys):
         main(flags.split())
     assert error.value.code != 0
     assert flags.split()[0] in capsys.readouterr().err
-
-
-def test_demo_refuses_a_sweep_of_another_protocol(tmp_path):
-    path = tmp_path / "sweep.json"
-    methods = {
-        name: {"protocol": demo.protocol(name), "best": 0.5} for name in demo.METHODS
-    }
-    path.write_text(json.dumps({"methods": methods}))
-    assert set(demo.read_rates(path).values()) == {0.5}
-    # A sweep made before a setting existed knows nothing of it.
-    del methods["LARS, large batch"]["protocol"]["run"]["accumulate"]
-    path.write_text(json.dumps({"methods": methods}))
-    assert set(demo.read_rates(path).values()) == {0.5}
-    methods["LARS, large batch"]["protocol"]["run"]["epochs"] += 1
-    path.write_text(json.dumps({"methods": methods}))
-    with pytest.raises(ValueError, match="LARS, large batch"):
-        demo.read_rates(path)
-    with pytest.raises(ValueError, match="missing"):
-        demo.read_rates(tmp_path / "absent.json")
-
-
-def test_committed_sweep_is_fair_and_its_best_rates_are_what_it_measured():
-    methods = json.loads((ROOT / demo.SWEEP).read_text())["methods"]
-    rates = demo.read_rates(ROOT / demo.SWEEP)
-    tried = {
-        name: sorted({r["learning_rate"] for r in methods[name]["runs"]})
-        for name in rates
-    }
-    assert len({len(found) for found in tried.values()}) == 1
-    for name, best in rates.items():
-        assert len(tried[name]) >= 7
-        assert tried[name][0] < best < tried[name][-1]
-        runs = methods[name]["runs"]
-        score = {
-            rate: np.mean([r["accuracy"] for r in runs if r["learning_rate"] == rate])
-            for rate in tried[name]
-        }
-        assert score[best] == max(score.values())
-        assert all(run["count"] == 800 for run in runs)

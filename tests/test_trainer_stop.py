@@ -16,7 +16,7 @@ from examples.imagenet.loop import Stopped, fit
 
 def run(trainer, out, show=lambda record: None):
     return fit(
-        trainer, 0, out / "log.jsonl", show, Checkpoints(out, trainer.config, 128)
+        trainer, 0, out / "log.jsonl", show, Checkpoints(out, trainer.config, 128, 8)
     )
 
 
@@ -170,6 +170,8 @@ def test_no_update_after_the_lost_one_counts(tmp_path):
     """The steps fetched together with it saw good images."""
     trainer = poisoned(3, log_every=8)
     lost = fit(trainer, 0, tmp_path / "lost.jsonl")
+    epochs = [r for r in read_log(tmp_path / "lost.jsonl") if r["kind"] == "epoch"]
+    assert [(r["step"], r["epoch"]) for r in epochs] == [(3, 3 / 8)]
     assert (lost.updates, lost.diverged) == (3, True)
     state = trainer.init(0)
     for step in range(3):

@@ -20,6 +20,7 @@ from orbax.checkpoint.checkpoint_managers import (
 )
 
 from .config import Config, flag
+from .log import LOG
 from .provenance import versions
 from .train import TrainState
 
@@ -29,20 +30,27 @@ _ACCURACY = "accuracy"
 _FREE = {
     *("dry_run", "eval_batch_size", "log_every", "layers_every", "tensorboard"),
     *("checkpoints", "checkpoint_every", "existing", "out", "devices", "engine"),
+    # Together they make a slot, which is compared.
+    *("accumulate", "solvers_per_device"),
 }
-# Where the flag is not the field.
-_FLAGS = {"source": "data", "name": "optimizer", "images": "data: training images"}
+# What to call a field that is not a flag's name.
+_NAMES = {
+    "source": "--data",
+    "name": "--optimizer",
+    "images": "the number of training images",
+    "slot": "a slot (--devices × --solvers-per-device × --accumulate)",
+}
 
 
 class Checkpoints:
     """The checkpoints in a run's folder; close it, or use it as a context.
 
-    `images`: how many the run trains on. ValueError if the newest there is of another
-    run; it names every difference.
+    `images`: how many the run trains on; `slot`: how many BatchNorm takes together.
+    ValueError if the newest there is of another run; it names every difference.
     """
 
-    def __init__(self, out: str | Path, config: Config, images: int) -> None:
-        self._config = asdict(config) | {"images": images}
+    def __init__(self, out: str | Path, config: Config, images: int, slot: int) -> None:
+        self._config = asdict(config) | {"images": images, "slot": slot}
         newest, best = (
             LatestN(config.run.checkpoints),
             BestN(get_metric_fn=_accuracy, n=1),
@@ -90,6 +98,11 @@ class Checkpoints:
         )
         return saved["state"], self._record
 
+    @property
+    def any(self) -> bool:
+        """Whether there was one to go on from."""
+        return self._record is not None
+
     def _read_record(self) -> dict[str, Any] | None:
         """Of the newest checkpoint; ValueError names every setting that differs."""
         step = self._manager.latest_step()
@@ -117,14 +130,15 @@ class Checkpoints:
 
 
 def exist(out: str | Path) -> bool:
-    """Whether an earlier run left checkpoints there, whole ones or not."""
-    folder = Path(out) / _FOLDER
-    return folder.is_dir() and any(folder.iterdir())
+    """Whether an earlier run left checkpoints there, whole ones or not, or a log."""
+    folder, log = Path(out) / _FOLDER, Path(out) / LOG
+    return log.exists() or (folder.is_dir() and any(folder.iterdir()))
 
 
 def remove(out: str | Path) -> None:
-    """Deletes them all."""
-    shutil.rmtree(Path(out) / _FOLDER)
+    """Deletes checkpoints and log."""
+    shutil.rmtree(Path(out) / _FOLDER, ignore_errors=True)
+    (Path(out) / LOG).unlink(missing_ok=True)
 
 
 def _accuracy(metrics: dict[str, float | None]) -> float:
@@ -137,7 +151,8 @@ def _differences(old: dict[str, Any], new: dict[str, Any]) -> Iterator[str]:
         if isinstance(value, dict):
             yield from _differences(old.get(key, {}), value)
         elif key not in _FREE and old.get(key) != _plain(value):
-            yield f"{flag(_FLAGS.get(key, key))} was {old.get(key)!r}, now {value!r}"
+            name = _NAMES.get(key, flag(key))
+            yield f"{name} was {old.get(key)!r}, now {value!r}"
 
 
 def _plain(value: Any) -> Any:

@@ -47,9 +47,16 @@ def first_not_finite(
     return None
 
 
+@jax.jit
+def _finite(tree: Any) -> Any:
+    return jax.tree.map(lambda leaf: jnp.isfinite(leaf).all(), tree)
+
+
 def leaf_not_finite(tree: Any) -> str | None:
     """The path of the first leaf of the tree with a value that is not finite."""
-    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
-        if not jnp.isfinite(leaf).all():
+    for path, finite in jax.tree_util.tree_leaves_with_path(
+        jax.device_get(_finite(tree))
+    ):
+        if not finite:
             return jax.tree_util.keystr(path, simple=True, separator="/")
     return None

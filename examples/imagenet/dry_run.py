@@ -11,6 +11,7 @@ from lars_optax import epochs_to_steps
 from lars_optax.recipes import Recipe
 
 from .plan import Plan
+from .recipe import changes
 from .train import TrainState, init_state
 from .trainer import Trainer
 
@@ -25,6 +26,7 @@ def describe(trainer: Trainer) -> str:
     lines = [
         f"recipe     {recipe.name} ({recipe.source})",
         *(f"           {key}: {why}" for key, why in recipe.inferred.items()),
+        *(f"           changed: {change}" for change in changes(trainer.config)),
         f"network    {recipe.network}, {parameters:,} parameters in"
         f" {len(trainer.layer_names)} leaves,"
         f" {jnp.dtype(model.dtype)}, images of {side}",

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 Record = dict[str, Any]
+LOG = "log.jsonl"
 # Records of one update, not of what is done.
 _COUNTED_FROM_0 = ("step", "layers", "not_finite")
 _LAST = ("result", "stopped")  # of a process

@@ -1,8 +1,8 @@
 """The loop: updates, an exact evaluation after each epoch, checkpoints, a log of all.
 
 A loss or gradient that is not finite ends the run: the log says where it arose, and the
-result is measured on the parameters before it. A state that is not finite is never
-saved. A signal ends the run with a checkpoint.
+result is that of the last state. A state that is not finite is never saved. A signal
+ends the run with a checkpoint.
 """
 
 import signal
@@ -23,9 +23,11 @@ from .checkpoint import Checkpoints
 from .diagnose import first_not_finite, leaf_not_finite
 from .engine import assert_replicated
 from .log import Log, Record
+from .provenance import versions
 from .train import TrainState
 from .trainer import Scores, Trainer
 
+_IN_FLIGHT = 2  # steps behind the one just begun that need not have ended
 _Pending = tuple[int, dict[str, Any]]  # a step and its unfetched metrics
 
 
@@ -64,9 +66,11 @@ def fit(
         seconds, done = record["seconds"], int(state.step)
     with Log(log_path, show, done if restored else None) as log:
         if restored:
-            log.write(kind="resume", step=done, versions=record["versions"])
+            now, then = versions(), record["versions"]
+            log.write(kind="resume", step=done, versions=now, saved_by=then)
         else:
-            log.write(kind="config", **asdict(replace(trainer.config, run=run)))
+            config = asdict(replace(trainer.config, run=run))
+            log.write(kind="config", **config, **trainer.facts())
         training = _Training(trainer, seed, state, log, seconds)
         if checkpoints is None:
             return training.run(done)
@@ -101,7 +105,8 @@ class _Training:
             asked = run.checkpoint_every and done % run.checkpoint_every == 0
             saves = checkpoints and (ends_epoch or asked or signals)
             if ends_epoch or saves or len(self.pending) == run.log_every:
-                if not self._flush() or (saves and not self._may_be_saved(done)):
+                if not (self._flush() and self._is_finite(done)):
+                    done = int(self.state.step)
                     self._evaluate(done, self.trainer.epoch(done))
                     return self._result(diverged=True)
                 if ends_epoch:
@@ -125,6 +130,9 @@ class _Training:
         self.state, metrics = self.trainer.step(self.state, batch)
         self.pending.append((step, metrics))
         self.scores = None
+        # A step that waits for its turn on a GPU holds its images there.
+        if len(self.pending) > _IN_FLIGHT:
+            jax.block_until_ready(self.pending[-1 - _IN_FLIGHT][1])
 
     def _flush(self) -> bool:
         """Fetches and logs the pending steps; False if one of them was not finite."""
@@ -161,8 +169,8 @@ class _Training:
         self.pending = []
         return True
 
-    def _may_be_saved(self, done: int) -> bool:
-        """Whether it is finite: an update can overflow though its loss did not."""
+    def _is_finite(self, done: int) -> bool:
+        """Of the state: an update can overflow though its loss and gradient did not."""
         name = leaf_not_finite(self.state)
         if name:
             self.log.write(kind="not_finite", step=done - 1, where=f"the new {name}")
@@ -187,7 +195,7 @@ class _Training:
         if not lost.size:
             return "the loss"
         names = [trainer.layer_names[i] for i in lost]
-        return f"the gradient of {', '.join(names[:3])} ({len(names)} leaves)"
+        return f"the gradients of {len(names)} leaves, {names[0]} among them"
 
     def _evaluate(self, done: int, epoch: float) -> None:
         assert_replicated(self.state)

@@ -5,6 +5,7 @@ message that names the flag; nothing is written then.
 """
 
 import argparse
+import signal
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from .config import Config
 from .data import load
 from .dry_run import describe
 from .engine import start_devices
-from .log import Record, read_log, tensorboard
+from .log import LOG, Record, read_log, tensorboard
 from .loop import Result, Stopped, fit
 from .models import image_pixels
 from .recipe import configure
@@ -25,7 +26,6 @@ from .report import plot_runs, progress
 from .trainer import Trainer
 
 _PNG = "curves.png"
-_LOG = "log.jsonl"
 
 
 def parse(arguments: Sequence[str] | None) -> Config:
@@ -55,7 +55,7 @@ def main(arguments: Sequence[str] | None = None) -> Result | None:
         if config.dry_run:
             console.print(describe(trainer), highlight=False, soft_wrap=True)
             return None
-        checkpoints = _checkpoints(config, data.train.size)
+        checkpoints = _checkpoints(trainer)
     except ValueError as error:
         raise SystemExit(f"error: {error}") from None
     try:
@@ -63,6 +63,9 @@ def main(arguments: Sequence[str] | None = None) -> Result | None:
     except Stopped as stopped:
         console.print(f"{stopped}; --existing resume goes on from there")
         raise SystemExit(128 + stopped.signum) from None
+    except KeyboardInterrupt:
+        console.print("stopped; only a run under way, with --checkpoints, saves first")
+        raise SystemExit(128 + signal.SIGINT) from None
     _report(result, config, console)
     return result
 
@@ -74,21 +77,28 @@ def _devices(config: Config) -> list[jax.Device]:
     return start_devices(config.run.devices)
 
 
-def _checkpoints(config: Config, images: int) -> Checkpoints | None:
+def _checkpoints(trainer: Trainer) -> Checkpoints | None:
     """A folder for them, empty unless the run is to go on; None if none are kept."""
-    run = config.run
+    run = trainer.config.run
+    try:
+        Path(run.out).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(f"--out: {run.out!r}: {error.strerror}") from None
     if exist(run.out):
         if run.existing == "refuse":
             raise ValueError(
-                f"--out: {run.out!r} holds the checkpoints of an earlier run; give"
-                " --existing resume to go on from them, --existing replace to delete"
-                " them, or another --out"
+                f"--out: {run.out!r} holds an earlier run; give --existing resume to go"
+                " on from its newest checkpoint, --existing replace to delete it, or"
+                " another --out"
             )
         if run.existing == "replace":
             remove(run.out)
         elif not run.checkpoints:
             raise ValueError("--checkpoints: got 0; --existing resume needs 1 or more")
-    return Checkpoints(run.out, config, images) if run.checkpoints else None
+    if not run.checkpoints:
+        return None
+    images, slot = trainer.data.train.size, trainer.batch_norm_images
+    return Checkpoints(run.out, trainer.config, images, slot)
 
 
 def _train(
@@ -96,6 +106,8 @@ def _train(
 ) -> Result:
     config, run = trainer.config, trainer.config.run
     out = Path(run.out)
+    if run.existing == "resume" and checkpoints and not checkpoints.any:
+        console.print(f"no checkpoint in {run.out}: starting at update 0")
     console.print(
         f"{config.model.network}, {config.optimizer.name}, batch {run.batch_size} over"
         f" {len(trainer.devices)} {trainer.devices[0].platform} devices,"
@@ -109,19 +121,19 @@ def _train(
             for each in shows:
                 each(record)
 
-        result = fit(trainer, run.seed, out / _LOG, on_record, checkpoints)
+        result = fit(trainer, run.seed, out / LOG, on_record, checkpoints)
     label = f"{config.optimizer.name}, batch {run.batch_size}"
-    plot_runs({label: [out / _LOG]}, out / _PNG)
+    plot_runs({label: [out / LOG]}, out / _PNG)
     return result
 
 
 def _report(result: Result, config: Config, console: Console) -> None:
     out = Path(config.run.out)
     if result.diverged:
-        lost = next(r for r in read_log(out / _LOG) if r["kind"] == "not_finite")
+        lost = next(r for r in read_log(out / LOG) if r["kind"] == "not_finite")
         console.print(
             f"stopped at update {lost['step']}: not finite, first {lost['where']};"
-            " the scores are of the parameters before it",
+            " the scores are of the last state",
             highlight=False,
             soft_wrap=True,
         )
@@ -129,7 +141,7 @@ def _report(result: Result, config: Config, console: Console) -> None:
         f"{config.data.evaluate_on} accuracy {result.accuracy:.2%}, top-5"
         f" {result.top5_accuracy:.2%} on {result.count} images after"
         f" {result.updates} updates, {result.seconds:.1f} s\n"
-        f"log and curves: {out / _LOG}, {out / _PNG}",
+        f"log and curves: {out / LOG}, {out / _PNG}",
         highlight=False,
         soft_wrap=True,
     )

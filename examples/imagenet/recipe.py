@@ -5,7 +5,7 @@ a recipe again, which makes schedule and optimizer. Refuses values left unstated
 """
 
 from collections.abc import Callable
-from dataclasses import fields
+from dataclasses import asdict, fields
 from typing import Any
 
 import jax
@@ -69,6 +69,23 @@ def to_recipe(config: Config) -> recipes.Recipe:
             f" give {', '.join(known)}"
         )
     return recipe
+
+
+def changes(config: Config) -> list[str]:
+    """The flags that depart from the recipe, with both values."""
+    if config.recipe is None:
+        return []
+    before, now = asdict(configure(config.recipe)), asdict(config)
+    return [
+        f"{flag(key)} {before[group][key]!r} → {value!r}"
+        for group in ("model", "optimizer")
+        for key, value in now[group].items()
+        if value != before[group][key]
+    ] + [
+        f"{flag(key)} {before['run'][key]!r} → {now['run'][key]!r}"
+        for key in ("batch_size", "epochs")
+        if now["run"][key] != before["run"][key]
+    ]
 
 
 def layer_stats(recipe: recipes.Recipe) -> Callable[[Any, Any], Any]:

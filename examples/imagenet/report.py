@@ -5,6 +5,7 @@ they can be told apart without colour.
 """
 
 import itertools
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,6 +23,7 @@ from rich.progress import (
 
 from .log import Record, read_log
 
+_QUIET = 60.0  # seconds after which a run without a terminal says where it is
 _STYLES = (("-", "o"), ("--", "s"), (":", "^"), ("-.", "v"))
 _COLOURS = ("#08306b", "#d94801", "#238b45", "#756bb1")
 
@@ -35,18 +37,7 @@ def progress(
     A bar that moves with the steps on a terminal, else about `lines` plain lines.
     """
     if not console.is_terminal:
-        printed, speed = 0, ""
-
-        def line(record: Record) -> None:
-            nonlocal printed, speed
-            if record["kind"] == "speed":
-                speed = _speed(record)
-            if record["kind"] == "epoch" and record["step"] * lines // steps > printed:
-                printed = record["step"] * lines // steps
-                text = f"{label}: {_epoch_line(record)}, {speed}"
-                console.print(text, highlight=False, soft_wrap=True)
-
-        yield line
+        yield _lines(label, steps, console, lines)
         return
     names = ("loss", "accuracy", "speed")
     texts = [TextColumn(f"{{task.fields[{name}]}}") for name in names]
@@ -73,6 +64,38 @@ def progress(
                     bar.update(task, speed=_speed(record))
 
         yield show
+
+
+def _lines(
+    label: str, steps: int, console: Console, lines: int
+) -> Callable[[Record], None]:
+    """Prints after about every `lines`-th part of the steps, and once a minute."""
+    printed, speed = 0, ""
+    first: tuple[int, float] | None = None  # step and time of the first speed
+    said = time.monotonic()
+
+    def say(text: str) -> None:
+        nonlocal said
+        console.print(f"{label}: {text}", highlight=False, soft_wrap=True)
+        said = time.monotonic()
+
+    def line(record: Record) -> None:
+        nonlocal printed, speed, first
+        now, step = time.monotonic(), record.get("step", 0)
+        match record["kind"]:
+            case "resume":
+                say(f"going on after update {step}")
+            case "speed":
+                speed = _speed(record)
+                first = first or (step, now)
+                if now - said > _QUIET and step > first[0]:
+                    left = (steps - step) * (now - first[1]) / (step - first[0])
+                    say(f"step {step}, {speed}, {left / 60:.0f} min left")
+            case "epoch" if step * lines // steps > printed:
+                printed = step * lines // steps
+                say(f"{_epoch_line(record)}, {speed}")
+
+    return line
 
 
 def _speed(record: Record) -> str:

@@ -16,9 +16,10 @@ import optax
 
 import lars_optax
 
+from .moments import age, from_moments, to_moments
+
 Array = Any  # of JAX on the devices, of NumPy on the way there
 SOLVERS = "solvers"  # the axis of slots side by side
-_RUNNING = 0.9  # share of the running BatchNorm moments that outlives a step
 
 
 class TrainState(NamedTuple):
@@ -121,7 +122,7 @@ def train_step(
         state.step + 1,
         state.rng,
         optax.apply_updates(state.params, updates),
-        _age(state.batch_stats, from_moments(moments), state.step == 0),
+        age(state.batch_stats, from_moments(moments), state.step == 0),
         opt_state,
         state.finite,
     )
@@ -176,16 +177,21 @@ def _mean_in_turn(fn: Callable[[Any], Any], xs: Any, n: int) -> Any:
     def add(total: Any, x: Any) -> tuple[Any, None]:
         return jax.tree.map(jnp.add, total, fn(x)), None
 
-    total = fn(jax.tree.map(lambda x: x[0], xs))
+    first = jax.tree.map(lambda x: x[0], xs)
+    if n == 1:
+        return fn(first)
     if jax.default_backend() == "cpu":
+        total = fn(first)
         for i in range(1, n):
             # Unless a slice needs a number of the one before, XLA holds all of them in
             # memory at once; barriers it drops before it orders its operations.
             zero = 0.0 * sum(x.ravel()[0] for x in jax.tree.leaves(total))
             x = jax.tree.map(lambda x: x[i] + zero.astype(x.dtype), xs)  # noqa: B023
             total, _ = add(total, x)
-    elif n > 1:
-        total, _ = jax.lax.scan(add, total, jax.tree.map(lambda x: x[1:], xs))
+    else:
+        shapes = jax.eval_shape(fn, first)
+        zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+        total, _ = jax.lax.scan(add, zeros, xs)
     return jax.tree.map(lambda x: x / n, total)
 
 
@@ -196,38 +202,6 @@ def _stack(stats: Any) -> lars_optax.LayerStats:
     )
     stacked: lars_optax.LayerStats = jax.tree.map(lambda *x: jnp.stack(x), *leaves)
     return stacked
-
-
-def _age(running: Any, new: Any, first: Array) -> Any:
-    """0.9 of the running moments + 0.1 of the batch's; the first batch's as they are.
-
-    As borisgin/nvcaffe-0.16's batch_norm_layer with moving_average_fraction 0.9.
-    """
-    keep = jnp.where(first, 0.0, _RUNNING)
-    return jax.tree.map(lambda old, x: keep * old + (1 - keep) * x, running, new)
-
-
-def to_moments(stats: Any) -> Any:
-    """(mean, var) of every BatchNorm to (E x, E x²), which average over equal shares.
-
-    The mean of variances is not the variance: it lacks the spread of the means.
-    """
-    return jax.tree.map(
-        lambda s: {"mean": s["mean"], "square": s["var"] + s["mean"] ** 2},
-        stats,
-        is_leaf=lambda s: "var" in s,
-    )
-
-
-def from_moments(moments: Any) -> Any:
-    """(E x, E x²) back to (mean, var)."""
-
-    def split(m: dict[str, Array]) -> dict[str, Array]:
-        # Rounding can leave a constant channel's difference just below zero.
-        var = jnp.maximum(m["square"] - m["mean"] ** 2, 0.0)
-        return {"mean": m["mean"], "var": var}
-
-    return jax.tree.map(split, moments, is_leaf=lambda m: "square" in m)
 
 
 def eval_step(

@@ -6,6 +6,7 @@ Compiled once, run for any seed by `loop.fit`.
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -13,11 +14,12 @@ import numpy as np
 
 from lars_optax import epochs_to_steps
 
-from .config import Config, flag
+from .config import Config, check, flag
 from .data import Dataset, Source, batch_index, padded_batches
 from .engine import AXIS, parallelize, replicate
 from .models import make_model, published_pixel_std
 from .plan import make_plan
+from .provenance import versions
 from .recipe import layer_stats, to_recipe
 from .train import SOLVERS, Batch, TrainState, eval_step, init_state, train_step
 
@@ -46,6 +48,8 @@ class Trainer:
         # Rounded up to a size every device gets an equal share of.
         self.eval_batch = -(-run.eval_batch_size // len(devices)) * len(devices)
         self.updates = self._steps(run.epochs)
+        remedy = f"half an update of {run.batch_size} or less; give more, or a smaller"
+        check(self.updates > 0, "epochs", run.epochs, f"{remedy} --batch-size")
         self.epochs = {self._steps(k): k for k in range(1, int(run.epochs) + 1)} | {
             self.updates: run.epochs
         }  # updates done to epochs done
@@ -76,6 +80,18 @@ class Trainer:
             for path, _ in jax.tree_util.tree_leaves_with_path(shapes)
         ]
         self._compiled = False
+
+    def facts(self) -> dict[str, Any]:
+        """What the configuration leaves to the machine."""
+        platform = self.devices[0].platform
+        plan = self.plan._asdict()
+        return {"plan": plan, "platform": platform, "versions": versions()}
+
+    @property
+    def batch_norm_images(self) -> int:
+        """Images whose moments BatchNorm takes together."""
+        plan, sync = self.plan, self.config.model.bn == "sync"
+        return plan.slot * (plan.devices * plan.solvers if sync else 1)
 
     def epoch(self, step: int) -> float:
         """Epochs before update `step`."""
@@ -138,5 +154,5 @@ def build_model(config: Config, data: Dataset) -> nn.Module:
             bn_axis_name=axes,
         )
     except ValueError as error:  # "bn_axis_name: …" becomes "--bn: …"
-        name, _, rest = str(error).partition(":")
+        name, _, rest = str(error).replace(repr(axes), repr(model.bn)).partition(":")
         raise ValueError(f"{flag(name.removesuffix('_axis_name'))}:{rest}") from None

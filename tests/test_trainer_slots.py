@@ -1,0 +1,126 @@
+"""Slots of a batch: the same in turn, side by side, in a loop, on any device."""
+
+import math
+import re
+from functools import partial
+
+import jax
+import numpy as np
+import pytest
+from steps import TINY, assert_params_close, make_batch, make_setup, run, start
+
+from examples.imagenet import engine
+from examples.imagenet.moments import to_moments
+from examples.imagenet.train import (
+    Batch,
+    train_step,
+)
+
+# The order of the sums over 32 images alone differs: float32 roundings of 6e-8, which
+# five steps of a network this small magnify less than 100 times.
+ROUNDINGS = 6e-6
+
+SGD = pytest.param({"name": "sgd", "learning_rate": 0.1}, id="sgd")
+LARS = pytest.param({"name": "lars", "learning_rate": 20.0}, id="lars")
+
+
+@pytest.fixture(scope="module")
+def devices():
+    found = engine.start_devices(None)[:4]
+    assert len(found) == 4, "start the tests with 4 virtual CPU devices"
+    return found
+
+
+def test_slots_are_the_same_on_any_device_with_batch_norm_and_dropout(devices):
+    """Four slots of 4 images: moments and dropout go by a slot's number, not its place.
+
+    There is no reference without slots: a slot is what BatchNorm sees.
+    """
+    setup = make_setup(TINY, name="lars", learning_rate=5.0)
+    batches = [make_batch(seed, 16) for seed in range(3)]
+    four, _ = run(setup, batches, devices)
+    for n, options in [
+        (1, {"accumulate": 4}),
+        (1, {"solvers": 4}),
+        (2, {"solvers": 2, "name": "shard_map"}),
+    ]:
+        other, _ = run(setup, batches, devices[:n], **options)
+        assert_params_close(other.params, four.params, ROUNDINGS)
+        assert_params_close(other.batch_stats, four.batch_stats, 1e-5)
+    # Two slots are another network: the test can tell.
+    two, _ = run(setup, batches, devices[:2])
+    with pytest.raises(AssertionError):
+        assert_params_close(two.params, four.params, ROUNDINGS)
+
+
+def test_a_loop_over_slots_is_what_they_are_unrolled(devices, monkeypatch):
+    """GPUs take the loop, CPUs do not."""
+    setup = make_setup(TINY, name="sgd", learning_rate=0.1)
+    batches = [make_batch(seed, 12) for seed in range(2)]
+    unrolled, _ = run(setup, batches, devices[:1], accumulate=3, solvers=2)
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    model, tx, stats = setup
+    step = partial(train_step, model=model, tx=tx, layer_stats=stats, axis_name=None)
+    step = jax.jit(partial(step, accumulate=3, solvers=2))
+    assert " while(" in step.lower(start(setup), batches[0]).compile().as_text()
+    state = start(setup)
+    for batch in batches:
+        state, _ = step(state, batch)
+    assert_params_close(state.params, unrolled.params, ROUNDINGS)
+    assert_params_close(state.batch_stats, unrolled.batch_stats, ROUNDINGS)
+
+
+def test_slots_in_turn_need_little_more_memory_than_one():
+    """Four slots of 64 images, against one of 64 and one of 256."""
+    model, tx, stats = setup = make_setup("alexnet-bn-small", name="sgd")
+    step = partial(train_step, model=model, tx=tx, layer_stats=stats, axis_name=None)
+
+    def temporary(images, accumulate):
+        lowered = jax.jit(partial(step, accumulate=accumulate)).lower(
+            jax.eval_shape(partial(start, setup)), make_batch(0, images)
+        )
+        return lowered.compile().memory_analysis().temp_size_in_bytes
+
+    turns = temporary(256, 4)
+    assert turns < 1.5 * temporary(64, 1)
+    assert turns < 0.5 * temporary(256, 1)
+
+
+@pytest.mark.parametrize("name", ["pmap", "shard_map"])
+@pytest.mark.parametrize(("accumulate", "solvers"), [(1, 1), (4, 2)])
+def test_gradients_are_reduced_once_an_update(name, accumulate, solvers, devices):
+    """All-reduces carry each gradient, moment and metric once, and in no loop."""
+    setup = make_setup("alexnet-bn-small", name="lars")
+    model, tx, stats = setup
+    step = partial(train_step, model=model, tx=tx, layer_stats=stats)
+    step = partial(step, accumulate=accumulate, solvers=solvers)
+    step = engine.parallelize(step, devices, engine=name, donate_state=True)
+    state = engine.replicate(start(setup), devices)
+    text = step.compiled_text(state, make_batch(0, 32))
+    carried = (state.params, to_moments(state.batch_stats))
+    values = sum(leaf.size for leaf in jax.tree.leaves(carried))
+    assert numbers_reduced(text) == values + 2  # loss and accuracy
+    assert " while(" not in text  # on a CPU slots are unrolled; none hides in a loop
+
+
+def numbers_reduced(text):
+    """How many numbers the all-reduces of a compiled program carry in all."""
+    results = re.findall(r" = (.*?) all-reduce(?:-start)?\(", text)
+    shapes = [
+        dims for result in results for dims in re.findall(r"\w\[([\d,]*)\]", result)
+    ]
+    return sum(math.prod(int(n) for n in dims.split(",") if n) for dims in shapes)
+
+
+def test_dropout_is_another_in_every_slot_and_step(devices):
+    """The same two images in each slot, at rate 0: only dropout can differ."""
+    model, tx, stats = setup = make_setup(TINY, name="sgd", learning_rate=0.0)
+    step = partial(train_step, model=model, tx=tx, layer_stats=stats, axis_name=None)
+    half = make_batch(0, 2)
+    whole = Batch(*(np.concatenate([x] * 2) for x in half[:2]))
+    state, one_slot = start(setup), jax.jit(step)
+    state_1, first = one_slot(state, half)
+    assert one_slot(state, half)[1]["loss"] == first["loss"]
+    assert abs(one_slot(state_1, half)[1]["loss"] - first["loss"]) > 1e-4
+    _, both = jax.jit(partial(step, accumulate=2))(state, whole)
+    assert abs(both["loss"] - first["loss"]) > 1e-4
