@@ -15,6 +15,13 @@ def compile_fast(request):
     jax.config.update("jax_disable_most_optimizations", fast)
 
 
+@pytest.fixture(scope="session")
+def devices():
+    found = jax.local_devices()[:4]
+    assert len(found) == 4, "start the tests with 4 virtual CPU devices"
+    return found
+
+
 @pytest.fixture
 def x64():
     """Run the test in float64."""

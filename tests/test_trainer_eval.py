@@ -20,13 +20,6 @@ from examples.imagenet.train import (
 )
 
 
-@pytest.fixture(scope="module")
-def devices():
-    found = engine.start_devices(None)[:4]
-    assert len(found) == 4, "start the tests with 4 virtual CPU devices"
-    return found
-
-
 def test_moments_of_equal_shares_average_to_those_of_the_whole():
     shares = np.random.default_rng(0).normal(5.0, 2.0, (4, 100, 3)) * [[[1.0, 9.0, 0]]]
     shares += np.arange(4)[:, None, None]

@@ -7,7 +7,15 @@ from functools import partial
 import jax
 import numpy as np
 import pytest
-from steps import TINY, assert_params_close, make_batch, make_setup, run, start
+from steps import (
+    ROUNDINGS,
+    TINY,
+    assert_params_close,
+    make_batch,
+    make_setup,
+    run,
+    start,
+)
 
 from examples.imagenet import engine
 from examples.imagenet.moments import to_moments
@@ -15,20 +23,6 @@ from examples.imagenet.train import (
     Batch,
     train_step,
 )
-
-# The order of the sums over 32 images alone differs: float32 roundings of 6e-8, which
-# five steps of a network this small magnify less than 100 times.
-ROUNDINGS = 6e-6
-
-SGD = pytest.param({"name": "sgd", "learning_rate": 0.1}, id="sgd")
-LARS = pytest.param({"name": "lars", "learning_rate": 20.0}, id="lars")
-
-
-@pytest.fixture(scope="module")
-def devices():
-    found = engine.start_devices(None)[:4]
-    assert len(found) == 4, "start the tests with 4 virtual CPU devices"
-    return found
 
 
 def test_slots_are_the_same_on_any_device_with_batch_norm_and_dropout(devices):

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
-from steps import assert_params_close, make_batch, make_setup, run, start
+from steps import ROUNDINGS, assert_params_close, make_batch, make_setup, run, start
 
 from examples.imagenet import engine
 from examples.imagenet.engine import AXIS
@@ -16,19 +16,8 @@ from examples.imagenet.train import (
     train_step,
 )
 
-# The order of the sums over 32 images alone differs: float32 roundings of 6e-8, which
-# five steps of a network this small magnify less than 100 times.
-ROUNDINGS = 6e-6
-
 SGD = pytest.param({"name": "sgd", "learning_rate": 0.1}, id="sgd")
 LARS = pytest.param({"name": "lars", "learning_rate": 20.0}, id="lars")
-
-
-@pytest.fixture(scope="module")
-def devices():
-    found = engine.start_devices(None)[:4]
-    assert len(found) == 4, "start the tests with 4 virtual CPU devices"
-    return found
 
 
 @pytest.mark.parametrize("optimizer", [SGD, LARS])
