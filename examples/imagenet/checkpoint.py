@@ -1,7 +1,7 @@
 """Checkpoints of a run with orbax: the newest few and the best, written meanwhile.
 
 A checkpoint holds the whole `TrainState` (its step is the position in the data) and a
-record of the run. Refuses to go on with one of another network, recipe or data.
+record of the run. Refuses to go on with one of another network, recipe, data or slot.
 """
 
 import math

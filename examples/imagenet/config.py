@@ -176,7 +176,7 @@ class Run:
     checkpoint_every: int = 0
     """Save that often too, not only after each epoch; 0 for not [steps]."""
     existing: Literal["refuse", "resume", "replace"] = "refuse"
-    """What to do where --out holds the checkpoints of an earlier run."""
+    """What to do where --out holds the checkpoints or the log of an earlier run."""
     out: str = "runs/imagenet"
     """Folder for log.jsonl, curves.png and checkpoints."""
 

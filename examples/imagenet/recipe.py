@@ -90,12 +90,10 @@ def changes(config: Config) -> list[str]:
 
 def layer_stats(recipe: recipes.Recipe) -> Callable[[Any, Any], Any]:
     """(gradients, parameters) to the norms and ratios the recipe's optimizer takes."""
-    if recipe.algorithm == "lars":
-        adapted = recipe.mask
-    else:
+    lars = recipe.algorithm == "lars"
 
-        def adapted(params: Any) -> Any:
-            return jax.tree.map(lambda leaf: False, params)
+    def none(params: Any) -> Any:
+        return jax.tree.map(lambda leaf: False, params)
 
     def stats(grads: Any, params: Any) -> Any:
         return lars_optax.layer_stats(
@@ -104,8 +102,8 @@ def layer_stats(recipe: recipes.Recipe) -> Callable[[Any, Any], Any]:
             recipe.weight_decay or 0.0,
             recipe.mask,
             recipe.trust_coefficient,
-            trust_ratio_mask=adapted,
-            fallback_ratio=recipe.fallback_ratio if recipe.algorithm == "lars" else 1.0,
+            trust_ratio_mask=recipe.mask if lars else none,
+            fallback_ratio=recipe.fallback_ratio if lars else 1.0,
         )
 
     return stats
