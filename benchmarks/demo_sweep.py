@@ -15,11 +15,12 @@ from typing import Any
 
 import jax
 
-from examples.imagenet.data import Dataset, load
+from examples.imagenet.data import Dataset
 from examples.imagenet.demo import METHODS, SWEEP, configure, protocol
 from examples.imagenet.engine import start_devices
 from examples.imagenet.loop import fit
 from examples.imagenet.provenance import provenance
+from examples.imagenet.sources import load
 from examples.imagenet.trainer import Trainer
 
 SEEDS = (100, 101)  # not those of the demo

@@ -68,7 +68,7 @@ def flags(folder, out):
     return [*words.split(), "--out", str(out)]
 
 
-def command_line(arguments, cache_folder, first=""):
+def begin(arguments, cache_folder, first=""):
     """`python -m examples.imagenet` in a process of its own, after the code `first`."""
     last = "import runpy\nrunpy.run_module('examples.imagenet', run_name='__main__')"
     # Most of a run this small is compilation, which JAX can keep for the next process.
@@ -78,14 +78,25 @@ def command_line(arguments, cache_folder, first=""):
         "JAX_PLATFORMS": "cpu",
         "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
     }
-    return subprocess.run(
+    return subprocess.Popen(
         [sys.executable, "-c", f"{first}\n{last}", *arguments],
         cwd=ROOT,
         env=os.environ | kept,
-        capture_output=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
         text=True,
-        check=False,
     )
+
+
+def end(process):
+    """What it said and how it ended, as `subprocess.run` gives it."""
+    said = process.communicate()
+    return subprocess.CompletedProcess(process.args, process.returncode, *said)
+
+
+def command_line(arguments, cache_folder, first=""):
+    """The same, to its end."""
+    return end(begin(arguments, cache_folder, first))
 
 
 def steps_of(out):

@@ -20,21 +20,29 @@ ROUNDINGS = 6e-6
 
 
 class Tiny(Network):
-    """BatchNorm and dropout, and little to compile."""
+    """A convolution and a dense layer: little to compile."""
+
+    norm: bool = False
+    dropout: float = 0.0
 
     @nn.compact
     def __call__(self, images, *, train):
-        x = nn.Conv(4, (3, 3), 2, use_bias=False, name="conv")(self.normalized(images))
-        x = batch_norm(train, self.dtype, self.bn_axis_name, name="bn")(x)
+        conv = nn.Conv(4, (3, 3), 2, use_bias=not self.norm, name="conv")
+        x = conv(self.normalized(images))
+        if self.norm:
+            x = batch_norm(train, self.dtype, self.bn_axis_name, name="bn")(x)
         x = nn.relu(x).reshape(len(x), -1)
-        x = nn.Dropout(0.5)(x, deterministic=not train)
+        if self.dropout:
+            x = nn.Dropout(self.dropout)(x, deterministic=not train)
         return nn.Dense(self.classes, name="fc")(x)
 
 
-TINY = Tiny(classes=10, pixel_mean=128.0, pixel_std=74.0)
+PLAIN = Tiny(classes=10, pixel_mean=128.0, pixel_std=74.0)
+NORMED = PLAIN.clone(norm=True)
+NOISY = NORMED.clone(dropout=0.5)
 
 
-def make_setup(model="alexnet-small", **optimizer):
+def make_setup(model=PLAIN, **optimizer):
     """(model, optimizer, what train_step takes of them): 8 updates, 2 of warm-up."""
     if isinstance(model, str):
         model = make_model(

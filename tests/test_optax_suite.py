@@ -59,7 +59,8 @@ def run_optax_suite():
     """Run Optax's own cases, print them and their counts; the exit status."""
     jax.config.update("jax_platforms", "cpu")
     # sharding_test asks for eight devices, but too late when another file ran before.
-    os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8"
+    flags = os.environ.get("XLA_FLAGS", "")
+    os.environ["XLA_FLAGS"] = f"{flags} --xla_force_host_platform_device_count=8"
     alias = importlib.import_module("optax._src.alias")
     alias.lars = optax.lars = lars  # before the tests are imported: some build it then
     counts = {"ran": 0, "failed": 0, "skipped": 0}

@@ -7,6 +7,7 @@ and from flax.optim (the rate inside it, "scaled", as in the paper);
 """
 
 import json
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -65,15 +66,17 @@ def replay(make_optimizer):
         optimizer = make_optimizer()
         params = jax.tree.map(jnp.asarray, read("inputs", "params:"))
         grads = read("inputs", "grads:")
-        state = optimizer.init(params)
-        history = []
-        for step in range(len(grads[IDLE])):
-            now = {leaf: jnp.asarray(grad[step]) for leaf, grad in grads.items()}
-            updates, state = optimizer.update(now, state, params)
+
+        def step(carry, grads):
+            params, state = carry
+            updates, state = optimizer.update(grads, state, params)
             params = optax.apply_updates(params, updates)
-            history.append(jax.tree.map(np.asarray, params))
-    assert all(leaf.dtype == np.float64 for leaf in history[-1].values())
-    return {leaf: np.stack([now[leaf] for now in history]) for leaf in params}
+            return (params, state), params
+
+        scan = jax.jit(partial(jax.lax.scan, step))
+        history = jax.device_get(scan((params, optimizer.init(params)), grads)[1])
+    assert all(leaf.dtype == np.float64 for leaf in history.values())
+    return history
 
 
 def errors(ours, theirs):

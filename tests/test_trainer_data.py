@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from examples.imagenet import data
+from examples.imagenet.sources import load
 
 FASHION = Path("/usr/share/datasets/fashion-mnist")
 
@@ -132,15 +133,15 @@ def test_epoch_order_is_a_permutation_that_depends_on_seed_and_epoch_alone():
         np.testing.assert_array_equal(data.epoch_order(seed, epoch, 50), order)
 
 
-@pytest.mark.parametrize("size", [16, 25, 50])
-def test_batches_are_full_and_visit_every_image_once_an_epoch(size):
-    """50 images: batches of 16 reach over the ends of epochs, and lose none."""
-    n = 50
-    batches = [data.batch_index(5, step, n, size) for step in range(4 * n // size)]
-    assert {len(batch) for batch in batches} == {size}
+def test_the_stream_visits_every_image_once_an_epoch():
+    n, places = 50, np.arange(200)
+    epochs, images = data.visits(5, places, n)
+    np.testing.assert_array_equal(epochs, np.repeat(np.arange(4), n))
     stream = np.concatenate([data.epoch_order(5, epoch, n) for epoch in range(4)])
-    joined = np.concatenate(batches)
-    np.testing.assert_array_equal(joined, stream[: len(joined)])
+    np.testing.assert_array_equal(images, stream)
+    # Wherever a batch is cut out of it, and in whatever order places are asked for.
+    some = np.array([130, 49, 50, 3])
+    np.testing.assert_array_equal(data.visits(5, some, n)[1], stream[some])
 
 
 def test_synthetic_images_have_imagenets_numbers_and_are_the_same_every_time():
@@ -159,21 +160,11 @@ def test_synthetic_images_have_imagenets_numbers_and_are_the_same_every_time():
     assert abs(pool.std() - noise.pixel_std) < 0.5
 
 
-@pytest.mark.parametrize(("n", "size"), [(10, 4), (8, 4), (3, 8), (1, 1)])
-def test_padded_batches_hold_every_image_once(n, size):
-    split = data.Split(np.arange(n, dtype=np.uint8)[:, None], np.arange(n))
-    seen = []
-    for images, mask in data.padded_batches(split, size):
-        assert len(images.labels) == len(mask) == size
-        seen += images.labels[mask].tolist()
-    assert seen == list(range(n))
-
-
 @pytest.mark.skipif(
     not FASHION.is_dir(), reason=f"Debian's dataset-fashion-mnist not in {FASHION}"
 )
 def test_fashion_mnist_is_read_whole():
-    fashion = data.load(str(FASHION), 5_000)
+    fashion = load(str(FASHION), 5_000)
     parts = (fashion.train, fashion.validation, fashion.test)
     assert [len(part.labels) for part in parts] == [55_000, 5_000, 10_000]
     assert fashion.train.images.shape[1:] == (28, 28, 1)

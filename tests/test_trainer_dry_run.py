@@ -13,10 +13,10 @@ import numpy as np
 import pytest
 
 from examples.imagenet.config import Run
-from examples.imagenet.data import load
 from examples.imagenet.dry_run import describe
 from examples.imagenet.main import main, parse
 from examples.imagenet.plan import make_plan
+from examples.imagenet.sources import load
 from examples.imagenet.train import Batch, train_step
 from examples.imagenet.trainer import Trainer
 from lars_optax import recipes

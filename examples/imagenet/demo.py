@@ -18,11 +18,12 @@ from rich.console import Console
 from rich.table import Table
 
 from .config import Config, Data, Model, Optimizer, Run, Split
-from .data import load
 from .engine import start_devices
+from .figures import plot_runs
 from .loop import Result, fit
+from .progress import progress
 from .provenance import provenance
-from .report import plot_runs, progress
+from .sources import load
 from .trainer import Trainer
 
 EPOCHS = 40

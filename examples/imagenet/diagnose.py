@@ -9,7 +9,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from .train import Batch, TrainState
+from .train import Batch, TrainState, mirrored
 
 
 def first_not_finite(
@@ -33,11 +33,12 @@ def first_not_finite(
 
     alone = model.clone(bn_axis_name=None)
     variables = {"params": state.params, "batch_stats": state.batch_stats}
+    images = mirrored(batch.images, batch.mirror)
     for start in range(0, len(batch.labels), slot):
         with nn.intercept_methods(look):
             alone.apply(
                 variables,
-                batch.images[start : start + slot],
+                images[start : start + slot],
                 train=True,
                 mutable=["batch_stats"],
                 rngs={"dropout": jax.random.key(0)},

@@ -20,30 +20,42 @@ _LAST = ("result", "stopped")  # of a process
 class Log:
     """Appends records to a file and hands each to `show`; use it as a context.
 
-    `resume_at`: the number of updates after which to go on; None starts a new log.
+    `path`: None drops the records, as all processes but the first do. `resume_at`: the
+    number of updates after which to go on; None starts a new log.
     """
 
     def __init__(
-        self, path: Path, show: Callable[[Record], None], resume_at: int | None = None
+        self,
+        path: Path | None,
+        show: Callable[[Record], None],
+        resume_at: int | None = None,
     ) -> None:
+        self._show, self._file = show, None
+        if path is None:
+            return
         path.parent.mkdir(parents=True, exist_ok=True)
         if resume_at is None:
             self._file = path.open("w")
         else:
             _cut(path, resume_at)
             self._file = path.open("a")
-        self._show = show
 
     def write(self, **record: Any) -> None:
+        if self._file is None:
+            return
         self._show(record)
-        self._file.write(json.dumps(_strict(record), allow_nan=False) + "\n")
-        self._file.flush()
+        try:
+            self._file.write(json.dumps(_strict(record), allow_nan=False) + "\n")
+            self._file.flush()
+        except OSError as error:
+            raise OSError(f"--out: {self._file.name}: {error.strerror}") from error
 
     def __enter__(self) -> "Log":
         return self
 
     def __exit__(self, *error: object) -> None:
-        self._file.close()
+        if self._file:
+            self._file.close()
 
 
 def read_log(path: Path) -> list[Record]:

@@ -5,27 +5,35 @@ message that names the flag; nothing is written then.
 """
 
 import argparse
+import logging
+import os
 import signal
-from collections.abc import Sequence
+import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import NoReturn, TypeVar, cast
 
 import jax
 import tyro
 from rich.console import Console
 
-from .checkpoint import Checkpoints, exist, remove
-from .config import Config
-from .data import load
+from .checkpoint import Checkpoints, NotSaved, exist, remove
+from .cluster import TRY_AGAIN, gather, join
+from .config import Config, Run
 from .dry_run import describe
-from .engine import start_devices
+from .engine import CopiesDiffer, start_devices
+from .figures import plot_runs
 from .log import LOG, Record, read_log, tensorboard
 from .loop import Result, Stopped, fit
 from .models import image_pixels
-from .recipe import configure
-from .report import plot_runs, progress
+from .pipeline import DataLost
+from .progress import progress
+from .recipe import augment, configure
+from .sources import load
 from .trainer import Trainer
 
 _PNG = "curves.png"
+_T = TypeVar("_T")
 
 
 def parse(arguments: Sequence[str] | None) -> Config:
@@ -44,18 +52,21 @@ def parse(arguments: Sequence[str] | None) -> Config:
 
 def main(arguments: Sequence[str] | None = None) -> Result | None:
     """Trains one network once; returns what the last line prints, None if it is dry."""
-    console = Console()
+    # orbax logs the traceback of each thread of a failed save; NotSaved is a line.
+    logging.getLogger("absl").setLevel(logging.CRITICAL)
     try:
         config = parse(arguments)
-        # First of all, as JAX counts its devices once.
-        devices = _devices(config)
-        pixels = image_pixels(config.model.network)
-        data = load(config.data.source, config.data.validation_images, pixels)
-        trainer = Trainer(config, data, devices)
+        if not config.dry_run:
+            # First of all, as JAX counts its devices once.
+            join(config.cluster)
+        trainer = _together(lambda: _trainer(config))
+        # The first process speaks for all; each of them tells its own errors.
+        console = Console(quiet=trainer.process > 0)
         if config.dry_run:
             console.print(describe(trainer), highlight=False, soft_wrap=True)
             return None
-        checkpoints = _checkpoints(trainer)
+        _together(lambda: None if trainer.process else _prepare_out(config.run))
+        checkpoints = _together(lambda: _checkpoints(trainer))
     except ValueError as error:
         raise SystemExit(f"error: {error}") from None
     try:
@@ -66,8 +77,45 @@ def main(arguments: Sequence[str] | None = None) -> Result | None:
     except KeyboardInterrupt:
         console.print("stopped; only a run under way, with --checkpoints, saves first")
         raise SystemExit(128 + signal.SIGINT) from None
-    _report(result, config, console)
+    except (DataLost, NotSaved, CopiesDiffer, OSError) as error:
+        _give_up(str(error), trainer)
+    except jax.errors.JaxRuntimeError as error:
+        if trainer.plan.processes == 1:
+            raise
+        why = f"another process died, or the network did: {error}"
+        _give_up(why, trainer, TRY_AGAIN)
+    if trainer.process == 0:
+        _report(result, config, console)
     return result
+
+
+def _give_up(why: str, trainer: Trainer, status: int = 1) -> NoReturn:
+    if trainer.plan.processes == 1:
+        raise SystemExit(f"error: {why}") from None
+    print(f"error: process {trainer.process}: {why}", file=sys.stderr, flush=True)
+    # An orderly end would wait for the others, who wait for this one.
+    os._exit(status)
+
+
+def _together(act: Callable[[], _T]) -> _T:
+    """What `act` returns; ValueError in every process if it raises one in any."""
+    problem, result = [], None
+    try:
+        result = act()
+    except ValueError as error:
+        problem = [str(error)]
+    if problems := gather(problem):
+        raise ValueError(problems[0])
+    return cast(_T, result)
+
+
+def _trainer(config: Config) -> Trainer:
+    devices = _devices(config)
+    pixels = config.data.pixels or image_pixels(config.model.network)
+    data = load(
+        config.data.source, config.data.validation_images, pixels, augment(config)
+    )
+    return Trainer(config, data, devices)
 
 
 def _devices(config: Config) -> list[jax.Device]:
@@ -77,9 +125,8 @@ def _devices(config: Config) -> list[jax.Device]:
     return start_devices(config.run.devices)
 
 
-def _checkpoints(trainer: Trainer) -> Checkpoints | None:
-    """A folder for them, empty unless the run is to go on; None if none are kept."""
-    run = trainer.config.run
+def _prepare_out(run: Run) -> None:
+    """A folder that is empty unless the run is to go on."""
     try:
         Path(run.out).mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -95,6 +142,11 @@ def _checkpoints(trainer: Trainer) -> Checkpoints | None:
             remove(run.out)
         elif not run.checkpoints:
             raise ValueError("--checkpoints: got 0; --existing resume needs 1 or more")
+
+
+def _checkpoints(trainer: Trainer) -> Checkpoints | None:
+    """What is in it; None if none are kept."""
+    run = trainer.config.run
     if not run.checkpoints:
         return None
     images, slot = trainer.data.train.size, trainer.batch_norm_images
@@ -108,12 +160,17 @@ def _train(
     out = Path(run.out)
     if run.existing == "resume" and checkpoints and not checkpoints.any:
         console.print(f"no checkpoint in {run.out}: starting at update 0")
-    console.print(
+    processes = trainer.plan.processes
+    of = f" of {processes} processes" if processes > 1 else ""
+    changes = checkpoints.changes if checkpoints else []
+    for line in (
         f"{config.model.network}, {config.optimizer.name}, batch {run.batch_size} over"
-        f" {len(trainer.devices)} {trainer.devices[0].platform} devices,"
+        f" {len(trainer.devices)} {trainer.devices[0].platform} devices{of},"
         f" {trainer.updates} updates",
-        highlight=False,
-    )
+        *(f"changed: {change}" for change in changes),
+        *(f"note: {note}" for note in trainer.data.notes),
+    ):
+        console.print(line, highlight=False, soft_wrap=True)
     with progress(config.optimizer.name, trainer.updates, console) as show:
         shows = [show, tensorboard(out / "tensorboard")] if run.tensorboard else [show]
 
@@ -123,6 +180,8 @@ def _train(
 
         result = fit(trainer, run.seed, out / LOG, on_record, checkpoints)
     label = f"{config.optimizer.name}, batch {run.batch_size}"
+    if trainer.process:
+        return result
     plot_runs({label: [out / LOG]}, out / _PNG)
     return result
 

@@ -13,7 +13,8 @@ import jax
 import lars_optax
 from lars_optax import recipes
 
-from .config import Config, Model, Optimizer, Run, flag
+from .config import Augment, Config, Model, Optimizer, Run
+from .flags import flag
 
 # Fields of the same name and meaning in both.
 _SHARED = [
@@ -69,6 +70,12 @@ def to_recipe(config: Config) -> recipes.Recipe:
             f" give {', '.join(known)}"
         )
     return recipe
+
+
+def augment(config: Config) -> Augment:
+    """What is done to images of class folders, where no flag says it."""
+    by_scale = (config.recipe or "").startswith(("goyal", "mlperf"))
+    return config.data.augment or ("rrc" if by_scale else "caffe")
 
 
 def changes(config: Config) -> list[str]:

@@ -1,184 +1,202 @@
-"""What a run shows: a progress bar or plain lines, and curves as PNG.
+"""Runs side by side, from their logs alone: `python -m examples.imagenet.report`.
 
-Reads nothing but the records of `log`. Curves differ by dash and marker, so
-they can be told apart without colour.
+Prints and leaves in `--out` the curves, each layer's norms (the paper's Table 4) and
+the speeds (its Tables 8 to 11): report.md, report.json and pictures. What the logs do
+not hold is said so. A log that cannot be read ends with a message that names it.
 """
 
-import itertools
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+import json
+import math
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-import numpy as np
+import tyro
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TextColumn,
-    TimeRemainingColumn,
-)
 
-from .log import Record, read_log
+from .figures import curve, plot_layers, plot_logs
+from .flags import check
+from .page import ABSENT, Part, Table, duration, markdown, show
+from .speed import Cell, cells, ratios, tables
+from .summary import Run, labels, read_runs
 
-_QUIET = 60.0  # seconds after which a run without a terminal says where it is
-_STYLES = (("-", "o"), ("--", "s"), (":", "^"), ("-.", "v"))
-_COLOURS = ("#08306b", "#d94801", "#238b45", "#756bb1")
+_RUNS = ("run", "status", "updates", "epoch", "accuracy", "top-5", "split", "time")
 
 
-@contextmanager
-def progress(
-    label: str, steps: int, console: Console, lines: int = 10
-) -> Iterator[Callable[[Record], None]]:
-    """A function to call with each logged record.
-
-    A bar that moves with the steps on a terminal, else about `lines` plain lines.
-    """
-    if not console.is_terminal:
-        yield _lines(label, steps, console, lines)
-        return
-    names = ("loss", "accuracy", "speed")
-    texts = [TextColumn(f"{{task.fields[{name}]}}") for name in names]
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-        *texts,
-    )
-    with Progress(*columns, console=console) as bar:
-        task = bar.add_task(label, total=steps, loss="compiling", accuracy="", speed="")
-
-        def show(record: Record) -> None:
-            match record["kind"]:
-                case "resume":
-                    bar.reset(task, completed=record["step"])
-                case "step":
-                    loss = f"loss {record['loss']:.3f}"
-                    bar.update(task, completed=record["step"] + 1, loss=loss)
-                case "epoch":
-                    bar.update(task, accuracy=f"accuracy {record['accuracy']:.2%}")
-                case "speed":
-                    bar.update(task, speed=_speed(record))
-
-        yield show
-
-
-def _lines(
-    label: str, steps: int, console: Console, lines: int
-) -> Callable[[Record], None]:
-    """Prints after about every `lines`-th part of the steps, and once a minute."""
-    printed, speed = 0, ""
-    first: tuple[int, float] | None = None  # step and time of the first speed
-    said = time.monotonic()
-
-    def say(text: str) -> None:
-        nonlocal said
-        console.print(f"{label}: {text}", highlight=False, soft_wrap=True)
-        said = time.monotonic()
-
-    def line(record: Record) -> None:
-        nonlocal printed, speed, first
-        now, step = time.monotonic(), record.get("step", 0)
-        match record["kind"]:
-            case "resume":
-                say(f"going on after update {step}")
-            case "speed":
-                speed = _speed(record)
-                first = first or (step, now)
-                if now - said > _QUIET and step > first[0]:
-                    left = (steps - step) * (now - first[1]) / (step - first[0])
-                    say(f"step {step}, {speed}, {left / 60:.0f} min left")
-            case "epoch" if step * lines // steps > printed:
-                printed = step * lines // steps
-                say(f"{_epoch_line(record)}, {speed}")
-
-    return line
-
-
-def _speed(record: Record) -> str:
-    return (
-        f"{record['images_per_second_per_device']:,.0f} img/s/device,"
-        f" {record['data_wait']:.0%} data"
-    )
-
-
-def _epoch_line(record: Record) -> str:
-    return (
-        f"epoch {record['epoch']:g}, step {record['step']}, {record['split']}"
-        f" loss {record['loss']:.3f}, accuracy {record['accuracy']:.2%},"
-        f" {record['seconds']:.1f} s"
-    )
-
-
-def curve(log: Sequence[Record]) -> dict[str, np.ndarray]:
-    """By epoch: its number, the evaluation's accuracy, the mean training loss."""
-    epochs = [record for record in log if record["kind"] == "epoch"]
-    steps = [record for record in log if record["kind"] == "step"]
-    ends = [0, *(e["step"] for e in epochs)]
-    losses = [
-        np.mean([_number(s["loss"]) for s in steps if low <= s["step"] < high])
-        for low, high in itertools.pairwise(ends)
+@dataclass(frozen=True)
+class Arguments:
+    runs: tyro.conf.Positional[
+        Annotated[tuple[str, ...], tyro.conf.arg(metavar="RUN…")]
     ]
+    """Folders of runs, or their .jsonl files."""
+    out: str = "runs/report"
+    """Folder for report.md, report.json and the pictures."""
+    epochs: float | None = None
+    """Of the projected time; where not given, each run's own [epochs]."""
+
+    def __post_init__(self) -> None:
+        ok = self.epochs is None or (math.isfinite(self.epochs) and self.epochs > 0)
+        check(ok, "epochs", self.epochs, "give a number above 0")
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    try:
+        asked = tyro.cli(
+            Arguments,
+            prog="python -m examples.imagenet.report",
+            description="Report on runs of the trainer, from their logs.",
+            args=arguments,
+        )
+        runs, out = read_runs(asked.runs), Path(asked.out)
+        if not runs:
+            raise ValueError("RUN: none given; give a run's folder or its .jsonl file")
+        try:
+            out.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ValueError(f"--out: {asked.out!r}: {error.strerror}") from None
+    except ValueError as error:
+        raise SystemExit(f"error: {error}") from None
+    told, speeds = labels(runs), cells(runs, asked.epochs)
+    parts: list[Part] = [
+        _overview(runs),
+        "\n".join(map(_notes, runs, told)),
+        *_curves(runs, told, out),
+        *(
+            part
+            for pair in zip(runs, told, strict=True)
+            for part in _layers(*pair, out)
+        ),
+        *tables(speeds),
+    ]
+    (out / "report.md").write_text(markdown(parts))
+    numbers = _numbers(runs, told, speeds)
+    (out / "report.json").write_text(json.dumps(numbers, indent=1) + "\n")
+    show(parts, Console())
+    print(f"report: {out / 'report.md'}, {out / 'report.json'}")
+
+
+def _overview(runs: Sequence[Run]) -> Table:
+    rows = [(run.name, run.status, f"{run.updates:,}", *_scores(run)) for run in runs]
+    note = "Scores and time of training are those of the last evaluation."
+    return Table("Runs", _RUNS, rows, note)
+
+
+def _scores(run: Run) -> tuple[str, ...]:
+    evaluations = run.of("epoch")
+    if not evaluations:
+        return (ABSENT,) * 5
+    last = evaluations[-1]
+    return (
+        f"{last['epoch']:g}",
+        f"{last['accuracy']:.2%}",
+        f"{last['top5_accuracy']:.2%}" if "top5_accuracy" in last else ABSENT,
+        last["split"],
+        duration(last["seconds"]),
+    )
+
+
+def _notes(run: Run, label: str) -> str:
+    """What a reader of its numbers should know."""
+    notes = [f"- {run.name}: {label}; read from {run.path}"]
+    if lost := run.of("not_finite"):
+        notes.append(f"diverged at step {lost[0]['step']}: {lost[0]['where']}")
+    for record in run.of("resume"):
+        notes += [f"went on after update {record['step']}", *record.get("changes", ())]
+    if broken := run.of("broken"):
+        notes.append(f"{len(broken):,} images could not be read")
+    if len(run.splits) > 1:
+        notes.append(f"evaluated on {' and '.join(run.splits)} images, in one curve")
+    for kind, what in (
+        ("epoch", "evaluation"),
+        ("layers", "norms"),
+        ("speed", "speed"),
+    ):
+        if not run.of(kind):
+            notes.append(f"{what} {ABSENT}")
+    return "; ".join(notes)
+
+
+def _curves(runs: Sequence[Run], told: Sequence[str], out: Path) -> list[Part]:
+    groups = defaultdict(list)
+    for run, label in zip(runs, told, strict=True):
+        if run.of("epoch"):
+            groups[label].append(run.log)
+    if not groups:
+        return []
+    several = {k: f"{k}, {len(logs)} runs" for k, logs in groups.items() if logs[1:]}
+    named = {several.get(label, label): logs for label, logs in groups.items()}
+    plot_logs(named, out / "curves.png")
+    text = (
+        "Mean and range of the runs of one label. Accuracies below 1% are drawn there,"
+        " and losses above 100."
+    )
+    return [text, out / "curves.png"]
+
+
+def _layers(run: Run, label: str, out: Path) -> list[Part]:
+    found = run.norms()
+    if found is None:
+        return []
+    step, leaves = found
+    rows = [
+        (name, _short(row["param_norm"]), _short(row["grad_norm"]), _short(_ratio(row)))
+        for name, row in leaves.items()
+    ]
+    batch = f"{run.settings['batch_size']:,}"
+    title = f"{run.name}: norms at step {step}, batch {batch}"
+    table = Table(title, ("leaf", "‖w‖", "‖∇L‖", "‖w‖/‖∇L‖"), rows)
+    if len(run.of("layers")) == 1:
+        return [table, f"{run.name}: no other norms in the log, so no picture of them."]
+    picture = out / f"layers-{run.name}.png"
+    plot_layers(run.log, f"{run.name}: {label}", picture)
+    return [table, picture]
+
+
+def _ratio(row: dict[str, float | None]) -> float | None:
+    w, g = row["param_norm"], row["grad_norm"]
+    return w / g if w is not None and g else None
+
+
+def _short(value: float | None) -> str:
+    return "–" if value is None else f"{value:.3g}"
+
+
+def _numbers(
+    runs: Sequence[Run], told: Sequence[str], found: Sequence[Cell]
+) -> dict[str, Any]:
+    """All of the report, for a program to read; null is what no log holds."""
+    rows = []
+    for run, label in zip(runs, told, strict=True):
+        norms = run.norms()
+        lines = {k: list(map(_finite, v.tolist())) for k, v in curve(run.log).items()}
+        rows.append(
+            {
+                "run": run.name,
+                "log": str(run.path),
+                "settings": label,
+                "status": run.status,
+                "updates": run.updates,
+                "images": run.images,
+                "unreadable": len(run.of("broken")),
+                "versions": run.log[0].get("versions"),
+                "splits": run.splits,
+                "curve": lines,
+                "norms": norms and {"step": norms[0], "leaves": norms[1]},
+            }
+        )
+    speeds = [cell._asdict() for cell in found]
     return {
-        "epoch": np.array([e["epoch"] for e in epochs]),
-        "accuracy": np.array([e["accuracy"] for e in epochs]),
-        "loss": np.array(losses),
+        "runs": rows,
+        "speed": speeds,
+        "speedup": [row._asdict() for row in ratios(found)],
     }
 
 
-def _number(value: float | None) -> float:
-    return np.nan if value is None else value
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
 
 
-def plot_runs(runs: Mapping[str, Sequence[Path]], out: Path) -> None:
-    """Accuracy and training loss over epochs: mean and range of each label's logs."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(10, 4), layout="constrained")
-    left, right = figure.subplots(1, 2)
-    split, finite = "evaluation", False
-    for i, (label, paths) in enumerate(runs.items()):
-        logs = [read_log(path) for path in paths]
-        split = next((r["split"] for r in logs[0] if r["kind"] == "epoch"), split)
-        curves = [curve(log) for log in logs]
-        finite |= any(np.isfinite(c["loss"]).any() for c in curves)
-        _band(left, curves, "accuracy", i, label)
-        _band(right, curves, "loss", i, label)
-    left.set(xlabel="epoch", ylabel=f"{split} accuracy", yscale="logit")
-    ticks = (0.1, 0.3, 0.5, 0.7, 0.8, 0.9, 0.95, 0.98, 0.99)
-    left.set_yticks(ticks, [f"{tick:.0%}" for tick in ticks])
-    left.set_yticks([], minor=True)
-    right.set(xlabel="epoch", ylabel="training loss, mean of the epoch")
-    if finite:  # a log axis of nothing but NaN cannot be drawn
-        right.set_yscale("log")
-    for axes in (left, right):
-        axes.grid(color="0.85")
-    left.legend(loc="lower right")
-    out.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(out, dpi=150)
-
-
-def _band(
-    axes: Any, curves: Sequence[dict[str, np.ndarray]], key: str, i: int, label: str
-) -> None:
-    """Mean line and shaded range; a run that stopped early ends the mean there."""
-    n = min(len(c["epoch"]) for c in curves)
-    values = np.stack([c[key][:n] for c in curves])
-    if key == "accuracy":
-        values = values.clip(0.01, 0.999)  # the logit axis has neither 0 nor 1
-    epochs = curves[0]["epoch"][:n]
-    dash, marker = _STYLES[i % len(_STYLES)]
-    colour = _COLOURS[i % len(_COLOURS)]
-    axes.plot(
-        epochs,
-        values.mean(0),
-        dash,
-        color=colour,
-        marker=marker,
-        markevery=max(1, n // 6),
-        label=label,
-    )
-    axes.fill_between(epochs, values.min(0), values.max(0), color=colour, alpha=0.2)
+if __name__ == "__main__":
+    main()

@@ -35,6 +35,7 @@ class Batch(NamedTuple):
     images: Array  # uint8 [n, height, width, channels]
     labels: Array  # int32 [n]
     mask: Array = None  # bool [n], False = padding; evaluation alone
+    mirror: Array = None  # bool [n], True = left and right are to change places
 
 
 def init_state(
@@ -97,7 +98,7 @@ def train_step(
     keys = _slot_keys(state, here + jnp.arange(slots))
     cut = jax.tree.map(
         lambda x: x.reshape(accumulate, solvers, x.shape[0] // slots, *x.shape[1:]),
-        (batch.images, batch.labels),
+        (batch.images, batch.labels, batch.mirror),
     )
     loss_fn = partial(_loss, model, label_smoothing, state.batch_stats)
 
@@ -142,11 +143,12 @@ def _loss(
     key: Array,
     images: Array,
     labels: Array,
+    mirror: Array,
 ) -> tuple[Array, Any]:
     """One slot's mean loss, and (accuracy, moments of its BatchNorms)."""
     logits, new = model.apply(
         {"params": params, "batch_stats": batch_stats},
-        images,
+        mirrored(images, mirror),
         train=True,
         mutable=["batch_stats"],
         rngs={"dropout": jax.random.wrap_key_data(key, impl="threefry2x32")},
@@ -158,6 +160,13 @@ def _loss(
     loss = losses.mean()
     accuracy = (logits.argmax(-1) == labels).mean(dtype=jnp.float32)
     return loss, (accuracy, to_moments(new.get("batch_stats", {})))
+
+
+def mirrored(images: Array, mirror: Array) -> Array:
+    """[n, height, width, channels], with those images turned whose mirror is True."""
+    if mirror is None:
+        return images
+    return jnp.where(mirror[:, None, None, None], images[:, :, ::-1], images)
 
 
 def _slot_keys(state: TrainState, slots: Array) -> Array:

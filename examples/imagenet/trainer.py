@@ -3,7 +3,7 @@
 Compiled once, run for any seed by `loop.fit`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -14,10 +14,13 @@ import numpy as np
 
 from lars_optax import epochs_to_steps
 
-from .config import Config, check, flag
-from .data import Dataset, Source, batch_index, padded_batches
-from .engine import AXIS, parallelize, replicate
+from .config import Config
+from .data import Dataset, Source
+from .engine import AXIS, parallelize
+from .flags import check, flag
+from .folders import Broken
 from .models import make_model, published_pixel_std
+from .pipeline import Share, evaluation, training
 from .plan import make_plan
 from .provenance import versions
 from .recipe import layer_stats, to_recipe
@@ -40,16 +43,29 @@ class Trainer:
     ) -> None:
         run = config.run
         self.config, self.data, self.devices = config, data, devices
-        self.plan = make_plan(run, len(devices), data.train.size)
+        processes = len({device.process_index for device in devices})
+        each = len(devices) // processes
+        if config.dry_run:  # the others are not there
+            processes = config.cluster.processes or 1
+        self.plan = make_plan(run, each, data.train.size, processes)
+        self.process = jax.process_index()
         self.recipe = to_recipe(config)
         self.eval_split: Source = getattr(data, config.data.evaluate_on)
         if not self.eval_split.size:
-            raise ValueError("--validation-images: got 0; evaluate on the test images")
+            raise ValueError(
+                f"--evaluate-on: got {config.data.evaluate_on!r}, of which"
+                f" {config.data.source!r} has no images; give the other split, or more"
+                " than 0 --validation-images"
+            )
         # Rounded up to a size every device gets an equal share of.
         self.eval_batch = -(-run.eval_batch_size // len(devices)) * len(devices)
         self.updates = self._steps(run.epochs)
         remedy = f"half an update of {run.batch_size} or less; give more, or a smaller"
         check(self.updates > 0, "epochs", run.epochs, f"{remedy} --batch-size")
+        if run.profiled:
+            ok = run.profiled.stop <= self.updates
+            remedy = f"the run has {self.updates} updates; give two of them"
+            check(ok, "profile", run.profile, remedy)
         self.epochs = {self._steps(k): k for k in range(1, int(run.epochs) + 1)} | {
             self.updates: run.epochs
         }  # updates done to epochs done
@@ -85,13 +101,20 @@ class Trainer:
         """What the configuration leaves to the machine."""
         platform = self.devices[0].platform
         plan = self.plan._asdict()
-        return {"plan": plan, "platform": platform, "versions": versions()}
+        images = self.data.train.size
+        return {
+            "plan": plan,
+            "platform": platform,
+            "images": images,
+            "versions": versions(),
+        }
 
     @property
     def batch_norm_images(self) -> int:
         """Images whose moments BatchNorm takes together."""
         plan, sync = self.plan, self.config.model.bn == "sync"
-        return plan.slot * (plan.devices * plan.solvers if sync else 1)
+        together = plan.processes * plan.devices * plan.solvers
+        return plan.slot * (together if sync else 1)
 
     def epoch(self, step: int) -> float:
         """Epochs before update `step`."""
@@ -102,29 +125,58 @@ class Trainer:
         return epochs_to_steps(epochs, self.data.train.size, run.batch_size)
 
     def init(self, seed: int) -> TrainState:
-        state = init_state(seed, self.model, self.tx, self.data.image_shape)
-        copies: TrainState = replicate(state, self.devices)
+        return self.place(init_state(seed, self.model, self.tx, self.data.image_shape))
+
+    def place(self, state: TrainState) -> TrainState:
+        """A copy on every device."""
+        copies: TrainState = self.step.place(state)
         return copies
 
+    def batches(
+        self, seed: int, done: int = 0
+    ) -> Iterator[tuple[Batch, tuple[Broken, ...]]]:
+        """This process's share of what the updates from number `done` on train on."""
+        return self._training(seed, range(done, self.updates))
+
+    def _training(
+        self, seed: int, steps: range
+    ) -> Iterator[tuple[Batch, tuple[Broken, ...]]]:
+        share = self._share(self.config.run.batch_size)
+        workers = self.config.data.workers
+        return training(self.data.train, seed, share, steps, workers)
+
     def batch(self, seed: int, step: int) -> Batch:
-        """What update `step`, counted from 0, trains on."""
-        n, size = self.data.train.size, self.config.run.batch_size
-        return Batch(*self.data.train.take(batch_index(seed, step, n, size)))
+        """What all processes together train on in update `step`, counted from 0."""
+        share, steps = Share(self.config.run.batch_size), range(step, step + 1)
+        return next(training(self.data.train, seed, share, steps))[0]
+
+    def _share(self, size: int) -> Share:
+        return Share(size, self.process, self.plan.processes)
 
     def compile(self) -> None:
         """Runs one step and one evaluation on a state that is thrown away."""
         if self._compiled:
             return
-        state, _ = self.step(self.init(0), self.batch(0, 0))
-        batch, mask = next(padded_batches(self.eval_split, self.eval_batch))
-        jax.block_until_ready(self.eval_step(state, Batch(*batch, mask)))
+        batch, _ = next(self._training(0, range(1)))
+        state, _ = self.step(self.init(0), batch)
+        batch, _ = next(evaluation(self.eval_split, self._share(self.eval_batch)))
+        jax.block_until_ready(self.eval_step(state, batch))
         self._compiled = True
 
-    def evaluate(self, state: TrainState) -> Scores:
-        """Means over every image of the split, each exactly once."""
+    def evaluate(
+        self,
+        state: TrainState,
+        watch: Callable[[tuple[Broken, ...]], None] = lambda broken: None,
+    ) -> Scores:
+        """Means over every image of the split, each exactly once.
+
+        `watch` is called after each batch with what of it was unreadable.
+        """
         total = {"loss": 0.0, "correct": 0, "top5": 0, "count": 0}
-        for images, mask in padded_batches(self.eval_split, self.eval_batch):
-            sums = jax.device_get(self.eval_step(state, Batch(*images, mask)))
+        share, workers = self._share(self.eval_batch), self.config.data.workers
+        for batch, broken in evaluation(self.eval_split, share, workers):
+            watch(broken)
+            sums = jax.device_get(self.eval_step(state, batch))
             total = {name: total[name] + sums[name].item() for name in total}
         count = int(total["count"])
         if count != self.eval_split.size:

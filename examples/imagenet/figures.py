@@ -1,0 +1,196 @@
+"""Pictures of logs as PNG: accuracy and loss, and every layer's norms and rates.
+
+Curves differ by dash and marker, so they can be told apart without colour. What a log
+does not hold is not drawn.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from functools import reduce
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .log import Record, read_log
+
+# 4 and 7 have no common divisor: 28 curves differ by dash or marker.
+_DASHES = ("-", "--", ":", "-.")
+_MARKERS = ("o", "s", "^", "v", "D", "P", "*")
+_COLOURS = (
+    *("#08306b", "#d94801", "#238b45", "#756bb1"),
+    *("#000000", "#e7298a", "#1b9e9e", "#b8860b"),
+)
+_BOUNDS = {"accuracy": (0.01, 0.999), "loss": (0, 100)}  # of what is drawn
+_LOST = "diverged"
+_INSIDE = 4  # labels that fit into the picture of the curves
+_LEAF_DASHES = {"kernel": "-", "bias": ":", "scale": "--"}
+_FEW = 24  # leaves that can be told apart
+_IN_KEY = 14  # lines of a legend
+
+
+def curve(log: Sequence[Record]) -> dict[str, np.ndarray]:
+    """By epoch: its number, the evaluation's accuracy, the mean training loss."""
+    epochs = [record for record in log if record["kind"] == "epoch"]
+    updates = [record for record in log if record["kind"] == "step"]
+    steps = np.array([update["step"] for update in updates])
+    losses = np.array([_number(update["loss"]) for update in updates])
+    ends = [0, *(e["step"] for e in epochs)]
+    parts = [losses[(low <= steps) & (steps < high)] for low, high in pairwise(ends)]
+    return {
+        "epoch": np.array([e["epoch"] for e in epochs]),
+        "accuracy": np.array([e["accuracy"] for e in epochs]),
+        # A run that diverges at its first step has an evaluation but no update.
+        "loss": np.array([part.mean() if part.size else np.nan for part in parts]),
+    }
+
+
+def _number(value: float | None) -> float:
+    return np.nan if value is None else value
+
+
+def plot_runs(runs: Mapping[str, Sequence[Path]], out: Path) -> None:
+    """Accuracy and training loss over epochs: mean and range of each label's logs."""
+    plot_logs({label: list(map(read_log, paths)) for label, paths in runs.items()}, out)
+
+
+def plot_logs(runs: Mapping[str, Sequence[Sequence[Record]]], out: Path) -> None:
+    """`plot_runs` of logs that have been read."""
+    from matplotlib.figure import Figure
+
+    below = len(runs) > _INSIDE
+    height = 4 + below * len(runs) * 0.18
+    figure = Figure(figsize=(10, height), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    finite = False
+    for i, (label, logs) in enumerate(runs.items()):
+        curves = [curve(log) for log in logs]
+        finite |= any(np.isfinite(c["loss"]).any() for c in curves)
+        for axes, key in ((left, "accuracy"), (right, "loss")):
+            _band(axes, curves, key, i, label)
+            for log, points in zip(logs, curves, strict=True):
+                if any(record["kind"] == "not_finite" for record in log):
+                    _mark_end(axes, points["epoch"], _drawn(points, key))
+    splits = {r["split"]: 0 for logs in runs.values() for r in _epochs(logs)}
+    left.set_ylabel(f"{' or '.join(splits) or 'evaluation'} accuracy")
+    left.set(xlabel="epoch", yscale="logit")
+    ticks = (0.1, 0.3, 0.5, 0.7, 0.8, 0.9, 0.95, 0.98, 0.99)
+    left.set_yticks(ticks, [f"{tick:.0%}" for tick in ticks])
+    left.set_yticks([], minor=True)
+    right.set(xlabel="epoch", ylabel="training loss, mean of the epoch")
+    if finite:  # a log axis of nothing but NaN cannot be drawn
+        right.set_yscale("log")
+    for axes in (left, right):
+        axes.grid(color="0.85")
+    _legend(figure, left, below=below)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(out, dpi=150)
+
+
+def _epochs(logs: Sequence[Sequence[Record]]) -> list[Record]:
+    return [record for log in logs for record in log if record["kind"] == "epoch"]
+
+
+def _legend(figure: Any, axes: Any, *, below: bool) -> None:
+    handles, labels = axes.get_legend_handles_labels()
+    found = dict(zip(labels, handles, strict=True))  # each label once
+    if _LOST in found:
+        found[_LOST] = found.pop(_LOST)
+    if below:
+        figure.legend(found.values(), found, loc="outside lower center", fontsize=8)
+    else:
+        axes.legend(found.values(), found, loc="lower right")
+
+
+def _band(
+    axes: Any, curves: Sequence[dict[str, np.ndarray]], key: str, i: int, label: str
+) -> None:
+    """Mean line and shaded range; a run that stopped early ends the mean there."""
+    shared = reduce(np.intersect1d, [c["epoch"] for c in curves])
+    values = np.stack([_drawn(c, key)[np.isin(c["epoch"], shared)] for c in curves])
+    colour = _COLOURS[i % len(_COLOURS)]
+    axes.plot(
+        shared,
+        values.mean(0),
+        _DASHES[i % len(_DASHES)],
+        color=colour,
+        marker=_MARKERS[i % len(_MARKERS)],
+        markevery=max(1, len(shared) // 6),
+        label=label,
+    )
+    axes.fill_between(shared, values.min(0), values.max(0), color=colour, alpha=0.2)
+
+
+def _drawn(points: Mapping[str, np.ndarray], key: str) -> np.ndarray:
+    """The logit axis has neither 0 nor 1, and one loss must not hide all others."""
+    return points[key].clip(*_BOUNDS[key])
+
+
+def _mark_end(axes: Any, epochs: np.ndarray, values: np.ndarray) -> None:
+    """A cross where a run that diverged has its last number."""
+    last = np.flatnonzero(np.isfinite(values))[-1:]
+    cross = {"color": "red", "markersize": 11, "markeredgewidth": 2}
+    axes.plot(epochs[last], values[last], "x", label=_LOST, **cross)
+
+
+def plot_layers(log: Sequence[Record], title: str, out: Path) -> None:
+    """‖w‖/‖∇L‖, λ and γλ of the leaves over epochs, of the weights alone where many."""
+    from matplotlib import colormaps
+    from matplotlib.figure import Figure
+
+    tables = [record for record in log if record["kind"] == "layers"]
+    epoch = {r["step"]: r["epoch"] for r in log if r["kind"] == "step"}
+    at = [epoch.get(record["step"], np.nan) for record in tables]
+    names = _in_order(tables[0]["layers"])
+    drawn = [n for n in names if len(names) <= _FEW or n.endswith("/kernel")]
+    layers = list(dict.fromkeys(name.rpartition("/")[0] for name in drawn))
+    shades = colormaps["viridis"](np.linspace(0, 0.9, len(layers)))
+    colours = dict(zip(layers, shades, strict=True))
+    figure = Figure(figsize=(13, 4.2), layout="constrained")
+    parts = figure.subplots(1, 3, sharex=True)
+    for name in drawn:
+        layer, _, leaf = name.rpartition("/")
+        rows = [record["layers"][name] for record in tables]
+        style = {"color": colours[layer], "linestyle": _LEAF_DASHES.get(leaf, "-.")}
+        for axes, values in zip(parts, _layer_values(rows), strict=True):
+            # Of few records not every line has two numbers side by side.
+            axes.plot(at, values, marker="." if len(rows) < 20 else "", **style)
+    what = "" if len(drawn) == len(names) else f"; the weights of {len(names)} leaves"
+    figure.suptitle(f"{title}{what}")
+    quantities = ("‖w‖ / ‖∇L‖", "trust ratio λ", "local rate γλ")
+    for axes, quantity in zip(parts, quantities, strict=True):
+        axes.set(xlabel="epoch", ylabel=quantity)
+        if any(np.isfinite(line.get_ydata()).any() for line in axes.lines):
+            axes.set_yscale("log")
+        axes.grid(color="0.85")
+    _layer_key(figure, colours, {name.rpartition("/")[2] for name in drawn})
+    figure.savefig(out, dpi=150)
+
+
+def _in_order(names: Iterable[str]) -> list[str]:
+    """As the network runs: dense layers last, where they do not stand by name."""
+    return sorted(names, key=lambda name: name.startswith("fc"))
+
+
+def _layer_values(rows: Sequence[Mapping[str, Any]]) -> list[np.ndarray]:
+    """Of one leaf; NaN where a logarithm has no place for it, as at γ = 0."""
+    w, g, ratio, rate = (
+        np.array([_number(row[key]) for row in rows])
+        for key in ("param_norm", "grad_norm", "trust_ratio", "local_rate")
+    )
+    norms = np.divide(w, g, out=np.full_like(w, np.nan), where=g > 0)
+    return [np.where(x > 0, x, np.nan) for x in (norms, ratio, rate)]
+
+
+def _layer_key(figure: Any, colours: Mapping[str, Any], leaves: set[str]) -> None:
+    """A legend of the colours, of some of them where layers are many, and dashes."""
+    from matplotlib.lines import Line2D
+
+    names = list(colours)
+    some = names[:: 1 + len(names) // _IN_KEY]
+    lines = [Line2D([], [], color=colours[name], label=name) for name in some]
+    for leaf in sorted(leaves):
+        style: Any = _LEAF_DASHES.get(leaf, "-.")
+        lines.append(Line2D([], [], color="black", linestyle=style, label=leaf))
+    title = None if len(some) == len(names) else f"{len(some)} of {len(names)} layers"
+    figure.legend(handles=lines, loc="outside right center", title=title)

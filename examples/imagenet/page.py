@@ -1,0 +1,70 @@
+"""A page of paragraphs, tables and pictures: on the terminal, and as Markdown."""
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table as RichTable
+from rich.text import Text
+
+ABSENT = "not in the log"
+
+
+class Table(NamedTuple):
+    title: str
+    head: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    note: str = ""
+
+
+Part = str | Table | Path  # a paragraph, a table, a picture
+
+
+def markdown(parts: Iterable[Part]) -> str:
+    """Pictures are linked as neighbours of the page."""
+    return "\n".join(map(_markdown, parts))
+
+
+def _markdown(part: Part) -> str:
+    match part:
+        case Path():
+            return f"![{part.stem}]({part.name})\n"
+        case str():
+            return f"{part}\n"
+    lines = [part.head, ["---"] + ["---:"] * (len(part.head) - 1), *part.rows]
+    table = "".join(f"| {' | '.join(line)} |\n" for line in lines)
+    return f"## {part.title}\n\n{table}" + (f"\n{part.note}\n" if part.note else "")
+
+
+def show(parts: Iterable[Part], console: Console) -> None:
+    for part in parts:
+        if not isinstance(part, Table):
+            text = f"picture: {part}" if isinstance(part, Path) else part
+            console.print(text, markup=False, highlight=False, soft_wrap=True)
+            continue
+        table = RichTable(
+            title=Text(part.title),
+            caption=Text(part.note) if part.note else None,
+            box=SIMPLE_HEAD,
+            pad_edge=False,
+            collapse_padding=True,
+            title_justify="left",
+            caption_justify="left",
+        )
+        first, *others = part.head
+        table.add_column(first, overflow="fold")
+        for head in others:
+            table.add_column(head, justify="right", no_wrap=True)
+        for row in part.rows:
+            table.add_row(*map(Text, row))
+        console.print(table)
+
+
+def duration(seconds: float) -> str:
+    if seconds < 60:
+        return f"{seconds:.1f}s"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}h {minutes:02}m {rest:02}s" if hours else f"{minutes}m {rest:02}s"

@@ -1,0 +1,238 @@
+"""Checks a data directory before a run is spent on it, or makes ImageNet's first.
+
+`python -m examples.imagenet.prepare DIR` counts the images of each split and class and
+decodes every one in full. Exit status 0: nothing is missing or broken; 1: something is,
+and it is named. Changes nothing but what --archives unpacks.
+"""
+
+import os
+import re
+import signal
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, NamedTuple
+
+import numpy as np
+import tyro
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
+from rich.table import Table
+
+from .archives import HOW_TO, ILSVRC2012, unpack
+from .data import load_idx
+from .flags import check
+from .folders import Broken, explain
+from .index import Index, Tree, read_index
+from .pixels import BrokenImage, decode, kind
+
+_CHUNK = 64  # images a thread decodes in one go
+_SHOWN = 20  # broken files printed
+_BY_SUFFIX = {".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WebP"}
+
+
+@dataclass(frozen=True)
+class Arguments:
+    folder: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="DIR")]
+    """With train/CLASS/IMAGE, and the same under val and test; or MNIST's IDX files."""
+    archives: Annotated[str | None, tyro.conf.arg(metavar="FOLDER")] = None
+    """Folder with ILSVRC2012's three archives: unpack them into DIR first."""
+    workers: int = os.cpu_count() or 1
+    """Threads that decode."""
+    report: Annotated[str | None, tyro.conf.arg(metavar="FILE")] = None
+    """File for the list of broken images: path, tab, reason."""
+
+    def __post_init__(self) -> None:
+        check(self.workers > 0, "workers", self.workers, "give 1 or more")
+        # Before hours of decoding, not after them.
+        ok = not self.report or os.access(os.path.dirname(self.report) or ".", os.W_OK)
+        check(ok, "report", self.report, "give a file in a folder that can be written")
+
+
+class Image(NamedTuple):
+    """One that was decoded."""
+
+    pixels: int
+    size: str
+    path: str
+    odd: str | None  # what it is, where its name says otherwise
+
+
+@dataclass
+class Survey:
+    """What the images turned out to be."""
+
+    broken: list[Broken] = field(default_factory=list)
+    odd: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
+    smallest: Image | None = None
+    largest: Image | None = None
+
+    def add(self, found: Image | Broken) -> None:
+        if isinstance(found, Broken):
+            self.broken.append(found)
+            return
+        if found.odd:
+            self.odd[found.odd].append(found.path)
+        self.smallest = min(self.smallest or found, found)
+        self.largest = max(self.largest or found, found)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Returns the exit status."""
+    console = Console(markup=False, highlight=False, soft_wrap=True)
+    try:
+        options = tyro.cli(
+            Arguments,
+            prog="python -m examples.imagenet.prepare",
+            description="Check a data directory; unpack ImageNet's archives first.",
+            args=arguments,
+        )
+        if options.archives:
+            _unpack(Path(options.archives), Path(options.folder), console)
+        return _check(options, console)
+    except (ValueError, OSError) as error:
+        raise SystemExit(f"error: {error}") from None
+    except KeyboardInterrupt:
+        console.print("stopped; the same command goes on, or starts the check again")
+        raise SystemExit(128 + signal.SIGINT) from None
+
+
+def _unpack(archives: Path, folder: Path, console: Console) -> None:
+    written = there = 0
+    total = ILSVRC2012.train + ILSVRC2012.validation
+    with _bar("unpacking", total, console) as advance:
+        for new in unpack(archives, folder, ILSVRC2012):
+            written, there = written + new, there + (not new)
+            advance(1)
+    console.print(f"unpacked {written:,} images; {there:,} were there already")
+
+
+def _check(options: Arguments, console: Console) -> int:
+    folder = options.folder
+    try:
+        if not os.path.isdir(os.path.join(folder, "train")):
+            data = load_idx(folder, 0)
+            console.print(
+                f"{folder!r}: IDX files, {data.train.size:,} images to train,"
+                f" {data.test.size:,} to test, {data.classes} classes"
+            )
+            return 0
+        index = read_index(folder)
+    except ValueError as error:
+        raise ValueError(f"{error}\n\n{HOW_TO}") from None
+    trees = {"train": index.train, "validation": index.validation, "test": index.test}
+    present = {split: tree for split, tree in trees.items() if tree}
+    console.print(_table(present, len(index.classes)))
+    for note in index.notes:
+        console.print(note)
+    survey = _decode_all(list(present.values()), options.workers, console)
+    _print_survey(survey, console)
+    if options.report:
+        lines = "".join(f"{path}\t{reason}\n" for path, reason in survey.broken)
+        Path(options.report).write_bytes(os.fsencode(lines))
+    missing = _missing(index, present)
+    for line in missing:
+        console.print(f"missing: {line}")
+    return 1 if missing or survey.broken else 0
+
+
+def _table(trees: dict[str, Tree], classes: int) -> Table:
+    table = Table("split", "images", "classes", "fewest", "median", "most")
+    for split, tree in trees.items():
+        each = np.bincount(tree.labels, minlength=classes)
+        spread = (each.min(), int(np.median(each)), each.max())
+        counts = (tree.size, np.count_nonzero(each), *spread)
+        table.add_row(split, *(f"{count:,}" for count in counts))
+    return table
+
+
+def _missing(index: Index, trees: dict[str, Tree]) -> list[str]:
+    """Classes without an image, and images of ImageNet."""
+    classes, found = len(index.classes), []
+    for split, tree in trees.items():
+        absent = classes - len(np.unique(tree.labels))
+        if absent:
+            found.append(f"images of {absent} of {classes} classes in {split}")
+    if classes == ILSVRC2012.classes and all(
+        re.fullmatch(r"n\d{8}", name) for name in index.classes
+    ):
+        for split in ("train", "validation"):
+            size = trees[split].size if split in trees else 0
+            expected = getattr(ILSVRC2012, split)
+            if size != expected:
+                found.append(
+                    f"ImageNet has {expected:,} images in {split}, not {size:,}"
+                )
+    return found
+
+
+def _decode_all(trees: list[Tree], workers: int, console: Console) -> Survey:
+    survey, start = Survey(), time.monotonic()
+    total = sum(tree.size for tree in trees)
+    chunks = [(t, i) for t in trees for i in range(0, t.size, _CHUNK)]
+    pool = ThreadPoolExecutor(workers)
+    try:
+        with _bar("decoding", total, console) as advance:
+            for images in pool.map(lambda chunk: _inspect(*chunk), chunks):
+                for image in images:
+                    survey.add(image)
+                advance(len(images))
+    finally:
+        pool.shutdown(cancel_futures=True)
+    seconds = time.monotonic() - start
+    console.print(
+        f"decoded {total:,} images in {seconds:.1f} s, {total / seconds:,.0f} a second"
+    )
+    return survey
+
+
+def _inspect(tree: Tree, start: int) -> list[Image | Broken]:
+    found: list[Image | Broken] = []
+    for i in range(start, min(start + _CHUNK, tree.size)):
+        path = tree.path(i)
+        try:
+            with open(path, "rb") as file:
+                raw = file.read()
+            height, width, _ = decode(raw).shape
+        except (OSError, BrokenImage) as error:
+            found.append(Broken(path, explain(tree, error)))
+            continue
+        what, suffix = kind(raw), os.path.splitext(path)[1].lower()
+        plain = what == _BY_SUFFIX.get(suffix, suffix[1:].upper())
+        odd = None if plain else f"{what} named {suffix}"
+        found.append(Image(height * width, f"{width}×{height}", path, odd))
+    return found
+
+
+def _print_survey(survey: Survey, console: Console) -> None:
+    for what, image in (("smallest", survey.smallest), ("largest", survey.largest)):
+        if image:
+            console.print(f"{what}: {image.size}, {image.path!r}")
+    for what, paths in sorted(survey.odd.items()):
+        console.print(f"odd but fine: {what}: {len(paths)}, {paths[0]!r}")
+    for path, reason in survey.broken[:_SHOWN]:
+        console.print(f"broken: {path!r}: {reason}")
+    console.print(f"{len(survey.broken):,} broken images")
+
+
+@contextmanager
+def _bar(what: str, total: int, console: Console) -> Iterator[Callable[[int], None]]:
+    """A function to call with the images done; shows them on a terminal."""
+    columns = ("{task.description}", BarColumn(), MofNCompleteColumn())
+    bar = Progress(
+        *columns,
+        TimeRemainingColumn(),
+        console=console,
+        disable=not console.is_terminal,
+    )
+    with bar:
+        task = bar.add_task(what, total=total)
+        yield lambda done: bar.advance(task, done)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

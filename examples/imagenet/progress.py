@@ -1,0 +1,103 @@
+"""What a run says while it goes: a bar on a terminal, else about ten plain lines."""
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeRemainingColumn,
+)
+
+from .log import Record
+
+_QUIET = 60.0  # seconds after which a run without a terminal says where it is
+
+
+@contextmanager
+def progress(
+    label: str, steps: int, console: Console, lines: int = 10
+) -> Iterator[Callable[[Record], None]]:
+    """A function to call with each logged record.
+
+    A bar that moves with the steps on a terminal, else about `lines` plain lines.
+    """
+    if not console.is_terminal:
+        yield _lines(label, steps, console, lines)
+        return
+    names = ("loss", "accuracy", "speed")
+    texts = [TextColumn(f"{{task.fields[{name}]}}") for name in names]
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        *texts,
+    )
+    with Progress(*columns, console=console) as bar:
+        task = bar.add_task(label, total=steps, loss="compiling", accuracy="", speed="")
+
+        def show(record: Record) -> None:
+            match record["kind"]:
+                case "resume":
+                    bar.reset(task, completed=record["step"])
+                case "step":
+                    loss = f"loss {record['loss']:.3f}"
+                    bar.update(task, completed=record["step"] + 1, loss=loss)
+                case "epoch":
+                    bar.update(task, accuracy=f"accuracy {record['accuracy']:.2%}")
+                case "speed":
+                    bar.update(task, speed=_speed(record))
+
+        yield show
+
+
+def _lines(
+    label: str, steps: int, console: Console, lines: int
+) -> Callable[[Record], None]:
+    """Prints after about every `lines`-th part of the steps, and once a minute."""
+    printed, speed = 0, ""
+    first: tuple[int, float] | None = None  # step and time of the first speed
+    said = time.monotonic()
+
+    def say(text: str) -> None:
+        nonlocal said
+        console.print(f"{label}: {text}", highlight=False, soft_wrap=True)
+        said = time.monotonic()
+
+    def line(record: Record) -> None:
+        nonlocal printed, speed, first
+        now, step = time.monotonic(), record.get("step", 0)
+        match record["kind"]:
+            case "resume":
+                say(f"going on after update {step}")
+            case "speed":
+                speed = _speed(record)
+                first = first or (step, now)
+                if now - said > _QUIET and step > first[0]:
+                    left = (steps - step) * (now - first[1]) / (step - first[0])
+                    say(f"step {step}, {speed}, {left / 60:.0f} min left")
+            case "epoch" if step * lines // steps > printed:
+                printed = step * lines // steps
+                say(f"{_epoch_line(record)}, {speed}")
+
+    return line
+
+
+def _speed(record: Record) -> str:
+    return (
+        f"{record['images_per_second_per_device']:,.0f} img/s/device,"
+        f" {record['data_wait']:.0%} data"
+    )
+
+
+def _epoch_line(record: Record) -> str:
+    return (
+        f"epoch {record['epoch']:g}, step {record['step']}, {record['split']}"
+        f" loss {record['loss']:.3f}, accuracy {record['accuracy']:.2%},"
+        f" {record['seconds']:.1f} s"
+    )

@@ -1,0 +1,201 @@
+"""What keeps several processes together, each part on its own."""
+
+import os
+import subprocess
+import sys
+import threading
+from types import SimpleNamespace
+
+import jax
+import numpy as np
+import pytest
+from test_trainer_processes import free_port
+
+from examples.imagenet import cluster, engine
+from examples.imagenet.cluster import TRY_AGAIN, Cluster, Watchdog, gather, join
+from examples.imagenet.config import Run
+from examples.imagenet.main import main
+from examples.imagenet.plan import make_plan
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ({"processes": 2}, "--coordinator, --process: missing; give all three"),
+        (
+            {"coordinator": "a:1", "processes": 2, "process": 2},
+            "--process: got 2; give 0 to 1",
+        ),
+        (
+            {"coordinator": "here", "processes": 2, "process": 0},
+            "--coordinator: got 'here'; give HOST:PORT",
+        ),
+        ({"heartbeat_timeout": 1}, "--heartbeat-timeout: got 1"),
+        ({"step_timeout": -1}, "--step-timeout: got -1"),
+    ],
+)
+def test_flags_that_make_no_cluster_are_refused(flags, message):
+    with pytest.raises(ValueError, match=message):
+        Cluster(**flags)
+
+
+@pytest.mark.parametrize("profile", ["5", "5:5", "7:5", "a:b", "-1:5"])
+def test_a_profile_of_no_steps_is_refused(profile):
+    with pytest.raises(ValueError, match="--profile: got"):
+        Run(profile=profile)
+
+
+def met(monkeypatch, config, **environment):
+    """What JAX is told of the cluster; None if it is not told to look for one."""
+    told = []
+    monkeypatch.setattr(jax.distributed, "initialize", lambda **kw: told.append(kw))
+    for name in ("SLURM_STEP_NUM_TASKS", "SLURM_PROCID"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    join(config)
+    return told[0] if told else None
+
+
+def test_a_cluster_is_joined_by_flags_or_under_srun_alone(monkeypatch):
+    assert met(monkeypatch, Cluster()) is None
+    # In an allocation, or as srun's only task, there is nobody to meet.
+    assert met(monkeypatch, Cluster(), SLURM_JOB_ID="7", SLURM_NTASKS="8") is None
+    assert met(monkeypatch, Cluster(), SLURM_STEP_NUM_TASKS="1") is None
+    slurm = met(monkeypatch, Cluster(heartbeat_timeout=9), SLURM_STEP_NUM_TASKS="2")
+    assert slurm["cluster_detection_method"] == "slurm"
+    assert slurm["heartbeat_timeout_seconds"] == 9
+    flags = Cluster("host:12", 4, 3)
+    told = met(monkeypatch, flags, SLURM_STEP_NUM_TASKS="2")
+    assert told["coordinator_address"] == "host:12"
+    assert (told["num_processes"], told["process_id"]) == (4, 3)
+    assert told["cluster_detection_method"] == "deactivate"
+
+
+def test_srun_tasks_find_each_other_by_slurms_variables():
+    """The real JAX, in two processes that srun might have started."""
+    code = """
+import jax
+from examples.imagenet.cluster import Cluster, gather, join
+join(Cluster())
+jax.config.update("jax_num_cpu_devices", 1)
+print(gather([f"{jax.process_index()}é\\n", "a\\tb"] if jax.process_index() else []))
+"""
+    # JAX derives the port from the job's number.
+    job = free_port() % 4096
+    shared = {
+        "SLURM_JOB_ID": str(job),
+        "SLURM_NTASKS": "2",
+        "SLURM_STEP_NUM_TASKS": "2",
+        "SLURM_STEP_NODELIST": "localhost",
+        "SLURM_STEP_NUM_NODES": "1",
+        "JAX_PLATFORMS": "cpu",
+    }
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", code],
+            env=os.environ | shared | {"SLURM_PROCID": str(i), "SLURM_LOCALID": str(i)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for i in range(2)
+    ]
+    for process in processes:
+        out, err = process.communicate()
+        assert process.returncode == 0, err
+        assert out.splitlines()[-1] == "['1é\\n', 'a\\tb']"
+
+
+def test_alone_what_is_gathered_is_what_was_given():
+    assert gather([]) == []
+    assert gather(["a", ""]) == ["a", ""]
+
+
+def test_a_process_that_makes_no_step_says_so_and_ends():
+    code = """
+import threading
+from examples.imagenet.cluster import Watchdog
+with Watchdog(0.5) as dog:
+    for _ in range(4):
+        threading.Event().wait(0.25)
+        dog.feed()
+    print("fed", flush=True)
+    threading.Event().wait(60)
+"""
+    process = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=False
+    )
+    assert process.returncode == TRY_AGAIN
+    assert process.stdout == "fed\n"
+    assert "error: --step-timeout: no step in 0.5 s" in process.stderr
+    assert "line 9 in <module>" in process.stderr
+
+
+def test_a_watchdog_that_is_closed_or_off_bites_nobody(monkeypatch):
+    ended = []
+    monkeypatch.setattr(cluster.os, "_exit", ended.append)
+    before = threading.active_count()
+    with Watchdog(0.05):
+        watches = set(threading.enumerate())
+        assert threading.active_count() == before + 1
+    for thread in watches - {threading.current_thread()}:
+        thread.join(timeout=1)
+    with Watchdog(0):
+        assert threading.active_count() == before
+    assert ended == []
+
+
+def test_processes_share_a_batch_and_the_plan_says_so():
+    run = Run(batch_size=64, accumulate=2)
+    plan = make_plan(run, devices=4, examples=1000, processes=2)
+    assert (plan.processes, plan.devices, plan.slot) == (2, 4, 4)
+    with pytest.raises(ValueError, match="72 does not divide over 16 slots"):
+        make_plan(Run(batch_size=72, accumulate=2), 4, 1000, 2)
+
+
+def fake_devices(counts):
+    return [
+        SimpleNamespace(process_index=i, platform="gpu", id=10 * i + k)
+        for i, n in enumerate(counts)
+        for k in range(n)
+    ]
+
+
+def test_every_process_brings_as_many_devices(monkeypatch):
+    def started(counts, wanted=None):
+        monkeypatch.setattr(jax, "devices", lambda: fake_devices(counts)[::-1])
+        return [device.process_index for device in engine.start_devices(wanted)]
+
+    assert started([2, 2]) == [0, 0, 1, 1]
+    assert started([4, 2], 2) == [0, 0, 1, 1]
+    with pytest.raises(ValueError, match="--devices: the processes have 4, 2 devices"):
+        started([4, 2])
+    with pytest.raises(ValueError, match="--devices: got 3; JAX has 2 gpu devices in"):
+        started([4, 2], 3)
+
+
+def test_copies_that_differ_between_processes_are_named(monkeypatch):
+    state = {"a": np.zeros(3), "b": np.ones(2)}
+    copies = engine.replicate(state, jax.local_devices()[:2])
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    other = {}
+
+    def both(mine):
+        theirs = mine.copy()
+        if other:
+            theirs[list(state).index(other["leaf"])] ^= 1
+        return np.stack([mine, theirs])
+
+    monkeypatch.setattr(engine.multihost_utils, "process_allgather", both)
+    engine.assert_replicated(copies)
+    other["leaf"] = "b"
+    with pytest.raises(engine.CopiesDiffer, match=r"state\['b'\] .* the processes"):
+        engine.assert_replicated(copies)
+
+
+def test_a_dry_run_of_many_processes_needs_none_of_them(capsys):
+    flags = "--dry-run --coordinator a:1 --processes 4 --process 0 --devices 2"
+    assert main([*flags.split(), "--batch-size", "64"]) is None
+    said = capsys.readouterr().out
+    assert "64 = processes 4 × devices 2 × solvers 1 × accumulate 1 × 8 images" in said

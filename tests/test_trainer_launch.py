@@ -1,0 +1,215 @@
+"""Law: what starts the trainer on several machines says what Slurm, Kubernetes and the
+trainer know, and the same thing everywhere. None of it was run on a cluster."""
+
+import re
+import shlex
+import subprocess
+import time
+from pathlib import Path
+
+import kubernetes_validate
+import pytest
+import yaml
+
+from examples.imagenet.main import parse
+
+LAUNCH = Path(__file__).parents[1] / "examples" / "imagenet" / "launch"
+SLURM = LAUNCH / "slurm.sh"
+TRAINER = ["-m", "examples.imagenet"]
+# Of the options of sbatch, by their names in its manual page.
+SBATCH = {
+    "job-name", "nodes", "ntasks-per-node", "gpus-per-node", "cpus-per-task", "mem",
+    "time", "output", "open-mode", "requeue", "signal", "partition", "account",
+}  # fmt: skip
+
+
+def trainer_flags(words):
+    at = words.index(TRAINER[0])
+    assert words[at : at + 2] == TRAINER
+    return words[at + 2 :]
+
+
+def run_slurm(folder, status=0, left=3600, restarts=None):
+    """The script with an srun that ends so: its status, and each command's words."""
+    calls = folder / "calls"
+    calls.touch()
+    for name, end in (("srun", status), ("scontrol", 0)):
+        command = folder / name
+        text = f'#!/bin/sh\necho "{name} $*" >> {shlex.quote(str(calls))}\nexit {end}\n'
+        command.write_text(text)
+        command.chmod(0o755)
+    slurm = {
+        "PATH": f"{folder}:/usr/bin:/bin",
+        "DATA": "/data",
+        "SLURM_JOB_ID": "7",
+        "SLURM_JOB_END_TIME": str(int(time.time()) + left),
+        "SLURM_CPUS_PER_TASK": "12",
+    }
+    if restarts is not None:
+        slurm["SLURM_RESTART_COUNT"] = str(restarts)
+    done = subprocess.run(
+        ["bash", str(SLURM)], env=slurm, capture_output=True, text=True, check=False
+    )
+    assert not done.stderr
+    return done.returncode, [line.split() for line in calls.read_text().splitlines()]
+
+
+def sbatch_options():
+    lines = re.findall(r"^#SBATCH (.*)$", SLURM.read_text(), re.MULTILINE)
+    found = [re.fullmatch(r"--([a-z-]+)(?:=(\S+))?", line) for line in lines]
+    assert all(found), lines
+    return {match[1]: match[2] for match in found}
+
+
+def test_sbatch_knows_the_options_and_reads_them_all():
+    assert subprocess.run(["bash", "-n", str(SLURM)], check=False).returncode == 0
+    options = sbatch_options()
+    assert options.keys() <= SBATCH
+    assert {"requeue", "signal", "open-mode"} <= options.keys()
+    # sbatch stops reading at the first command.
+    before, _, _ = SLURM.read_text().partition("\nset -u\n")
+    assert before.count("#SBATCH") == SLURM.read_text().count("#SBATCH")
+    assert all(line.startswith("#") for line in before.splitlines())
+
+
+def test_a_task_of_slurm_is_one_gpu_and_sees_all_of_its_node():
+    options = sbatch_options()
+    assert options["ntasks-per-node"] == options["gpus-per-node"]
+    assert "gpus-per-task" not in options
+
+
+def test_slurm_starts_the_trainer_to_go_on_in_a_folder_that_a_requeue_keeps(tmp_path):
+    status, calls = run_slurm(tmp_path)
+    (srun,) = calls
+    assert status == 0
+    assert srun[:3] == ["srun", "--cpus-per-task=12", "--kill-on-bad-exit=1"]
+    config = parse(trainer_flags(srun))
+    assert (config.run.existing, config.run.out) == ("resume", "runs/7")
+    assert config.run.checkpoint_every > 0
+    assert config.cluster.coordinator is None  # JAX finds the cluster
+    options = sbatch_options()
+    gpus = int(options["nodes"]) * int(options["gpus-per-node"])
+    assert config.run.batch_size % gpus == 0
+
+
+@pytest.mark.parametrize(
+    ("status", "left", "restarts", "requeued"),
+    [
+        pytest.param(0, 100, None, False, id="finished"),
+        pytest.param(143, 60, 40, True, id="time_limit_for_the_41st_time"),
+        pytest.param(143, 175, 40, True, id="time_limit_signalled_early"),
+        pytest.param(143, 3600, None, True, id="failed_and_killed_the_others"),
+        pytest.param(143, 3600, 3, False, id="failed_too_often"),
+        pytest.param(1, 60, 2, True, id="lost_a_process"),
+        pytest.param(1, 60, 3, False, id="lost_processes_too_often"),
+        pytest.param(2, 3600, None, False, id="wrong_flag"),
+    ],
+)
+def test_a_requeue_is_for_the_time_limit_and_a_few_failures(
+    tmp_path, status, left, restarts, requeued
+):
+    ended, calls = run_slurm(tmp_path, status, left, restarts)
+    assert calls[1:] == ([["scontrol", "requeue", "7"]] if requeued else [])
+    assert ended == (0 if requeued else status)
+
+
+def test_the_signal_before_the_time_limit_reaches_the_tasks_and_is_known_by_the_clock():
+    number, seconds = sbatch_options()["signal"].split("@")
+    assert number == "TERM"  # "B:" before it would signal the batch shell alone
+    # sbatch's manual page: up to 60 seconds earlier than asked for.
+    assert f"left <= {int(seconds) + 60}))" in SLURM.read_text()
+
+
+@pytest.fixture(scope="module")
+def documents():
+    found = list(yaml.safe_load_all((LAUNCH / "kubernetes.yaml").read_text()))
+    kinds = [document["kind"] for document in found]
+    assert sorted(set(kinds)) == ["Job", "PersistentVolumeClaim", "Service"]
+    assert kinds.count("Job") == kinds.count("Service") == 1
+    return found
+
+
+def of_kind(documents, kind):
+    return [document for document in documents if document["kind"] == kind]
+
+
+@pytest.mark.parametrize("version", ["1.31", kubernetes_validate.latest_version()])
+def test_kubernetes_knows_every_field(documents, version):
+    for document in documents:
+        kubernetes_validate.validate(document, version, strict=True)
+    (job,) = of_kind(documents, "Job")
+    wrong = job | {"spec": job["spec"] | {"paralelism": 2}}
+    with pytest.raises(kubernetes_validate.ValidationError, match="paralelism"):
+        kubernetes_validate.validate(wrong, version, strict=True)
+
+
+def test_pods_find_process_0_by_the_names_of_job_and_service(documents):
+    (service,), (job,) = of_kind(documents, "Service"), of_kind(documents, "Job")
+    spec, pod = job["spec"], job["spec"]["template"]["spec"]
+    (trainer,) = pod["containers"]
+    name, peers = job["metadata"]["name"], service["metadata"]["name"]
+    assert service["spec"]["clusterIP"] == "None"
+    assert service["spec"]["publishNotReadyAddresses"] is True
+    assert service["spec"]["selector"] == {"batch.kubernetes.io/job-name": name}
+    assert pod["subdomain"] == peers
+    (port,), (open_port,) = service["spec"]["ports"], trainer["ports"]
+    assert port["port"] == open_port["containerPort"]
+
+    index = "$(JOB_COMPLETION_INDEX)"  # set in every pod of an Indexed Job
+    assert spec["completionMode"] == "Indexed"
+    flags = trainer_flags(trainer["command"])
+    assert f"--process={index}" in flags
+    config = parse([flag.replace(index, "1") for flag in flags])
+    assert config.cluster.coordinator == f"{name}-0.{peers}:{port['port']}"
+    assert config.cluster.processes == spec["completions"] == spec["parallelism"]
+    gpus = trainer["resources"]["limits"]["nvidia.com/gpu"] * spec["completions"]
+    assert config.run.batch_size % gpus == 0
+    assert config.run.existing == "resume"
+
+
+def test_pods_have_the_folders_the_flags_name_and_memory_for_nccl(documents):
+    (job,) = of_kind(documents, "Job")
+    pod = job["spec"]["template"]["spec"]
+    (trainer,) = pod["containers"]
+    volumes = {volume["name"]: volume for volume in pod["volumes"]}
+    mounts = {mount["mountPath"]: mount["name"] for mount in trainer["volumeMounts"]}
+    assert volumes.keys() == set(mounts.values())
+    assert volumes[mounts["/dev/shm"]]["emptyDir"]["medium"] == "Memory"
+    modes = {
+        claim["metadata"]["name"]: claim["spec"]["accessModes"]
+        for claim in of_kind(documents, "PersistentVolumeClaim")
+    }
+    flags = dict(flag.split("=") for flag in trainer_flags(trainer["command"]))
+    for flag, mode in (("--data", "ReadOnlyMany"), ("--out", "ReadWriteMany")):
+        root = "/" + flags[flag].split("/")[1]
+        claim = volumes[mounts[root]]["persistentVolumeClaim"]["claimName"]
+        assert modes[claim] == [mode]
+
+
+def test_a_pod_that_fails_is_made_again_and_one_told_to_stop_does_not_count(documents):
+    (job,) = of_kind(documents, "Job")
+    spec, pod = job["spec"], job["spec"]["template"]["spec"]
+    assert pod["restartPolicy"] == "Never"  # a failure policy demands it
+    assert pod["terminationGracePeriodSeconds"] == 120
+    rules = spec["podFailurePolicy"]["rules"]
+    codes = {
+        code: rule["action"]
+        for rule in rules
+        if "onExitCodes" in rule
+        for code in rule["onExitCodes"]["values"]
+    }
+    assert codes == {143: "Ignore", 2: "FailJob"}
+    # A process that lost the others ends with 1: each pod of an accident counts.
+    assert spec["backoffLimit"] >= 2 * spec["completions"]
+
+
+def test_the_readmes_commands_start_processes_of_one_cluster():
+    text = (LAUNCH / "README.md").read_text()
+    (block,) = re.findall(r"```sh\n(.*?)```", text, re.DOTALL)
+    config = parse(trainer_flags(shlex.split(block.replace("\\\n", ""))))
+    assert config.cluster.process == 0
+    assert config.run.existing == "resume"
+    for name in ("slurm.sh", "kubernetes.yaml"):
+        assert f"examples/imagenet/launch/{name}" in text
+        assert "NOT RUN" in (LAUNCH / name).read_text().partition("\n\n")[0]
+    assert "**Not run**" in text

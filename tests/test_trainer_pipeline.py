@@ -1,0 +1,110 @@
+"""Batches: every image once, the same whoever reads them and shares them out."""
+
+import shutil
+
+import numpy as np
+import pytest
+from image_trees import two_classes, write_tree
+
+from examples.imagenet import pipeline
+from examples.imagenet.data import Split
+from examples.imagenet.pipeline import DataLost, Share
+from examples.imagenet.sources import load
+
+
+def numbered(n):
+    """Images of one pixel, each of which is its own number and label."""
+    return Split(np.arange(n, dtype=np.uint8).reshape(n, 1, 1, 1), np.arange(n))
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return two_classes(tmp_path / "data")
+
+
+def shared(read, size, processes):
+    """The batches of that many processes, put together again."""
+    each = [read(Share(size, i, processes)) for i in range(processes)]
+    for parts in zip(*each, strict=True):
+        batches = [batch for batch, _ in parts]
+        yield type(batches[0])(
+            *(
+                None if field[0] is None else np.concatenate(field)
+                for field in zip(*batches, strict=True)
+            )
+        )
+
+
+@pytest.mark.parametrize("augment", ["caffe", "rrc"])
+def test_batches_are_the_same_for_any_workers_processes_and_restarts(
+    folder, augment, monkeypatch
+):
+    """Six updates of 12 images: more than four epochs of 16."""
+    train = load(folder, pixels=28, augment=augment, validation_images=0).train
+
+    def read(share, steps=range(6), workers=1):
+        return pipeline.training(train, 3, share, steps, workers)
+
+    expected = [batch for batch, _ in read(Share(12))]
+    assert len({batch.images.tobytes() for batch in expected}) == 6
+    assert 0 < np.mean([batch.mirror.mean() for batch in expected]) < 1
+    monkeypatch.setattr(pipeline, "_CHUNK", 5)
+    others = {
+        "workers": [batch for batch, _ in read(Share(12), workers=4)],
+        "restart": expected[:2] + [b for b, _ in read(Share(12), range(2, 6), 2)],
+        "2 processes": list(shared(read, 12, 2)),
+        "4 processes": list(shared(read, 12, 4)),
+    }
+    for name, found in others.items():
+        for batch, other in zip(expected, found, strict=True):
+            for a, b in zip(batch, other, strict=True):
+                np.testing.assert_array_equal(a, b, err_msg=name)
+
+
+@pytest.mark.parametrize("processes", [1, 2, 4])
+@pytest.mark.parametrize(("n", "size"), [(10, 4), (8, 4), (3, 8), (1, 4), (100, 64)])
+def test_evaluation_holds_every_image_once(n, size, processes):
+    def read(share):
+        return pipeline.evaluation(numbered(n), share)
+
+    seen = []
+    for batch in shared(read, size, processes):
+        assert len(batch.images) == len(batch.labels) == len(batch.mask) == size
+        seen += batch.labels[batch.mask].tolist()
+        np.testing.assert_array_equal(batch.images.ravel(), batch.labels)
+    assert seen == list(range(n))
+
+
+def test_training_in_memory_sees_every_image_once_an_epoch():
+    def read(share):
+        return pipeline.training(numbered(24), 0, share, range(6))
+
+    for processes in (1, 2):
+        batches = list(shared(read, 8, processes))
+        seen = np.concatenate([batch.labels for batch in batches]).reshape(2, 24)
+        np.testing.assert_array_equal(np.sort(seen), [np.arange(24)] * 2)
+        assert (seen[0] != seen[1]).any()
+
+
+def test_an_unreadable_image_is_named_once_in_whatever_process(folder):
+    write_tree(folder, {"test/dog/9.png": b""})
+    test = load(folder, pixels=28).test
+    assert test.size == 5
+    for processes in (1, 2, 4):
+        named = []
+        for i in range(processes):
+            for _, broken in pipeline.evaluation(test, Share(8, i, processes)):
+                named += [path.rsplit("/", 1)[1] for path, _ in broken]
+        assert named == ["9.png"]
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+def test_a_folder_that_goes_ends_the_batches(folder, workers):
+    train = load(folder, pixels=28, validation_images=0).train
+    batches = pipeline.training(train, 0, Share(8), range(1000), workers)
+    next(batches)
+    shutil.rmtree(folder)
+    with pytest.raises(DataLost, match="is gone"):
+        for _ in batches:
+            pass

@@ -1,0 +1,308 @@
+"""What is said of runs from their logs alone; the logs are made by hand."""
+
+import json
+
+import numpy as np
+import pytest
+from matplotlib.figure import Figure
+from rich.console import Console
+
+from examples.imagenet import progress, report
+from examples.imagenet.figures import plot_layers, plot_logs
+from examples.imagenet.speed import cells, ratios
+from examples.imagenet.summary import Run, labels, read_runs
+
+IMAGES = 1_281_167
+LEAVES = {
+    "conv1/kernel": {"param_norm": 1.86, "grad_norm": 0.22},
+    "conv1/bias": {"param_norm": 0.0, "grad_norm": 0.0},
+}
+PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
+
+
+def config(batch=512, devices=4, name="lars", rate=1.0, **other):
+    return {
+        "kind": "config",
+        "data": {"evaluate_on": "test"},
+        "model": {"network": "alexnet_bn"},
+        "optimizer": {"name": name, "learning_rate": rate},
+        "run": {"batch_size": batch, "epochs": 100.0, "seed": 0} | other,
+        "plan": {"processes": 2, "devices": devices // 2},
+        "platform": "gpu",
+    }
+
+
+def step(number, batch=512, loss=1.0):
+    epoch = number * batch / IMAGES
+    return {"kind": "step", "step": number, "epoch": epoch, "loss": loss}
+
+
+def speed(images_per_second, devices=4):
+    return {
+        "kind": "speed",
+        "images_per_second": images_per_second,
+        "images_per_second_per_device": images_per_second / devices,
+        "data_wait": 0.25,
+    }
+
+
+def epoch(number, accuracy, done):
+    scores = {"accuracy": accuracy, "top5_accuracy": 0.9, "count": 50_000}
+    rest = {"split": "test", "step": done, "seconds": 60.0 * number}
+    return {"kind": "epoch", "epoch": number} | scores | rest
+
+
+def layers(number, leaves=LEAVES):
+    rates = {"trust_ratio": 0.5, "local_rate": 0.0}
+    table = {name: row | rates for name, row in leaves.items()}
+    return {"kind": "layers", "step": number, "layers": table}
+
+
+RESULT = {"kind": "result", "updates": 2}
+LOST = {"kind": "not_finite", "step": 2, "where": "the output of fc8"}
+
+
+def run(*log):
+    return Run("a", None, list(log))
+
+
+def write(folder, *log):
+    folder.mkdir()
+    lines = "".join(json.dumps(record) + "\n" for record in log)
+    (folder / "log.jsonl").write_text(lines)
+    return str(folder)
+
+
+@pytest.fixture
+def figures(monkeypatch):
+    """Those that would have been saved; drawing is what takes time."""
+    found = []
+    monkeypatch.setattr(Figure, "savefig", lambda self, *a, **k: found.append(self))
+    return found
+
+
+def test_without_a_terminal_a_line_a_minute_says_when_it_will_end(monkeypatch, capsys):
+    """Steps of 1 s: nothing for 60 s, then at 70, and again 60 s later."""
+    now = [0.0]
+    monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
+    said = {"images_per_second_per_device": 1234.5, "data_wait": 0.25}
+    console = Console(force_terminal=False, width=200)
+    with progress.progress("lars", 600, console) as show:
+        for number in range(10, 151, 10):
+            now[0] = float(number)
+            show({"kind": "speed", "step": number} | said)
+    first, second = capsys.readouterr().out.splitlines()
+    assert first == "lars: step 70, 1,234 img/s/device, 25% data, 9 min left"
+    assert second == "lars: step 140, 1,234 img/s/device, 25% data, 8 min left"
+
+
+def test_tables_8_and_9_come_back_from_logs_of_the_papers_speeds():
+    """AlexNet-BN; in each log the median is the paper's speed, the first an outlier."""
+    paper = {(512, 4): 6627, (512, 8): 5771, (4096, 4): 6585, (4096, 8): 15379}
+    runs = [
+        run(
+            config(batch, n),
+            *(speed(each, n) for each in (1, found - 900, found, found + 1)),
+            {"kind": "resume", "step": 9},
+            speed(1, n),
+            step(10, batch),
+        )
+        for (batch, n), found in paper.items()
+    ]
+    found = cells(runs)
+    assert {(c.batch, c.devices): c.speed for c in found} == paper
+    assert {(c.records, c.data_wait, c.warm) for c in found} == {(3, 0.25, True)}
+    assert found[0].seconds == 100 * IMAGES / 6627
+    (row,) = ratios(found)
+    assert row[:4] == ("alexnet_bn, LARS, gpu", 512, 4096, 4)
+    np.testing.assert_allclose(row[4:], (1, 2.7, 0.87, 2.3), rtol=0.02)  # as printed
+    assert ratios(found[1:]) == []
+
+
+def test_equal_runs_share_a_cell_and_unlike_ones_do_not():
+    def two(other):
+        return cells([run(config(), speed(1), speed(8)), other])
+
+    first, later = speed(2), [speed(10), speed(12)]
+    (cell,) = two(run(config(rate=2.0), first, *later))
+    assert (cell.speed, cell.records) == (10, 3)
+    assert (
+        len(two(run(config(engine="pmap"), first, *later))) == 1
+    )  # the other: unknown
+    engines = [run(config(engine=e), *later) for e in ("pmap", "shard_map")]
+    assert len(cells(engines)) == 2
+    assert len(two(run(config(name="sgd"), first, *later))) == 2
+    assert len(two(run(config(), first, speed(10, 8)))) == 2  # went on with others
+
+
+def test_a_lone_first_record_of_speed_counts_and_is_marked():
+    (cell,) = cells([run(config(), speed(50))], epochs=2)
+    assert (cell.speed, cell.warm, cell.epochs) == (50, False, 2)
+    assert (cell.images, cell.seconds) == (None, None)
+
+
+@pytest.mark.parametrize("batch", [32, 4096, 32_768])
+def test_training_images_follow_from_any_later_update(batch):
+    assert run(config(batch), step(0), step(7, batch)).images == IMAGES
+    assert run(config(batch), step(0)).images is None
+    assert run(config(batch) | {"images": 5}, step(7, batch)).images == 5
+
+
+def test_a_label_tells_what_differs_but_for_seeds():
+    done = [step(0), RESULT]
+    runs = [
+        run(config(), *done),
+        run(config(seed=1, out="b"), *done),
+        run(config(rate=2.5), *done),
+        run(config(), *done, LOST),
+        run(config(), step(0)),
+        run(config(nesterov=True), *done),  # the others do not say
+        run(config(8192), *done),
+    ]
+    base = "alexnet_bn, LARS, batch 512, learning-rate"
+    assert labels(runs) == [
+        f"{base} 1",
+        f"{base} 1",
+        f"{base} 2.5",
+        f"{base} 1, diverged",
+        f"{base} 1, unfinished",
+        f"{base} 1",
+        "alexnet_bn, LARS, batch 8,192",
+    ]
+
+
+def test_a_mean_is_of_the_same_epochs_and_ends_where_a_run_diverged(figures, tmp_path):
+    whole = [config(), step(0, loss=4.0), epoch(1, 0.25, 1), step(1), epoch(2, 0.6, 2)]
+    lost = [config(), step(0, loss=2.0), epoch(1, 0.75, 1), LOST, epoch(1.5, 0.1, 1)]
+    plot_logs({"both": [whole, lost]}, tmp_path / "a.png")
+    left, right = figures[0].axes
+    mean, cross = left.lines
+    assert (mean.get_xydata().tolist(), mean.get_label()) == ([[1, 0.5]], "both")
+    assert (cross.get_xydata().tolist(), cross.get_label()) == (
+        [[1.5, 0.1]],
+        "diverged",
+    )
+    assert [line.get_xydata().tolist() for line in right.lines] == [[[1, 3]], [[1, 2]]]
+
+
+def test_many_curves_differ_by_dash_or_marker_and_have_their_key_below(
+    figures, tmp_path
+):
+    log = [config(), step(0), epoch(1, 0.5, 1)]
+    plot_logs({f"run {i}": [log] for i in range(28)}, tmp_path / "a.png")
+    (figure,) = figures
+    lines = figure.axes[0].lines
+    assert len({(line.get_linestyle(), line.get_marker()) for line in lines}) == 28
+    assert figure.axes[0].get_legend() is None
+    assert len(figure.legends[0].get_texts()) == 28
+
+
+def test_layers_pictures_are_of_all_leaves_or_of_many_layers_weights(figures, tmp_path):
+    log = [config(), step(0), layers(0), step(5), layers(5)]
+    plot_layers(log, "a", tmp_path / "a.png")
+    many = {f"{i}/{leaf}": LEAVES["conv1/kernel"] for i in range(50) for leaf in "ab"}
+    many |= {f"{i}/kernel": LEAVES["conv1/kernel"] for i in range(50)}
+    plot_layers([config(), step(0), layers(0, many)], "b", tmp_path / "b.png")
+    norms, ratio, rate = figures[0].axes
+    kernel, bias = norms.lines
+    np.testing.assert_allclose(kernel.get_ydata(), 1.86 / 0.22)
+    assert kernel.get_xdata() == pytest.approx([0, 5 * 512 / IMAGES])
+    assert np.isnan(bias.get_ydata()).all()
+    assert kernel.get_linestyle() != bias.get_linestyle()
+    assert (ratio.get_yscale(), rate.get_yscale()) == ("log", "linear")  # γ is 0
+    assert len(figures[1].axes[0].lines) == 50
+    assert len(figures[1].legends[0].get_texts()) < 20
+
+
+def test_a_report_holds_what_the_logs_hold_and_says_what_they_do_not(tmp_path, capsys):
+    broken = {"kind": "broken", "path": "x.jpg", "reason": "cut"}
+    start = [config(), step(0), layers(0), step(1), layers(1)]
+    start += [broken, {"kind": "unknown"}, broken]
+    whole = write(
+        tmp_path / "whole run", *start, speed(9), speed(10), epoch(1, 0.5, 2), RESULT
+    )
+    resumed = {"kind": "resume", "step": 2, "changes": ["other moments"]}
+    lost = write(tmp_path / "lost", *start[:3], resumed, LOST, epoch(0.5, 0.1, 2))
+    young = write(tmp_path / "young", config() | {"platform": "cpu"}, speed(20))
+    out = tmp_path / "out"
+    report.main([whole, lost, young, whole, "--out", str(out)])
+    text = (out / "report.md").read_text()
+    for line in (
+        "| whole-run | finished | 2 | 1 | 50.00% | 90.00% | test | 1m 00s |",
+        "| conv1/kernel | 1.86 | 0.22 | 8.45 |",
+        "| conv1/bias | 0 | 0 | – |",
+        "| 512 | 4 | 10 | 2 | 25% | 1 | 100 | 1,281,167 | 3558h 47m 50s |",
+        "2 images could not be read",
+        "diverged at step 2: the output of fc8; went on after update 2; other moments",
+        "lost: no other norms in the log, so no picture of them.",
+        "unfinished; read from",
+        "evaluation not in the log; norms not in the log\n",
+        "## Speed: alexnet_bn, LARS, cpu\n",
+        "| 512 | 4 | 20 | 5 | 25% | 1* | 100 | not in the log | not in the log |",
+    ):
+        assert line in text, line
+    cpu, gpu = text.split("## Speed: ")[1:]
+    for note in ("*: nothing but first records", "On a CPU, devices are virtual"):
+        assert note in cpu
+        assert note not in gpu
+    for picture in ("curves.png", "layers-whole-run.png"):
+        assert f"]({picture})" in text
+        assert (out / picture).read_bytes().startswith(PNG_MAGIC)
+    assert len(list(out.iterdir())) == 4
+    numbers = json.loads((out / "report.json").read_text())
+    assert [r["status"] for r in numbers["runs"]] == [
+        *("finished", "diverged", "unfinished")
+    ]
+    assert numbers["runs"][0]["curve"] == {
+        **{"epoch": [1], "accuracy": [0.5], "loss": [1.0]}
+    }
+    assert "images could not be read" in capsys.readouterr().out
+
+
+def test_seeds_are_one_curve_and_two_kinds_of_evaluation_are_told(
+    figures, tmp_path, capsys
+):
+    other = epoch(2, 0.5, 2) | {"split": "validation"}
+    log = [step(0), epoch(1, 0.5, 1), step(1), other, RESULT]
+    runs = [write(tmp_path / f"{seed}", config(seed=seed), *log) for seed in range(3)]
+    report.main([*runs, "--out", str(tmp_path / "out")])
+    (line,) = figures[0].axes[0].lines
+    assert line.get_label() == "alexnet_bn, LARS, batch 512, 3 runs"
+    assert figures[0].axes[0].get_ylabel() == "test or validation accuracy"
+    said = capsys.readouterr().out
+    assert said.count("evaluated on test and validation images, in one curve") == 3
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (None, "no log there; give"),
+        ("", "the log is empty; wait"),
+        ('{"kind": "config"', "the log is empty; wait"),
+        (
+            json.dumps(config()) + '\n{"kind": "st\n{}\n',
+            r"no JSON: '\{\"kind\": \"st'…",
+        ),
+        ("1\n", "not a run's log; give"),
+        (json.dumps(step(0)) + "\n", "no config record .* give the whole log"),
+    ],
+)
+def test_a_log_that_is_none_ends_with_one_line_that_names_it(text, message, tmp_path):
+    if text is not None:
+        (tmp_path / "log.jsonl").write_text(text)
+    out = tmp_path / "out"
+    with pytest.raises(SystemExit, match=message) as error:
+        report.main([str(tmp_path), "--out", str(out)])
+    assert str(error.value).startswith(f"error: RUN: {str(tmp_path)!r}: ")
+    assert "\n" not in str(error.value)
+    assert not out.exists()
+
+
+def test_runs_of_one_name_get_files_of_their_own(tmp_path):
+    (tmp_path / "b").mkdir()
+    folders = [
+        write(tmp_path / "a", config()),
+        write(tmp_path / "b" / "a", config()),
+    ]
+    file = f"{folders[0]}/log.jsonl"
+    assert [found.name for found in read_runs([*folders, file])] == ["a", "a-2"]
