@@ -6,10 +6,13 @@ import jax
 import pytest
 from compat import enable_x64
 
-# Most of what tests do is compile. LLVM is several times faster with one module and
-# without MLIR before it; processes that tests start inherit this.
-FLAGS = "--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
-os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {FLAGS}"
+# Most of what tests do is compile. LLVM is several times faster with one module and,
+# where XLA can still do without, no MLIR before it; processes that tests start inherit
+# the flags.
+FLAGS = ["--xla_cpu_parallel_codegen_split_count=1"]
+if jax.__version_info__ < (0, 11):
+    FLAGS.append("--xla_cpu_use_fusion_emitters=false")
+os.environ["XLA_FLAGS"] = " ".join([os.environ.get("XLA_FLAGS", ""), *FLAGS])
 
 jax.config.update("jax_num_cpu_devices", 4)
 jax.config.update("jax_platforms", "cpu")

@@ -22,6 +22,8 @@ from examples.imagenet.trainer import Trainer
 
 ROOT = Path(__file__).parents[1]
 UPDATES = 24  # three epochs of eight
+# What checkpoints say of the data, and of how a batch is cut.
+FACTS = ({"images": 128}, {"BatchNorm's images": 8})
 
 
 def split(seed, n):

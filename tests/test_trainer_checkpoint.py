@@ -3,6 +3,7 @@
 import os
 import threading
 from dataclasses import replace
+from functools import cache
 
 import jax
 import numpy as np
@@ -31,12 +32,12 @@ def made_up(step):
 def save_all(out, accuracies, *, keep=2, reopen=False):
     """A checkpoint for each accuracy, its step counted from 1."""
     config = runs.config(checkpoints=keep)
-    checkpoints = Checkpoints(out, config, 128, 8)
+    checkpoints = Checkpoints(out, config, *runs.FACTS)
     for step, accuracy in enumerate(accuracies, 1):
         checkpoints.save(made_up(step), step, 0.0, accuracy)
         if reopen:
             checkpoints.close()
-            checkpoints = Checkpoints(out, config, 128, 8)
+            checkpoints = Checkpoints(out, config, *runs.FACTS)
     checkpoints.close()
 
 
@@ -90,7 +91,13 @@ def test_a_saved_state_is_that_of_its_step_however_late_it_is_written(
 
     monkeypatch.setattr(os, "mkdir", late)
     config = replace(trainer.config, run=replace(trainer.config.run, checkpoints=20))
-    fit(trainer, 0, tmp_path / "log.jsonl", show, Watched(tmp_path, config, 128, 8))
+    fit(
+        trainer,
+        0,
+        tmp_path / "log.jsonl",
+        show,
+        Watched(tmp_path, config, *runs.FACTS),
+    )
     assert trained_on.is_set()
     assert runs.steps_of(tmp_path) == [3, 6, 8, 9, 12, 15, 16, 18, 21, 24]
     runs.assert_equal(runs.saved(tmp_path, 3), copies[0])
@@ -100,7 +107,7 @@ def test_a_finished_run_trains_nothing_and_gives_its_result_again(tmp_path):
     trainer = runs.trainer()
 
     def run():
-        checkpoints = Checkpoints(tmp_path, trainer.config, 128, 8)
+        checkpoints = Checkpoints(tmp_path, trainer.config, *runs.FACTS)
         return fit(trainer, 0, tmp_path / "log.jsonl", checkpoints=checkpoints)
 
     first, trainer.compile = run(), lambda: None
@@ -113,12 +120,23 @@ def test_a_finished_run_trains_nothing_and_gives_its_result_again(tmp_path):
     assert kinds.count("result") == 1
 
 
+@cache
+def _facts(words):
+    trainer = command._trainer(command.parse(words))
+    return trainer.identity(), trainer.grouping()
+
+
+def of(words):
+    return _facts(tuple(words))
+
+
 @pytest.fixture(scope="module")
 def old(tmp_path_factory):
     """Flags of a run, and the folder with the checkpoint it left."""
     folder = tmp_path_factory.mktemp("old")
     words = runs.flags(runs.write_data(folder / "idx"), folder / "out")
-    with Checkpoints(folder / "out", command.parse(words), 128, 8) as checkpoints:
+    config, facts = command.parse(words), of(words)
+    with Checkpoints(folder / "out", config, *facts) as checkpoints:
         checkpoints.save(made_up(1), 1, 0.0, None)
     return words, folder / "out"
 
@@ -153,9 +171,10 @@ def contents(folder):
             [
                 "--validation-images was 32, now 16",
                 "the number of training images was 128, now 144",
+                "what --data holds .* was '",
             ],
         ),
-        ("--data mnist", ["--data was '", "training images was 128, now 3200"]),
+        ("--data mnist", ["training images was 128, now 3200", "what --data holds"]),
         ("--evaluate-on test", ["--evaluate-on was 'validation'"]),
         ("--boundaries 1 2", ["--boundaries was \\[\\], now \\(1.0, 2.0\\)"]),
         (
@@ -183,19 +202,36 @@ def test_what_changes_no_state_may_differ(old):
     more += " --engine shard_map --checkpoints 5 --checkpoint-every 7"
     more += " --eval-batch-size 8 --profile 1:2 --broken blank --workers 3"
     more += " --coordinator a:1 --processes 2 --process 1 --step-timeout 9"
-    config = command.parse([*words, *more.split(), "--heartbeat-timeout", "9"])
-    with Checkpoints(out, config, 128, 8) as checkpoints:
+    more += f" --heartbeat-timeout 9 --data {out}/../idx"
+    config = command.parse([*words, *more.split()])
+    facts = of(words)
+    with Checkpoints(out, config, *facts) as checkpoints:
         state, record = checkpoints.restore(made_up(0))
         assert checkpoints.changes == []
     assert (state.step, record["seconds"]) == (1, 0.0)
 
 
-def test_other_groups_of_batch_norm_are_told_and_not_refused(old):
+def test_a_batch_cut_otherwise_is_told_and_not_refused(old):
     words, out = old
-    with Checkpoints(out, command.parse(words), 128, 16) as checkpoints:
+    config = command.parse([*words, "--devices", "4"])
+    with Checkpoints(out, config, *of([*words, "--devices", "4"])) as checkpoints:
         assert checkpoints.any
-        (change,) = checkpoints.changes
-    assert "of 16 images, not 8" in change
+        assert checkpoints.changes == [
+            "devices: 4, and 2 until now",
+            "images of which BatchNorm takes the moments: 4, and 8 until now",
+        ]
+
+
+def test_images_of_the_same_number_but_others_are_refused(old, tmp_path):
+    words, out = old
+    other = runs.write_data(tmp_path / "idx")
+    labels = other / "train-labels-idx1-ubyte"
+    raw = bytearray(labels.read_bytes())
+    raw[-1] ^= 1
+    labels.write_bytes(raw)
+    words = [*words, "--data", str(other)]
+    with pytest.raises(ValueError, match=r"what --data holds .* was '.*', now '"):
+        Checkpoints(out, command.parse(words), *of(words))
 
 
 @pytest.mark.usefixtures("no_training")
@@ -211,7 +247,7 @@ def test_existing_replace_deletes_them(old, monkeypatch, tmp_path):
     words, _ = old
     words = [*words, "--out", str(tmp_path)]
     for _ in range(2):
-        with Checkpoints(tmp_path, command.parse(words), 128, 8) as checkpoints:
+        with Checkpoints(tmp_path, command.parse(words), *runs.FACTS) as checkpoints:
             assert checkpoints.restore(made_up(0)) is None
             checkpoints.save(made_up(1), 1, 0.0, None)
         again = command.parse([*words, "--existing", "replace", "--seed", "1"])

@@ -12,7 +12,15 @@ import pytest
 from test_trainer_processes import free_port
 
 from examples.imagenet import cluster, engine
-from examples.imagenet.cluster import TRY_AGAIN, Cluster, Watchdog, gather, join
+from examples.imagenet.cluster import (
+    TRY_AGAIN,
+    Cluster,
+    Watchdog,
+    check_agreement,
+    gather,
+    join,
+    together,
+)
 from examples.imagenet.config import Run
 from examples.imagenet.main import main
 from examples.imagenet.plan import make_plan
@@ -105,6 +113,45 @@ print(gather([f"{jax.process_index()}é\\n", "a\\tb"] if jax.process_index() els
         out, err = process.communicate()
         assert process.returncode == 0, err
         assert out.splitlines()[-1] == "['1é\\n', 'a\\tb']"
+
+
+def test_processes_that_differ_are_told_in_what(monkeypatch):
+    settings = {"--seed": 1, "--out": "a\nb", "images": 10}
+    check_agreement(settings)  # alone, with itself
+    lines = {"other": "--seed 2\n--out 'a\\nb'\nimages 11"}
+    monkeypatch.setattr(cluster, "gather", lambda mine: [*mine, lines["other"], *mine])
+    with pytest.raises(ValueError, match="differ: --seed 1 and --seed 2; images 10"):
+        check_agreement(settings)
+
+
+def test_what_one_process_cannot_do_ends_all(monkeypatch):
+    assert together(lambda: 3) == 3
+
+    def fail():
+        raise OSError("no such disk")
+
+    with pytest.raises(ValueError, match="no such disk"):
+        together(fail)
+    monkeypatch.setattr(cluster, "gather", lambda mine: [*mine, "the other has none"])
+    with pytest.raises(ValueError, match="the other has none"):
+        together(lambda: 3)
+
+
+def test_a_port_that_is_taken_is_told_by_its_flag(monkeypatch):
+    def fail(**kwargs):
+        raise RuntimeError("Failed to start RPC server")
+
+    monkeypatch.setattr(jax.distributed, "initialize", fail)
+    with pytest.raises(ValueError, match="--coordinator: Failed to start"):
+        join(Cluster("a:1", 2, 1))
+
+
+def test_one_process_is_waited_for_without_end_several_are_not(monkeypatch):
+    assert Cluster().patience == 0
+    assert Cluster(step_timeout=7).patience == 7
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    assert Cluster().patience == 600
+    assert Cluster(step_timeout=0).patience == 0
 
 
 def test_alone_what_is_gathered_is_what_was_given():

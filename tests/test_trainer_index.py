@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+from pathlib import Path
 
 import pytest
 from image_trees import (
@@ -203,3 +204,17 @@ def test_without_room_for_a_cache_the_tree_is_read_all_the_same(tree, tmp_path, 
     shutil.rmtree(cache)
     cache.write_bytes(b"a file where the folder should be")
     assert same(index.read_index(tree), first)
+
+
+def test_what_could_be_waited_for_without_end_is_no_image(tree):
+    folder = Path(tree) / "train" / "cat"
+    os.mkfifo(folder / "pipe.jpg")
+    (folder / "ring.jpg").symlink_to("ring.jpg")
+    (folder / "nowhere.jpg").symlink_to("gone.jpg")
+    (folder / "linked.jpg").symlink_to("0.png")
+    found = index.read_index(tree)
+    assert {"cat/ring.jpg", "cat/nowhere.jpg", "cat/linked.jpg"} < set(
+        names(found.train)
+    )
+    assert "cat/pipe.jpg" not in names(found.train)
+    assert any("'cat/pipe.jpg'" in note for note in found.notes)

@@ -64,11 +64,9 @@ def start(compiled, photos, tmp_path):
         trainer, fresh = copy.copy(compiled), _trainer(config)
         trainer.config, trainer.data = config, fresh.data
         trainer.eval_split = fresh.eval_split
-        images = trainer.data.train.size
-        return fit(
-            *(trainer, 0, out / "log.jsonl", show),
-            Checkpoints(out, config, images, trainer.batch_norm_images),
-        )
+        facts = fresh.identity(), fresh.grouping()
+        checkpoints = Checkpoints(out, config, *facts)
+        return fit(trainer, 0, out / "log.jsonl", show, checkpoints)
 
     run.folder, run.out = folder, out
     return run
@@ -93,7 +91,7 @@ def test_an_unreadable_file_ends_the_run_with_a_checkpoint(start):
         if (record["kind"], record.get("step")) == ("epoch", 3):
             whole.write_bytes(good[: len(good) // 2])
 
-    with pytest.raises(DataLost, match=r"china/3\.jpg: .*--broken blank") as error:
+    with pytest.raises(DataLost, match=r"china/3\.jpg': .*--broken blank") as error:
         start("--log-every", "2", show=cut)
     assert "prepare" in str(error.value)
     (lost,) = (r for r in read_log(start.out / "log.jsonl") if r["kind"] == "broken")
@@ -120,6 +118,22 @@ def test_unreadable_files_are_each_named_when_the_run_goes_on(start):
     expected = ["test/china/24.jpg", "train/flower/1.jpg", "train/flower/2.jpg"]
     assert sorted(named) == sorted(expected * 4)
     assert all(r["reason"] for r in lost)
+
+
+def test_an_epoch_whose_evaluation_was_cut_short_is_evaluated_on_resuming(start):
+    hidden = start.folder / "hidden"
+
+    def remove(record):
+        if (record["kind"], record.get("step")) == ("step", 2):
+            (start.folder / "test").rename(hidden)
+
+    with pytest.raises(DataLost, match="is gone"):
+        start(show=remove)
+    assert runs.steps_of(start.out) == [3]
+    hidden.rename(start.folder / "test")
+    assert start().updates == 12
+    epochs = [r["step"] for r in runs.logged(start.out) if r["kind"] == "epoch"]
+    assert epochs == [3, 6, 9, 12]
 
 
 def test_a_folder_that_goes_ends_the_run_with_a_checkpoint(start):

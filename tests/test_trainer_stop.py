@@ -22,7 +22,11 @@ from examples.imagenet.trainer import Trainer
 
 def run(trainer, out, show=lambda record: None):
     return fit(
-        trainer, 0, out / "log.jsonl", show, Checkpoints(out, trainer.config, 128, 8)
+        trainer,
+        0,
+        out / "log.jsonl",
+        show,
+        Checkpoints(out, trainer.config, *runs.FACTS),
     )
 
 

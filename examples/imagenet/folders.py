@@ -15,11 +15,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from .data import Dataset
+from .data import Dataset, hold_out
 from .index import Index, Tree, cache_folder, read_index, recall, remember
 from .pixels import DECODERS, Augment, BrokenImage, decode, for_evaluation, for_training
 
-_SPLIT_SEED = 0
 _SAMPLE = 2_000  # training images whose pixels give mean and deviation
 
 Colour = tuple[float, float, float]
@@ -137,14 +136,7 @@ def load_folder(
 def _split(index: Index, validation_images: int) -> tuple[Tree, Tree]:
     if index.validation:
         return index.train, index.validation
-    n = index.train.size
-    if validation_images >= n:
-        raise ValueError(
-            f"--validation-images: {validation_images} leaves none of the {n} training"
-            f" images; give at most {n - 1}"
-        )
-    order = np.random.RandomState(_SPLIT_SEED).permutation(n)
-    kept, held = np.split(order, [n - validation_images])
+    kept, held = hold_out(index.train.size, validation_images)
     return index.train.take(kept), index.train.take(held)
 
 

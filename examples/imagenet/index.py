@@ -103,14 +103,29 @@ def _list(path: Path, stamp: list[int]) -> _Listing:
     with os.scandir(path) as entries:
         for entry in entries:
             name = entry.name
-            if entry.is_dir():
+            kind = _kind(entry)
+            if kind == "folder":
                 folders.append(name)
-            elif name.lower().endswith(SUFFIXES) and not _hidden(name):
+            elif (
+                kind == "file" and name.lower().endswith(SUFFIXES) and not _hidden(name)
+            ):
                 images.append(name)
             else:
                 others.append(name)
     joined = ("/".join(sorted(x, key=os.fsencode)) for x in (images, others, folders))
     return _Listing(stamp, *joined)
+
+
+def _kind(entry: os.DirEntry[str]) -> str:
+    """What is there: "folder", "file", or "other", as a pipe, which may never end."""
+    try:
+        if entry.is_dir():
+            return "folder"
+        # A link to nowhere is a file that reading will find broken.
+        nowhere = entry.is_symlink() and not os.path.exists(entry.path)
+        return "file" if nowhere or entry.is_file() else "other"
+    except OSError:  # a ring of links
+        return "file"
 
 
 def cache_folder() -> Path:

@@ -7,6 +7,7 @@ goes on in the same log: what an earlier process logged beyond it is dropped.
 import json
 import math
 from collections.abc import Callable
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -53,9 +54,11 @@ class Log:
     def __enter__(self) -> "Log":
         return self
 
-    def __exit__(self, *error: object) -> None:
-        if self._file:
-            self._file.close()
+    def __exit__(self, kind: object, *error: object) -> None:
+        # What a full disk did not take is still there to be written, and fails again.
+        with suppress(OSError) if kind else nullcontext():
+            if self._file:
+                self._file.close()
 
 
 def read_log(path: Path) -> list[Record]:

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from .checkpoint import Checkpoints
 from .cluster import Stops, Watchdog
@@ -31,10 +32,12 @@ class Result(Scores):
 
 
 class Stopped(Exception):
-    """A signal ended the run, after a checkpoint."""
+    """A signal ended the run, after a checkpoint if it keeps any."""
 
-    def __init__(self, signum: int, updates: int) -> None:
-        super().__init__(f"{signal.Signals(signum).name} after update {updates}")
+    def __init__(self, signum: int, updates: int, saved: bool) -> None:
+        then = "--existing resume goes on from there" if saved else "nothing was saved"
+        name = signal.Signals(signum).name
+        super().__init__(f"{name} after update {updates}; {then}")
         self.signum, self.updates = signum, updates
 
 
@@ -47,11 +50,10 @@ def fit(
 ) -> Result:
     """Trains from `seed`, or from the newest checkpoint; logs all it does.
 
-    With `checkpoints`, SIGTERM and SIGINT save one and raise `Stopped`. Of several
-    processes all save, and the first logs.
+    With `checkpoints`, SIGTERM and SIGINT save one and raise `Stopped`; so do several
+    processes, with or without. All of them save, and the first logs.
     """
     config = trainer.config
-    run = replace(config.run, seed=seed)
     trainer.compile()
     state, seconds, done = trainer.init(seed), 0.0, 0
     restored = checkpoints.restore(state) if checkpoints else None
@@ -61,29 +63,47 @@ def fit(
     with ExitStack() as stack:
         path = None if trainer.process else log_path
         log = stack.enter_context(Log(path, show, done if restored else None))
-        if restored and checkpoints:
-            now, then = versions(), record["versions"]
-            log.write(
-                kind="resume",
-                step=done,
-                versions=now,
-                saved_by=then,
-                changes=checkpoints.changes,
-            )
-        else:
-            settings = asdict(replace(config, run=run))
-            log.write(kind="config", **settings, **trainer.facts())
-        if trainer.data.notes:
-            log.write(kind="data", step=done, notes=trainer.data.notes)
-        profile = Profile(run.profiled, log_path.parent / "profile", trainer.process)
+        _log_start(log, trainer, seed, done, restored, checkpoints)
+        profile = Profile(
+            config.run.profiled, log_path.parent / "profile", trainer.process
+        )
         stack.enter_context(profile)
-        watchdog = stack.enter_context(Watchdog(config.cluster.step_timeout))
+        watchdog = stack.enter_context(Watchdog(config.cluster.patience))
         recorder = Recorder(trainer, seed, log, seconds, watchdog.feed)
         training = _Training(trainer, seed, state, done, recorder, profile)
-        if checkpoints is None:
-            return training.run()
-        stack.enter_context(checkpoints)
-        return training.run(checkpoints, stack.enter_context(Stops()))
+        if checkpoints:
+            stack.enter_context(checkpoints)
+        # Alone and without checkpoints a signal has its usual effect.
+        listens = checkpoints or trainer.plan.processes > 1
+        stops = stack.enter_context(Stops()) if listens else None
+        if restored and not restored[1]["evaluated"]:
+            training.evaluate_epoch()
+        return training.run(checkpoints, stops)
+
+
+def _log_start(
+    log: Log,
+    trainer: Trainer,
+    seed: int,
+    done: int,
+    restored: tuple[TrainState, dict[str, Any]] | None,
+    checkpoints: Checkpoints | None,
+) -> None:
+    """The configuration, or what goes on from where; what is odd about the data."""
+    config = trainer.config
+    if restored and checkpoints:
+        log.write(
+            kind="resume",
+            step=done,
+            versions=versions(),
+            saved_by=restored[1]["versions"],
+            changes=checkpoints.changes,
+        )
+    else:
+        settings = asdict(replace(config, run=replace(config.run, seed=seed)))
+        log.write(kind="config", **settings, **trainer.facts())
+    if trainer.data.notes:
+        log.write(kind="data", step=done, notes=trainer.data.notes)
 
 
 class _Training:
@@ -122,20 +142,21 @@ class _Training:
             ends_epoch = self.done in self.trainer.epochs
             asked = run.checkpoint_every and self.done % run.checkpoint_every == 0
             saves = checkpoints and (ends_epoch or asked or stop)
-            if ends_epoch or saves or recorder.unlogged == run.log_every:
+            if ends_epoch or saves or stop or recorder.unlogged == run.log_every:
                 if not recorder.flush(self.state):
                     self.done = int(self.state.step)
                     self._evaluate(self.trainer.epoch(self.done))
                     return self._result(diverged=True)
-                if ends_epoch:
-                    self._evaluate(self.trainer.epochs[self.done])
+                self.evaluate_epoch()
                 if checkpoints:
                     checkpoints.check()
                 if checkpoints and saves:
                     self._save(checkpoints)
-                    if stop:
-                        recorder.log.write(kind="stopped", step=self.done)
-                        raise Stopped(stop, self.done)
+                if stop:
+                    recorder.log.write(kind="stopped", step=self.done)
+                    if checkpoints:
+                        checkpoints.close()
+                    raise Stopped(stop, self.done, checkpoints is not None)
                 recorder.restart_clock()
         return self._result(diverged=False)
 
@@ -150,13 +171,19 @@ class _Training:
         self.scores = None
 
     def _save(self, checkpoints: Checkpoints) -> None:
+        self.recorder.log_broken(self.done)
         accuracy = self.scores.accuracy if self.scores else None
         checkpoints.save(self.state, self.done, self.recorder.seconds, accuracy)
 
     def _save_what_is_done(self, checkpoints: Checkpoints) -> None:
+        self.recorder.log_broken(self.done)
         if self.recorder.flush(self.state) and checkpoints.newest != self.done:
             self._save(checkpoints)
-        self.recorder.log_broken(self.done)
+
+    def evaluate_epoch(self) -> None:
+        """If the updates done end one."""
+        if self.done in self.trainer.epochs:
+            self._evaluate(self.trainer.epochs[self.done])
 
     def _evaluate(self, epoch: float) -> None:
         assert_replicated(self.state)

@@ -9,20 +9,22 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
-from typing import NoReturn, TypeVar, cast
+from typing import Any, NoReturn
 
 import jax
 import tyro
 from rich.console import Console
 
 from .checkpoint import Checkpoints, NotSaved, exist, remove
-from .cluster import TRY_AGAIN, gather, join
+from .cluster import TRY_AGAIN, check_agreement, join, together
 from .config import Config, Run
 from .dry_run import describe
 from .engine import CopiesDiffer, start_devices
 from .figures import plot_runs
+from .flags import flag
 from .log import LOG, Record, read_log, tensorboard
 from .loop import Result, Stopped, fit
 from .models import image_pixels
@@ -33,7 +35,6 @@ from .sources import load
 from .trainer import Trainer
 
 _PNG = "curves.png"
-_T = TypeVar("_T")
 
 
 def parse(arguments: Sequence[str] | None) -> Config:
@@ -55,58 +56,62 @@ def main(arguments: Sequence[str] | None = None) -> Result | None:
     # orbax logs the traceback of each thread of a failed save; NotSaved is a line.
     logging.getLogger("absl").setLevel(logging.CRITICAL)
     try:
-        config = parse(arguments)
-        if not config.dry_run:
-            # First of all, as JAX counts its devices once.
-            join(config.cluster)
-        trainer = _together(lambda: _trainer(config))
-        # The first process speaks for all; each of them tells its own errors.
-        console = Console(quiet=trainer.process > 0)
-        if config.dry_run:
-            console.print(describe(trainer), highlight=False, soft_wrap=True)
-            return None
-        _together(lambda: None if trainer.process else _prepare_out(config.run))
-        checkpoints = _together(lambda: _checkpoints(trainer))
+        return _main(parse(arguments))
     except ValueError as error:
         raise SystemExit(f"error: {error}") from None
+    except (DataLost, NotSaved, CopiesDiffer, OSError) as error:
+        _give_up(f"error: {error}", 1)
+    except KeyboardInterrupt:
+        why = "stopped; only a run under way, with --checkpoints, saves first"
+        _give_up(why, 128 + signal.SIGINT)
+    except jax.errors.JaxRuntimeError as error:
+        if jax.process_count() == 1:
+            raise
+        why = "error: a step failed, as when another process died or the network did"
+        _give_up(f"{why}: {error}", TRY_AGAIN)
+
+
+def _give_up(why: str, status: int) -> NoReturn:
+    if jax.process_count() == 1:
+        print(why, file=sys.stderr)
+        raise SystemExit(status)
+    print(f"process {jax.process_index()}: {why}", file=sys.stderr, flush=True)
+    # An orderly end would wait for the others, who wait for this one.
+    os._exit(status)
+
+
+def _main(config: Config) -> Result | None:
+    if not config.dry_run:
+        # First of all, as JAX counts its devices once.
+        join(config.cluster)
+    trainer = together(lambda: _trainer(config))
+    # The first process speaks for all; each of them tells its own errors.
+    console = Console(quiet=trainer.process > 0)
+    if config.dry_run:
+        console.print(describe(trainer), highlight=False, soft_wrap=True)
+        return None
+    check_agreement(_settings(trainer))
+    together(lambda: None if trainer.process else _prepare_out(config.run))
+    checkpoints = together(lambda: _checkpoints(trainer))
     try:
         result = _train(trainer, checkpoints, console)
     except Stopped as stopped:
-        console.print(f"{stopped}; --existing resume goes on from there")
+        console.print(str(stopped))
         raise SystemExit(128 + stopped.signum) from None
-    except KeyboardInterrupt:
-        console.print("stopped; only a run under way, with --checkpoints, saves first")
-        raise SystemExit(128 + signal.SIGINT) from None
-    except (DataLost, NotSaved, CopiesDiffer, OSError) as error:
-        _give_up(str(error), trainer)
-    except jax.errors.JaxRuntimeError as error:
-        if trainer.plan.processes == 1:
-            raise
-        why = f"another process died, or the network did: {error}"
-        _give_up(why, trainer, TRY_AGAIN)
     if trainer.process == 0:
         _report(result, config, console)
     return result
 
 
-def _give_up(why: str, trainer: Trainer, status: int = 1) -> NoReturn:
-    if trainer.plan.processes == 1:
-        raise SystemExit(f"error: {why}") from None
-    print(f"error: process {trainer.process}: {why}", file=sys.stderr, flush=True)
-    # An orderly end would wait for the others, who wait for this one.
-    os._exit(status)
-
-
-def _together(act: Callable[[], _T]) -> _T:
-    """What `act` returns; ValueError in every process if it raises one in any."""
-    problem, result = [], None
-    try:
-        result = act()
-    except ValueError as error:
-        problem = [str(error)]
-    if problems := gather(problem):
-        raise ValueError(problems[0])
-    return cast(_T, result)
+def _settings(trainer: Trainer) -> dict[str, Any]:
+    """What all processes must have in common, by the names of the flags."""
+    groups = asdict(trainer.config)
+    del groups["cluster"]["process"], groups["data"]["workers"]
+    del groups["data"]["source"]  # a path, of which the content counts
+    flags = {"recipe": groups.pop("recipe"), "dry_run": groups.pop("dry_run")}
+    for group in groups.values():
+        flags |= group
+    return {flag(name): value for name, value in flags.items()} | trainer.identity()
 
 
 def _trainer(config: Config) -> Trainer:
@@ -149,8 +154,8 @@ def _checkpoints(trainer: Trainer) -> Checkpoints | None:
     run = trainer.config.run
     if not run.checkpoints:
         return None
-    images, slot = trainer.data.train.size, trainer.batch_norm_images
-    return Checkpoints(run.out, trainer.config, images, slot)
+    same, told = trainer.identity(), trainer.grouping()
+    return Checkpoints(run.out, trainer.config, same, told)
 
 
 def _train(
@@ -188,8 +193,11 @@ def _train(
 
 def _report(result: Result, config: Config, console: Console) -> None:
     out = Path(config.run.out)
+    log = read_log(out / LOG)
+    if broken := {record["path"] for record in log if record["kind"] == "broken"}:
+        console.print(f"{len(broken)} images could not be read; {out / LOG} names them")
     if result.diverged:
-        lost = next(r for r in read_log(out / LOG) if r["kind"] == "not_finite")
+        lost = next(r for r in log if r["kind"] == "not_finite")
         console.print(
             f"stopped at update {lost['step']}: not finite, first {lost['where']};"
             " the scores are of the last state",

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table as RichTable
 from rich.text import Text
 
-ABSENT = "not in the log"
+ABSENT = "?"  # not in the log, as the caption says
 
 
 class Table(NamedTuple):
@@ -17,6 +17,11 @@ class Table(NamedTuple):
     head: Sequence[str]
     rows: Sequence[Sequence[str]]
     note: str = ""
+
+    @property
+    def caption(self) -> str:
+        absent = any(ABSENT in row for row in self.rows)
+        return f"{self.note} {ABSENT}: not in the log.".strip() if absent else self.note
 
 
 Part = str | Table | Path  # a paragraph, a table, a picture
@@ -35,7 +40,9 @@ def _markdown(part: Part) -> str:
             return f"{part}\n"
     lines = [part.head, ["---"] + ["---:"] * (len(part.head) - 1), *part.rows]
     table = "".join(f"| {' | '.join(line)} |\n" for line in lines)
-    return f"## {part.title}\n\n{table}" + (f"\n{part.note}\n" if part.note else "")
+    return f"## {part.title}\n\n{table}" + (
+        f"\n{part.caption}\n" if part.caption else ""
+    )
 
 
 def show(parts: Iterable[Part], console: Console) -> None:
@@ -46,7 +53,7 @@ def show(parts: Iterable[Part], console: Console) -> None:
             continue
         table = RichTable(
             title=Text(part.title),
-            caption=Text(part.note) if part.note else None,
+            caption=Text(part.caption) if part.caption else None,
             box=SIMPLE_HEAD,
             pad_edge=False,
             collapse_padding=True,
@@ -54,7 +61,7 @@ def show(parts: Iterable[Part], console: Console) -> None:
             caption_justify="left",
         )
         first, *others = part.head
-        table.add_column(first, overflow="fold")
+        table.add_column(first, overflow="fold", min_width=8)
         for head in others:
             table.add_column(head, justify="right", no_wrap=True)
         for row in part.rows:

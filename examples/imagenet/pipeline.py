@@ -84,7 +84,7 @@ def _cores() -> int:
 
 
 def _batches(read: Read, share: Share, steps: range, threads: int) -> Iterator[Loaded]:
-    """Threads read chunks, at most a batch ahead; another joins them to batches."""
+    """Threads read chunks, a batch or one chunk each ahead; another joins them."""
     chunks = -(-share.rows // _CHUNK) if threads else 1
     numbers = grain.MapDataset.range(steps.start * chunks, steps.stop * chunks)
 

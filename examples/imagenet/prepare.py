@@ -49,7 +49,8 @@ class Arguments:
     def __post_init__(self) -> None:
         check(self.workers > 0, "workers", self.workers, "give 1 or more")
         # Before hours of decoding, not after them.
-        ok = not self.report or os.access(os.path.dirname(self.report) or ".", os.W_OK)
+        folder = os.path.dirname(self.report or "") or "."
+        ok = os.access(folder, os.W_OK) and not os.path.isdir(self.report or "")
         check(ok, "report", self.report, "give a file in a folder that can be written")
 
 

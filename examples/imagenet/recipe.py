@@ -13,8 +13,9 @@ import jax
 import lars_optax
 from lars_optax import recipes
 
-from .config import Augment, Config, Model, Optimizer, Run
+from .config import Config, Model, Optimizer, Run
 from .flags import flag
+from .pixels import Augment
 
 # Fields of the same name and meaning in both.
 _SHARED = [

@@ -70,9 +70,9 @@ class Recorder:
         if broken and self.trainer.config.data.broken == "stop":
             path, reason = broken[0]
             raise DataLost(
-                f"{path}: {reason}; mend or remove it (python -m"
-                " examples.imagenet.prepare DIR names all such files), or give --broken"
-                " blank"
+                f"{path!r}: {reason}; mend or replace it (without it this would be"
+                " another run), or give --broken blank; python -m"
+                " examples.imagenet.prepare DIR names all such files"
             )
 
     def log_broken(self, done: int) -> None:
@@ -139,7 +139,7 @@ class Recorder:
         batch, slot = trainer.batch(self.seed, step), trainer.plan.slot
         # On the host, as one process cannot compute with the others' copies.
         state = jax.device_get(state)
-        found = first_not_finite(trainer.model, state, batch, slot)
+        found = first_not_finite(trainer.model, state, batch, slot, self._alive)
         if found:
             return found
         lost = np.flatnonzero(~np.isfinite(grad_norm))

@@ -104,8 +104,8 @@ def _notes(run: Run, label: str) -> str:
         notes.append(f"diverged at step {lost[0]['step']}: {lost[0]['where']}")
     for record in run.of("resume"):
         notes += [f"went on after update {record['step']}", *record.get("changes", ())]
-    if broken := run.of("broken"):
-        notes.append(f"{len(broken):,} images could not be read")
+    if run.unreadable:
+        notes.append(f"images that could not be read: {len(run.unreadable):,}")
     if len(run.splits) > 1:
         notes.append(f"evaluated on {' and '.join(run.splits)} images, in one curve")
     for kind, what in (
@@ -114,7 +114,7 @@ def _notes(run: Run, label: str) -> str:
         ("speed", "speed"),
     ):
         if not run.of(kind):
-            notes.append(f"{what} {ABSENT}")
+            notes.append(f"{what} not in the log")
     return "; ".join(notes)
 
 
@@ -179,7 +179,7 @@ def _numbers(
                 "status": run.status,
                 "updates": run.updates,
                 "images": run.images,
-                "unreadable": len(run.of("broken")),
+                "unreadable": len(run.unreadable),
                 "versions": run.log[0].get("versions"),
                 "splits": run.splits,
                 "curve": lines,

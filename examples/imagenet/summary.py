@@ -31,6 +31,11 @@ class Run:
     path: Path
     log: list[Record]
 
+    @property
+    def unreadable(self) -> set[str]:
+        """Paths of images; one can be met in every epoch."""
+        return {record["path"] for record in self.of("broken")}
+
     def of(self, kind: str) -> list[Record]:
         return [record for record in self.log if record["kind"] == kind]
 

@@ -24,6 +24,7 @@ from .pipeline import Share, evaluation, training
 from .plan import make_plan
 from .provenance import versions
 from .recipe import layer_stats, to_recipe
+from .sources import fingerprint
 from .train import SOLVERS, Batch, TrainState, eval_step, init_state, train_step
 
 
@@ -90,10 +91,11 @@ class Trainer:
         self.eval_step = parallelize(
             partial(eval_step, model=self.model), devices, engine=run.engine
         )
-        shapes = jax.eval_shape(self.init, 0).params
+        state = jax.eval_shape(self.init, 0)
+        self._has_batch_norm = bool(state.batch_stats)
         self.layer_names = [
             jax.tree_util.keystr(path, simple=True, separator="/")
-            for path, _ in jax.tree_util.tree_leaves_with_path(shapes)
+            for path, _ in jax.tree_util.tree_leaves_with_path(state.params)
         ]
         self._compiled = False
 
@@ -109,12 +111,23 @@ class Trainer:
             "versions": versions(),
         }
 
-    @property
-    def batch_norm_images(self) -> int:
-        """Images whose moments BatchNorm takes together."""
+    def identity(self) -> dict[str, Any]:
+        """What of the data makes it this run."""
+        images, content = self.data.train.size, fingerprint(self.data)
+        return {"images": images, "content": content}
+
+    def grouping(self) -> dict[str, Any]:
+        """How a batch is cut, where that has an effect beyond roundings."""
         plan, sync = self.plan, self.config.model.bn == "sync"
-        together = plan.processes * plan.devices * plan.solvers
-        return plan.slot * (together if sync else 1)
+        devices = plan.processes * plan.devices
+        found = {"devices": devices}
+        if self._has_batch_norm:
+            together = plan.slot * (devices * plan.solvers if sync else 1)
+            found["images of which BatchNorm takes the moments"] = together
+        if getattr(self.model, "dropout", 0):
+            slots = devices * plan.solvers * plan.accumulate
+            found["slots with dropout masks of their own"] = slots
+        return found
 
     def epoch(self, step: int) -> float:
         """Epochs before update `step`."""
@@ -159,7 +172,8 @@ class Trainer:
             return
         batch, _ = next(self._training(0, range(1)))
         state, _ = self.step(self.init(0), batch)
-        batch, _ = next(evaluation(self.eval_split, self._share(self.eval_batch)))
+        share, workers = self._share(self.eval_batch), self.config.data.workers
+        batch, _ = next(evaluation(self.eval_split, share, workers))
         jax.block_until_ready(self.eval_step(state, batch))
         self._compiled = True
 
