@@ -3,7 +3,6 @@
 import os
 import threading
 from dataclasses import replace
-from functools import cache
 
 import jax
 import numpy as np
@@ -120,14 +119,9 @@ def test_a_finished_run_trains_nothing_and_gives_its_result_again(tmp_path):
     assert kinds.count("result") == 1
 
 
-@cache
-def _facts(words):
+def of(words):
     trainer = command._trainer(command.parse(words))
     return trainer.identity(), trainer.grouping()
-
-
-def of(words):
-    return _facts(tuple(words))
 
 
 @pytest.fixture(scope="module")

@@ -104,20 +104,15 @@ def test_a_flag_changes_its_value_of_a_recipe_and_no_other(group):
         assert to_recipe(config) == expected, flags
 
 
-@pytest.mark.parametrize(
-    ("flags", "expected"),
-    [
+def test_images_are_augmented_as_the_recipes_source_did_or_as_a_flag_says():
+    for recipe, expected in (
         ("", "caffe"),
         ("--recipe paper-t7-resnet50-lars-32768", "caffe"),
         ("--recipe goyal-resnet50-sgd-8192", "rrc"),
         ("--recipe mlperf-v1.0-resnet50-lars-32768", "rrc"),
-        ("--recipe mlperf-v1.0-resnet50-lars-32768 --augment center", "center"),
-    ],
-)
-def test_images_are_augmented_as_the_recipes_source_did_or_as_a_flag_says(
-    flags, expected
-):
-    assert augment(parse(flags.split())) == expected
+    ):
+        assert augment(parse(recipe.split())) == expected
+        assert augment(parse([*recipe.split(), "--augment", "center"])) == "center"
 
 
 def test_the_paper_decays_from_the_start_unless_told_otherwise():

@@ -4,81 +4,24 @@ import json
 
 import numpy as np
 import pytest
-from matplotlib.figure import Figure
+from logs import (
+    IMAGES,
+    LOST,
+    PNG_MAGIC,
+    RESULT,
+    config,
+    epoch,
+    layers,
+    run,
+    speed,
+    step,
+    write,
+)
 from rich.console import Console
 
 from examples.imagenet import progress, report
-from examples.imagenet.figures import plot_layers, plot_logs
 from examples.imagenet.speed import cells, ratios
-from examples.imagenet.summary import Run, labels, read_runs
-
-IMAGES = 1_281_167
-LEAVES = {
-    "conv1/kernel": {"param_norm": 1.86, "grad_norm": 0.22},
-    "conv1/bias": {"param_norm": 0.0, "grad_norm": 0.0},
-}
-PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
-
-
-def config(batch=512, devices=4, name="lars", rate=1.0, **other):
-    return {
-        "kind": "config",
-        "data": {"evaluate_on": "test"},
-        "model": {"network": "alexnet_bn"},
-        "optimizer": {"name": name, "learning_rate": rate},
-        "run": {"batch_size": batch, "epochs": 100.0, "seed": 0} | other,
-        "plan": {"processes": 2, "devices": devices // 2},
-        "platform": "gpu",
-    }
-
-
-def step(number, batch=512, loss=1.0):
-    epoch = number * batch / IMAGES
-    return {"kind": "step", "step": number, "epoch": epoch, "loss": loss}
-
-
-def speed(images_per_second, devices=4):
-    return {
-        "kind": "speed",
-        "images_per_second": images_per_second,
-        "images_per_second_per_device": images_per_second / devices,
-        "data_wait": 0.25,
-    }
-
-
-def epoch(number, accuracy, done):
-    scores = {"accuracy": accuracy, "top5_accuracy": 0.9, "count": 50_000}
-    rest = {"split": "test", "step": done, "seconds": 60.0 * number}
-    return {"kind": "epoch", "epoch": number} | scores | rest
-
-
-def layers(number, leaves=LEAVES):
-    rates = {"trust_ratio": 0.5, "local_rate": 0.0}
-    table = {name: row | rates for name, row in leaves.items()}
-    return {"kind": "layers", "step": number, "layers": table}
-
-
-RESULT = {"kind": "result", "updates": 2}
-LOST = {"kind": "not_finite", "step": 2, "where": "the output of fc8"}
-
-
-def run(*log):
-    return Run("a", None, list(log))
-
-
-def write(folder, *log):
-    folder.mkdir()
-    lines = "".join(json.dumps(record) + "\n" for record in log)
-    (folder / "log.jsonl").write_text(lines)
-    return str(folder)
-
-
-@pytest.fixture
-def figures(monkeypatch):
-    """Those that would have been saved; drawing is what takes time."""
-    found = []
-    monkeypatch.setattr(Figure, "savefig", lambda self, *a, **k: found.append(self))
-    return found
+from examples.imagenet.summary import labels, read_runs
 
 
 def test_without_a_terminal_a_line_a_minute_says_when_it_will_end(monkeypatch, capsys):
@@ -171,49 +114,6 @@ def test_a_label_tells_what_differs_but_for_seeds():
     ]
 
 
-def test_a_mean_is_of_the_same_epochs_and_ends_where_a_run_diverged(figures, tmp_path):
-    whole = [config(), step(0, loss=4.0), epoch(1, 0.25, 1), step(1), epoch(2, 0.6, 2)]
-    lost = [config(), step(0, loss=2.0), epoch(1, 0.75, 1), LOST, epoch(1.5, 0.1, 1)]
-    plot_logs({"both": [whole, lost]}, tmp_path / "a.png")
-    left, right = figures[0].axes
-    mean, cross = left.lines
-    assert (mean.get_xydata().tolist(), mean.get_label()) == ([[1, 0.5]], "both")
-    assert (cross.get_xydata().tolist(), cross.get_label()) == (
-        [[1.5, 0.1]],
-        "diverged",
-    )
-    assert [line.get_xydata().tolist() for line in right.lines] == [[[1, 3]], [[1, 2]]]
-
-
-def test_many_curves_differ_by_dash_or_marker_and_have_their_key_below(
-    figures, tmp_path
-):
-    log = [config(), step(0), epoch(1, 0.5, 1)]
-    plot_logs({f"run {i}": [log] for i in range(28)}, tmp_path / "a.png")
-    (figure,) = figures
-    lines = figure.axes[0].lines
-    assert len({(line.get_linestyle(), line.get_marker()) for line in lines}) == 28
-    assert figure.axes[0].get_legend() is None
-    assert len(figure.legends[0].get_texts()) == 28
-
-
-def test_layers_pictures_are_of_all_leaves_or_of_many_layers_weights(figures, tmp_path):
-    log = [config(), step(0), layers(0), step(5), layers(5)]
-    plot_layers(log, "a", tmp_path / "a.png")
-    many = {f"{i}/{leaf}": LEAVES["conv1/kernel"] for i in range(50) for leaf in "ab"}
-    many |= {f"{i}/kernel": LEAVES["conv1/kernel"] for i in range(50)}
-    plot_layers([config(), step(0), layers(0, many)], "b", tmp_path / "b.png")
-    norms, ratio, rate = figures[0].axes
-    kernel, bias = norms.lines
-    np.testing.assert_allclose(kernel.get_ydata(), 1.86 / 0.22)
-    assert kernel.get_xdata() == pytest.approx([0, 5 * 512 / IMAGES])
-    assert np.isnan(bias.get_ydata()).all()
-    assert kernel.get_linestyle() != bias.get_linestyle()
-    assert (ratio.get_yscale(), rate.get_yscale()) == ("log", "linear")  # γ is 0
-    assert len(figures[1].axes[0].lines) == 50
-    assert len(figures[1].legends[0].get_texts()) < 20
-
-
 def test_a_report_holds_what_the_logs_hold_and_says_what_they_do_not(tmp_path, capsys):
     broken = {"kind": "broken", "path": "x.jpg", "reason": "cut"}
     start = [config(), step(0), layers(0), step(1), layers(1)]
@@ -260,20 +160,6 @@ def test_a_report_holds_what_the_logs_hold_and_says_what_they_do_not(tmp_path, c
         **{"epoch": [1], "accuracy": [0.5], "loss": [1.0]}
     }
     assert "images that could not be read" in capsys.readouterr().out
-
-
-def test_seeds_are_one_curve_and_two_kinds_of_evaluation_are_told(
-    figures, tmp_path, capsys
-):
-    other = epoch(2, 0.5, 2) | {"split": "validation"}
-    log = [step(0), epoch(1, 0.5, 1), step(1), other, RESULT]
-    runs = [write(tmp_path / f"{seed}", config(seed=seed), *log) for seed in range(3)]
-    report.main([*runs, "--out", str(tmp_path / "out")])
-    (line,) = figures[0].axes[0].lines
-    assert line.get_label() == "alexnet_bn, LARS, batch 512, 3 runs"
-    assert figures[0].axes[0].get_ylabel() == "test or validation accuracy"
-    said = capsys.readouterr().out
-    assert said.count("evaluated on test and validation images, in one curve") == 3
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,65 @@
+"""Records of runs made by hand, with numbers to count on."""
+
+import json
+
+from examples.imagenet.summary import Run
+
+IMAGES = 1_281_167
+LEAVES = {
+    "conv1/kernel": {"param_norm": 1.86, "grad_norm": 0.22},
+    "conv1/bias": {"param_norm": 0.0, "grad_norm": 0.0},
+}
+PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
+
+
+def config(batch=512, devices=4, name="lars", rate=1.0, **other):
+    return {
+        "kind": "config",
+        "data": {"evaluate_on": "test"},
+        "model": {"network": "alexnet_bn"},
+        "optimizer": {"name": name, "learning_rate": rate},
+        "run": {"batch_size": batch, "epochs": 100.0, "seed": 0} | other,
+        "plan": {"processes": 2, "devices": devices // 2},
+        "platform": "gpu",
+    }
+
+
+def step(number, batch=512, loss=1.0):
+    epoch = number * batch / IMAGES
+    return {"kind": "step", "step": number, "epoch": epoch, "loss": loss}
+
+
+def speed(images_per_second, devices=4):
+    return {
+        "kind": "speed",
+        "images_per_second": images_per_second,
+        "images_per_second_per_device": images_per_second / devices,
+        "data_wait": 0.25,
+    }
+
+
+def epoch(number, accuracy, done):
+    scores = {"accuracy": accuracy, "top5_accuracy": 0.9, "count": 50_000}
+    rest = {"split": "test", "step": done, "seconds": 60.0 * number}
+    return {"kind": "epoch", "epoch": number} | scores | rest
+
+
+def layers(number, leaves=LEAVES):
+    rates = {"trust_ratio": 0.5, "local_rate": 0.0}
+    table = {name: row | rates for name, row in leaves.items()}
+    return {"kind": "layers", "step": number, "layers": table}
+
+
+RESULT = {"kind": "result", "updates": 2}
+LOST = {"kind": "not_finite", "step": 2, "where": "the output of fc8"}
+
+
+def run(*log):
+    return Run("a", None, list(log))
+
+
+def write(folder, *log):
+    folder.mkdir()
+    lines = "".join(json.dumps(record) + "\n" for record in log)
+    (folder / "log.jsonl").write_text(lines)
+    return str(folder)
