@@ -4,6 +4,8 @@ from lars_optax import recipes as recipes
 from lars_optax._diagnostics import LayerStats as LayerStats
 from lars_optax._diagnostics import format_layer_stats as format_layer_stats
 from lars_optax._diagnostics import layer_stats as layer_stats
+from lars_optax._diagnostics import record_layer_stats as record_layer_stats
+from lars_optax._larc import larc as larc
 from lars_optax._lars import lars as lars
 from lars_optax._lars import scale_by_lars as scale_by_lars
 from lars_optax._masks import describe_mask as describe_mask

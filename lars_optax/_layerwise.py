@@ -40,6 +40,7 @@ class Settings:
     max_ratio: Any
     stacked_axes: Any
     axis_name: Any
+    clip_at: Any = None
 
     def __post_init__(self) -> None:
         if not callable(self.weight_decay):
@@ -59,7 +60,21 @@ class Settings:
     @property
     def rule(self) -> Rule:
         return Rule(
-            self.trust_coefficient, self.eps, self.fallback_ratio, self.max_ratio
+            self.trust_coefficient,
+            self.eps,
+            self.fallback_ratio,
+            self.max_ratio,
+            self.clip_at,
+        )
+
+    def at(self, count: jax.Array) -> "Settings":
+        """With the value that each schedule has after so many updates."""
+
+        def value(x: Any) -> Any:
+            return x(count) if callable(x) else x
+
+        return dataclasses.replace(
+            self, weight_decay=value(self.weight_decay), clip_at=value(self.clip_at)
         )
 
     def layers(

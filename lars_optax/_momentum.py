@@ -18,7 +18,22 @@ def end_of_chain(
     Neither a wide momentum nor a wide learning rate widens the buffer or the updates.
     """
     if momentum is None or is_zero(momentum):
-        return optax.stateless(_cast_like)
+        return cast_to_params()
+    trace = wide_momentum(momentum, nesterov, accumulator_dtype)
+
+    def update_fn(updates: optax.Updates, state: Any, params: Any = None) -> Any:
+        updates, state = trace.update(updates, state, params)
+        return _cast_like(updates, params), state
+
+    return optax.GradientTransformation(trace.init, update_fn)
+
+
+def wide_momentum(
+    momentum: Any, nesterov: bool, accumulator_dtype: Any
+) -> optax.GradientTransformation:
+    """Momentum, none for None or 0, whose updates have the buffer's dtype."""
+    if momentum is None or is_zero(momentum):
+        return optax.identity()
     if not isinstance(momentum, jax.Array):
         momentum = float(momentum)  # a NumPy scalar would promote
     trace = optax.trace(momentum, nesterov, accumulator_dtype)
@@ -32,9 +47,14 @@ def end_of_chain(
             state,
             is_leaf=lambda x: x is None,
         )
-        return _cast_like(updates, params), kept
+        return updates, kept
 
     return optax.GradientTransformation(trace.init, update_fn)
+
+
+def cast_to_params() -> optax.GradientTransformation:
+    """Updates in the dtype of their parameters."""
+    return optax.stateless(_cast_like)
 
 
 def _cast_like(tree: Any, like: Any) -> Any:

@@ -12,7 +12,10 @@ from lars_optax._tree import flatten
 
 
 class ScaleByLarsState(NamedTuple):
-    """State of `scale_by_lars` when its weight decay is a schedule."""
+    """State of `scale_by_lars` when its weight decay is a schedule.
+
+    And of `larc`, when its weight decay or learning rate is one.
+    """
 
     count: jax.Array  # type: ignore[assignment]  # int32, shape (): updates done
 
@@ -21,11 +24,11 @@ def transform(
     settings: Settings, update_dtype: Any = None
 ) -> optax.GradientTransformationExtraArgs:
     """The transform; its updates have `update_dtype`, or that of their parameters."""
-    weight_decay = settings.weight_decay
+    scheduled = callable(settings.weight_decay) or callable(settings.clip_at)
 
     def init_fn(params: optax.Params) -> Any:
         del params
-        if callable(weight_decay):
+        if scheduled:
             return ScaleByLarsState(count=jnp.zeros([], jnp.int32))
         return optax.EmptyState()
 
@@ -33,13 +36,13 @@ def transform(
         updates: optax.Updates, state: Any, params: Any = None, **extra_args: Any
     ) -> tuple[optax.Updates, Any]:
         del extra_args
-        beta = weight_decay
-        if callable(weight_decay):
-            beta = weight_decay(state.count)
+        now = settings
+        if scheduled:
+            now = settings.at(state.count)
             state = ScaleByLarsState(count=optax.safe_increment(state.count))
-        layers = settings.layers(updates, params, beta)
+        layers = now.layers(updates, params, now.weight_decay)
         adapted = [layer for layer in layers if layer is not None and layer.adapted]
-        ratios = iter(settings.trust_ratios(adapted))
+        ratios = iter(now.trust_ratios(adapted))
         _, old, structure = flatten(updates)
         weights = flatten(params)[1]
         new = []

@@ -18,6 +18,7 @@ class Rule(NamedTuple):
     eps: Any  # ε
     fallback_ratio: Any  # stands in for λ where it is not defined
     max_ratio: Any  # upper bound of λ, or None
+    clip_at: Any = None  # LARC: the learning rate γ, to which λ is clipped
 
 
 class Leaf(NamedTuple):
@@ -29,10 +30,15 @@ class Leaf(NamedTuple):
     weight_decay: Any  # β, 0 where the leaf is not decayed
 
 
+def norm_dtype(dtype: Any) -> Any:
+    """What arrays of that dtype are widened to: float32 at least."""
+    return dtype if jnp.finfo(dtype).bits >= 32 else jnp.dtype(jnp.float32)
+
+
 def widen(grad: Any, param: Any, weight_decay: Any) -> Leaf:
     """A leaf in float32 at least; a `weight_decay` of None means not decayed."""
     param = jnp.asarray(param)
-    wide = param.dtype if jnp.finfo(param.dtype).bits >= 32 else jnp.float32
+    wide = norm_dtype(param.dtype)
     param, grad = param.astype(wide), jnp.asarray(grad).astype(wide)
     if weight_decay is None:
         return Leaf(param, grad, grad, 0.0)
@@ -60,6 +66,7 @@ def trust_ratio(
     """λ = η‖w‖ / (‖g‖ + β‖w‖ + ε), from the two norms.
 
     For the joint denominator pass ‖g + βw‖ as `grad_norm` and 0 as `weight_decay`.
+    Where the rule clips, min(λ/γ, 1), for a learning rate γ that is still to come.
     """
     eta, eps, fallback = (
         jnp.asarray(x, param_norm.dtype)
@@ -72,6 +79,12 @@ def trust_ratio(
     ratio = eta * param_norm / denominator
     if rule.max_ratio is not None:
         ratio = jnp.minimum(ratio, jnp.asarray(rule.max_ratio, ratio.dtype))
+    if rule.clip_at is not None:
+        gamma = jnp.asarray(rule.clip_at, ratio.dtype)
+        # γ = 0, as a warm-up may start: no factor matters, and 1 is finite.
+        is_zero = gamma == 0
+        factor = jnp.minimum(ratio / jnp.where(is_zero, 1, gamma), 1)
+        ratio = jnp.where(is_zero, 1, factor)
     ratio = jnp.where(undefined, fallback, ratio)
     # An infinite norm would give λ = 0 and freeze the layer in silence.
     finite = jnp.isfinite(param_norm) & jnp.isfinite(grad_norm)
