@@ -4,12 +4,14 @@ VENV := .venv
 PY := $(VENV)/bin/python
 STAMP := $(VENV)/.ready-$(JAX)
 
-.PHONY: help train test lint format clean
+.PHONY: help train test floor newest lint format clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make train   train on built-in data: small batch, large batch, large batch with LARS"
 	@echo "make test    run the tests"
+	@echo "make floor   run the package's tests on the oldest jax and optax it supports"
+	@echo "make newest  run them on the newest, which need Python 3.12"
 	@echo "make lint    check format, style and types"
 	@echo "make clean   remove the environment and what the runs wrote"
 
@@ -21,6 +23,9 @@ train: $(STAMP)
 
 test: $(STAMP)
 	$(PY) -m pytest -n auto --maxprocesses 4 --dist worksteal
+
+floor newest:
+	tools/test_package.sh $@
 
 lint: $(STAMP)
 	$(PY) -m ruff format --check .
@@ -37,4 +42,4 @@ $(STAMP): requirements.lock requirements-cuda.lock tools/make_venv.sh
 	@touch $@
 
 clean:
-	rm -rf $(VENV) runs .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) .venv-floor .venv-newest runs .pytest_cache .mypy_cache .ruff_cache

@@ -1,5 +1,5 @@
 #!/bin/sh
-# Rewrites the two lock files from pyproject.toml, for Python 3.11 to 3.13; needs uv.
+# Rewrites the three lock files from pyproject.toml, for Python 3.11 to 3.13; needs uv.
 # The CUDA one is only used as constraints: it holds what jax[cuda12] and [cuda13] add.
 set -eu
 cd "$(dirname "$0")/.."
@@ -9,3 +9,8 @@ lock() {
 }
 lock requirements.lock --extra examples --extra test
 lock requirements-cuda.lock --constraint requirements.lock --extra cuda12 --extra cuda13
+# The oldest versions that pyproject.toml allows, and the tests' runner.
+grep '^dependencies = ' pyproject.toml | grep -o '[a-z]*>=[0-9.]*' | sed 's/>=/==/' |
+    { cat; echo pytest; echo "jaxlib==$(sed -n 's/.*"jax>=\([0-9.]*\)".*/\1/p' pyproject.toml)"; } |
+    uv pip compile --quiet --universal --python-version 3.11 --no-header \
+        --annotation-style line --output-file requirements-floor.lock -
