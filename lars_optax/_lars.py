@@ -75,9 +75,11 @@ def scale_by_lars(
       A transformation whose update needs `params`. Updates have the dtype of their
       parameter; norms are taken in float32 at least. It has a state, the count of
       updates, only when `weight_decay` is a schedule. A None gradient stays None. A
-      layer whose norm is not finite becomes NaN, so that `optax.apply_if_finite` skips
-      the step. In float32 a norm is right up to 1.8e19 and, element by element, down to
-      about 1e-19, where squares leave float32's range.
+      layer whose norm is not finite becomes NaN, and does not stand still unseen.
+      (`optax.apply_if_finite` looks at gradients alone: it skips the step of an
+      infinite one, not that of finite ones whose norm overflows.) In float32 a norm is
+      right up to 1.8e19 and, element by element, down to about 1e-19, where squares
+      leave float32's range.
 
     Raises:
       ValueError: on arguments out of range, a mask that is False, has an unknown name
