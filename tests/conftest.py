@@ -1,6 +1,7 @@
 """Four virtual CPU devices, and JAX's strictest checks, for every test."""
 
 import os
+from importlib.util import find_spec
 
 import jax
 import pytest
@@ -13,6 +14,11 @@ FLAGS = ["--xla_cpu_parallel_codegen_split_count=1"]
 if jax.__version_info__ < (0, 11):
     FLAGS.append("--xla_cpu_use_fusion_emitters=false")
 os.environ["XLA_FLAGS"] = " ".join([os.environ.get("XLA_FLAGS", ""), *FLAGS])
+
+if find_spec("hypothesis"):  # not where the package is tested alone
+    from hypothesis import settings
+
+    settings.register_profile("thorough")  # which random_trees.py fills in
 
 jax.config.update("jax_num_cpu_devices", 4)
 jax.config.update("jax_platforms", "cpu")

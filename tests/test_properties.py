@@ -1,0 +1,261 @@
+"""Laws of `scale_by_lars` on random trees: 30 cases of each, drawn from fixed seeds.
+
+Leaves are scalars, empty, small or, one in 16, of 90,000 elements; float16, bfloat16,
+float32 and complex64, or, one tree in 4, all float64. Elements are 0 or from 1e-16 (the
+joint denominator squares βw, and β ≥ 2⁻¹⁰) to norms of 1e19, with some of 1e-30 and
+1e-40, whose squares are 0. Eager, for each shape to compile once. Twenty times as many:
+
+    python -m pytest tests/test_properties.py --hypothesis-profile=thorough
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from compat import enable_x64
+from hypothesis import given
+from hypothesis import strategies as st
+from random_trees import (
+    FLOOR,
+    OPTIONS,
+    SHAPES,
+    SINGLE,
+    Leaf,
+    columns,
+    has_ratio,
+    in_numbers,
+    is_x64,
+    largest,
+    leaves,
+    norm,
+    reals,
+    same_bits,
+    tolerance,
+    trees,
+    updates_of,
+)
+from reference import trust_ratio
+
+import lars_optax
+
+
+@given(trees(), OPTIONS)
+def test_update_in_range_is_finite_where_its_bound_fits_the_dtype(tree, options):
+    # Elements of an adapted layer's update are at most η‖w‖ (the test below), the
+    # others the fallback times |g| + β|w|: what exceeds a float16's 65504 is infinite.
+    updates = updates_of(tree, options)
+    for name, leaf in tree.items():
+        w, g, _, beta = in_numbers(leaf, options)
+        raw = np.max(abs(g) + beta * abs(w), initial=0.0)
+        bound = max(
+            options["trust_coefficient"] * norm(w) * leaf.adapted,
+            options["fallback_ratio"] * raw,
+        )
+        if bound < largest(leaf.w.dtype):
+            assert np.isfinite(updates[name]).all(), name
+
+
+@given(trees(), OPTIONS)
+def test_adapted_update_is_at_most_eta_times_as_long_as_the_weights(tree, options):
+    updates = updates_of(tree, options)
+    for name, leaf in tree.items():
+        w, _, _, beta = in_numbers(leaf, options)
+        bound = options["trust_coefficient"] * norm(w)
+        if has_ratio(leaf, options) and bound < largest(leaf.w.dtype):
+            length = norm(reals(updates[name]))
+            slack = tolerance(leaf.w) * bound
+            slack += np.sqrt(w.size) * FLOOR.get(leaf.w.dtype.name, 0.0)
+            assert length <= bound + slack
+            if beta == options["eps"] == 0:
+                assert length >= bound - slack
+
+
+@given(trees(), leaves(shapes=SHAPES), OPTIONS, st.data())
+def test_nonfinite_values_stay_visible_and_in_their_own_leaf(tree, leaf, options, data):
+    if is_x64(tree):
+        leaf = data.draw(leaves(x64=True, shapes=SHAPES))
+    # Squares of the last overflow: beyond the range a norm is infinite, not wrong.
+    beyond = [1e200 if is_x64(tree) else 1e25] if leaf.adapted else []
+    value = data.draw(st.sampled_from([np.inf, -np.inf, np.nan, *beyond]))
+    field = data.draw(st.sampled_from(["w", "g"]))
+    poisoned = getattr(leaf, field).copy()
+    at = np.unravel_index(data.draw(st.integers(0, leaf.w.size - 1)), leaf.w.shape)
+    with np.errstate(over="ignore"):  # 1e25 is infinite in float16
+        if np.iscomplexobj(poisoned) and data.draw(st.booleans()):
+            value = 1j * value
+        poisoned[at] = value
+    clean = updates_of({**tree, "sick": leaf}, options)
+    updates = updates_of({**tree, "sick": leaf._replace(**{field: poisoned})}, options)
+
+    for name in tree:
+        same_bits(updates[name], clean[name])
+    got, healthy = updates["sick"], clean["sick"].copy()
+    if leaf.adapted:
+        assert np.isnan(got).all()  # the whole layer
+    elif field == "g" or (leaf.decayed and options["weight_decay"]):
+        assert not np.isfinite(got[at])
+        got = got.copy()
+        got[at] = healthy[at] = 0
+        same_bits(got, healthy)
+    else:
+        same_bits(got, healthy)  # reads no w: only w − update shows it
+
+
+WILD = st.sampled_from([0.0, -0.0, 1.0, -3.0, 1e-30, 1e-40, 1e18, np.inf, np.nan])
+
+
+@st.composite
+def wild_leaves(draw):
+    """A parameter and its gradient, of any values; either may be None."""
+    shape = draw(st.sampled_from([*SHAPES, (0,), (2, 0)]))
+    dtype = jnp.dtype(draw(st.sampled_from([*SINGLE, "float64"])))
+    with np.errstate(over="ignore"):
+        w, g = (
+            np.resize(draw(st.lists(WILD, min_size=1, max_size=3)), max(1, size))[:size]
+            .astype(dtype).reshape(shape) for size in 2 * [int(np.prod(shape))]
+        )  # fmt: skip
+    absent = draw(st.integers(0, 5))
+    return None if absent == 5 else w, None if absent >= 4 else g
+
+
+NESTED = st.recursive(
+    wild_leaves().map(lambda pair: Leaf(*pair, None, None)),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(st.sampled_from("abc"), inner, max_size=3)
+        | st.tuples(inner, inner)
+    ),
+    max_leaves=5,
+)
+
+
+@given(NESTED, OPTIONS, st.booleans(), st.booleans())
+def test_dtypes_shapes_and_structure_are_kept(tree, options, decayed, adapted):
+    def field(name):
+        return jax.tree.map(
+            lambda leaf: getattr(leaf, name),
+            {"root": tree},
+            is_leaf=lambda x: isinstance(x, Leaf),
+        )
+
+    with enable_x64():
+        w, g = jax.tree.map(jnp.asarray, (field("w"), field("g")))
+        masks = {
+            "weight_decay_mask": lambda p: jax.tree.map(lambda _: decayed, p),
+            "trust_ratio_mask": lambda p: jax.tree.map(lambda _: adapted, p),
+        }
+        for tx in (
+            lars_optax.scale_by_lars(**masks, **options),
+            lars_optax.lars(0.5, **masks, **options),
+        ):
+            state = tx.init(w)
+            updates, after = tx.update(g, state, w)
+            assert jax.tree.structure(updates) == jax.tree.structure(g)
+            for (path, u), (_, p) in zip(
+                jax.tree_util.tree_leaves_with_path(updates),
+                [x for x in jax.tree_util.tree_leaves_with_path(w)
+                 if x[0] in dict(jax.tree_util.tree_leaves_with_path(g))],
+                strict=True,
+            ):  # fmt: skip
+                assert (u.shape, u.dtype) == (p.shape, p.dtype), path
+            assert jax.tree.structure(after) == jax.tree.structure(state)
+
+
+@given(trees(shapes=[(), (4,)], kinds=("plain", "zero"), exponents=(-1, 1)), OPTIONS)
+def test_derivative_through_a_step_is_finite_at_zero_too(tree, options):
+    # Values from 2⁻⁷ to 4: the derivative by g, about λ, then fits a float16.
+    _, _, decayed, adapted = columns(tree)
+    tx = lars_optax.scale_by_lars(
+        weight_decay_mask=decayed, trust_ratio_mask=adapted, **options
+    )
+
+    def total(w, g):
+        updates = tx.update(g, tx.init(w), w)[0]
+        return sum(jnp.sum(jnp.real(u)).astype(float) for u in updates.values())
+
+    with enable_x64(is_x64(tree)):
+        w, g = jax.tree.map(jnp.asarray, columns(tree)[:2])
+        slopes = jax.grad(total, argnums=(0, 1))(w, g)
+    assert all(np.isfinite(x).all() for x in jax.tree.leaves(slopes))
+
+
+@given(trees(), OPTIONS)
+def test_equals_the_float64_reference(tree, options):
+    updates = updates_of(tree, options)
+    eta, eps, fallback = (
+        options[x] for x in ("trust_coefficient", "eps", "fallback_ratio")
+    )
+    for name, leaf in tree.items():
+        w, g, step, beta = in_numbers(leaf, options)
+        ratio, condition = fallback, 1.0
+        if leaf.adapted:
+            kind = options["denominator"]
+            ratio = trust_ratio(w, g, eta, beta, eps, kind, fallback)
+            if kind == "joint" and norm(step) > 0:
+                condition = (norm(g) + beta * norm(w)) / norm(step)
+            elif kind == "joint" and norm(w) > 0 and norm(g) > 0:
+                condition = np.inf
+        # g + βw is rounded before it is squared: where it cancels, so do the digits.
+        if tolerance(leaf.w) * condition > 0.1:
+            continue
+        error = abs(reals(updates[name]) - ratio * step)
+        scale = ratio * np.max(abs(g) + beta * abs(w), initial=0.0) * condition
+        floor = max(FLOOR.get(leaf.w.dtype.name, 0.0), 1e-29)
+        fits = abs(ratio * step) < largest(leaf.w.dtype)
+        assert (error <= tolerance(leaf.w) * scale + floor)[fits].all(), name
+
+
+@given(trees(kinds=("plain", "zero"), exponents=(-30, 30)), OPTIONS,
+       st.integers(-10, 10))  # fmt: skip
+def test_power_of_two_in_the_gradient_changes_no_bit(tree, options, power):
+    options = {**options, "weight_decay": 0.0, "eps": 0.0}
+    tree = {  # room for the power: no gradient in half precision
+        k: x._replace(g=x.g.astype(np.result_type(x.g.dtype, np.float32)))
+        for k, x in tree.items()
+    }
+    scaled = {k: x._replace(g=x.g * x.g.dtype.type(2.0**power))
+              for k, x in tree.items()}  # fmt: skip
+    updates, expected = updates_of(scaled, options), updates_of(tree, options)
+    for name, leaf in tree.items():
+        if has_ratio(leaf, options):
+            same_bits(updates[name], expected[name])
+
+
+@given(trees(), OPTIONS, st.permutations("abcdef"))
+def test_renaming_leaves_renames_updates(tree, options, names):
+    new = dict(zip("abcdef", names, strict=True))
+    expected = updates_of(tree, options)
+    updates = updates_of({new[k]: leaf for k, leaf in tree.items()}, options)
+    for name in tree:
+        same_bits(updates[new[name]], expected[name])
+
+
+STACKS = [((3,), 0), ((4, 3), 1), ((2, 3, 2), -2), ((3, 0), 0), ((3, 0), 1)]
+
+
+@given(st.sampled_from(STACKS), st.data(), OPTIONS)
+def test_stacked_layers_equal_their_slices(stack, data, options):
+    shape, axis = stack
+    leaf = data.draw(leaves(shapes=[shape]))
+    alone = data.draw(leaves(shapes=SHAPES))
+    layers = range(shape[axis])
+    at = [(*(slice(None),) * (axis % len(shape)), i) for i in layers]
+    sick = data.draw(st.sampled_from([None, *layers]))
+    for field in ("w", "g"):  # some layers are 0, and one may be infinite
+        for i in layers:
+            getattr(leaf, field)[at[i]] *= data.draw(st.sampled_from([0, 1, 1]))
+    if sick is not None:
+        leaf.g[at[sick]] = np.inf
+    updates = updates_of(
+        {"stacked": leaf, "alone": alone},
+        options,
+        stacked_axes={"stacked": axis, "alone": None},
+    )
+    slices = {str(i): leaf._replace(w=leaf.w[at[i]], g=leaf.g[at[i]]) for i in layers}
+    expected = updates_of({**slices, "alone": alone}, options)
+    same_bits(updates["alone"], expected["alone"])
+    for i in layers:
+        got, want = reals(updates["stacked"][at[i]]), reals(expected[str(i)])
+        scale = np.max(abs(want), initial=0.0, where=np.isfinite(want))
+        np.testing.assert_allclose(
+            got, want, rtol=0, atol=2 * tolerance(leaf.w) * scale
+        )
