@@ -45,9 +45,11 @@ def scale_by_lars(
         post      chain(add_decayed_weights(β, exclude_bias_and_norm), trace(μ),
                         scale_by_lars(denominator="joint"), scale_by_learning_rate(γ))
 
-    Scaled is the paper's, TensorFlow's and Optax's, and what `lars` is; unscaled is
-    BYOL's and that of every torch.optim port; post is SimCLR's. They differ only when
-    the learning rate changes.
+    Scaled is the paper's, TensorFlow's, SimCLR's and Optax's, and what `lars` is;
+    unscaled is BYOL's and that of every torch.optim port. They differ only when the
+    learning rate changes. Post is `classic_momentum=False` of SimCLR's optimizer: the
+    momentum does not lengthen its steps. examples/chains.py has MLPerf's, BYOL's and
+    SimCLR's settings of each.
 
     Args:
       weight_decay: β ≥ 0, a number or a schedule.

@@ -37,7 +37,7 @@ print(f"Python {platform.python_version()}, jax {jax.__version__},"
       f" optax {optax.__version__}, numpy {numpy.__version__}")
 PY
 tests=
-for law in against_reference diagnostics equivalence errors larc layers precision \
+for law in against_reference chains diagnostics equivalence errors larc layers precision \
     published recipes record schedules transform; do
     tests="$tests tests/test_$law.py"
 done

@@ -1,0 +1,142 @@
+"""LARS as MLPerf, BYOL and SimCLR run it: three orders of rate, momentum and ratio.
+
+    python -m examples.chains
+
+Each is one `optax.chain` of `lars_optax.scale_by_lars` and Optax's own parts, to copy
+and to change. They differ in the ratio's denominator, in where the momentum stands, and
+in the schedule; all leave biases and norm parameters out of ratio and decay.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+import lars_optax
+
+IMAGENET = 1_281_167  # training images
+
+
+def mlperf(
+    peak: float = 29.0,
+    warmup_steps: int = 704,
+    steps: int = 2346,
+    weight_decay: float = 1e-4,
+    momentum: float = 0.929,
+) -> optax.GradientTransformationExtraArgs:
+    """Scaled: a ← μa + γλ(g + βw), λ = η‖w‖/(‖g‖ + β‖w‖).
+
+    The defaults are batch 32,768 on ImageNet in 60 epochs, 18 of them warm-up (Google,
+    training results v1.0); `lars_optax.recipes` has this and the other batches.
+    """
+    rate = lars_optax.warmup_polynomial_decay_schedule(
+        0.0, peak, warmup_steps, steps + 1, end_value=1e-4, power=2.0
+    )
+    return optax.chain(
+        lars_optax.scale_by_lars(weight_decay),
+        optax.scale_by_learning_rate(rate),
+        optax.trace(momentum),
+    )
+
+
+def byol(
+    batch_size: int = 4096, num_examples: int = IMAGENET
+) -> optax.GradientTransformationExtraArgs:
+    """Unscaled: a ← μa + λ(g + βw), w ← w − γa, λ = η‖w‖/‖g + βw‖.
+
+    1000 epochs, 10 of them warm-up, then a cosine; γ = 0.2 for each 256 images
+    (Grill et al. 2020, arXiv:2006.07733; deepmind-research/byol/configs/byol.py).
+    """
+    rate = optax.warmup_cosine_decay_schedule(
+        init_value=0.0,
+        peak_value=lars_optax.linear_scaling(0.2, batch_size, 256),
+        warmup_steps=10 * num_examples // batch_size,
+        decay_steps=1000 * num_examples // batch_size,
+    )
+    return optax.chain(
+        lars_optax.scale_by_lars(1.5e-6, denominator="joint"),
+        optax.trace(0.9),
+        optax.scale_by_learning_rate(rate),
+    )
+
+
+def simclr(
+    batch_size: int = 4096,
+    num_examples: int = IMAGENET,
+    epochs: int = 100,
+    *,
+    head: str | None = None,
+    classic_momentum: bool = True,
+) -> optax.GradientTransformationExtraArgs:
+    """Scaled with λ = η‖w‖/‖g + βw‖, or post: a ← μa + g + βw, w ← w − γ(η‖w‖/‖a‖)a.
+
+    SimCLR trains with the first; `classic_momentum=False` of its optimizer, which is
+    TensorFlow Models' too, is the second. 10 epochs of warm-up, then a cosine; γ = 0.3
+    for each 256 images (Chen et al. 2020, arXiv:2002.05709; google-research/simclr).
+    Where a supervised head is trained beside, `head` is a pattern of its path: it takes
+    neither ratio nor decay.
+    """
+    rate = optax.warmup_cosine_decay_schedule(
+        init_value=0.0,
+        peak_value=lars_optax.linear_scaling(0.3, batch_size, 256),
+        warmup_steps=10 * num_examples // batch_size,
+        decay_steps=epochs * num_examples // batch_size + 1,
+    )
+
+    def mask(params: Any) -> Any:
+        adapted = lars_optax.exclude_bias_and_norm(params)
+        if head is None:
+            return adapted
+        elsewhere = lars_optax.match_paths(head, invert=True)(params)
+        return jax.tree.map(lambda a, b: a and b, adapted, elsewhere)
+
+    if classic_momentum:
+        return optax.chain(
+            lars_optax.scale_by_lars(
+                1e-6, mask, trust_ratio_mask=mask, denominator="joint"
+            ),
+            optax.scale_by_learning_rate(rate),
+            optax.trace(0.9),
+        )
+    return optax.chain(
+        optax.add_decayed_weights(1e-6, mask),
+        optax.trace(0.9),
+        lars_optax.scale_by_lars(trust_ratio_mask=mask, denominator="joint"),
+        optax.scale_by_learning_rate(rate),
+    )
+
+
+def main() -> None:
+    """Show what the order changes: the steps around a tenfold drop of the rate."""
+    params = {"kernel": jnp.ones((8, 8)), "bias": jnp.ones(8)}
+    rate = optax.scale_by_learning_rate(
+        optax.piecewise_constant_schedule(1.0, {30: 0.1})
+    )
+    ratio = lars_optax.scale_by_lars(denominator="joint")
+    chains = {
+        "scaled (paper, MLPerf, SimCLR)": (ratio, rate, optax.trace(0.9)),
+        "unscaled (BYOL, PyTorch)": (ratio, optax.trace(0.9), rate),
+        "post (SimCLR, not classic)": (optax.trace(0.9), ratio, rate),
+    }
+    print("1000 ‖Δw‖/‖w‖ at step        29      30      31      40      60")
+    for name, parts in chains.items():
+        steps = 1000 * relative_steps(optax.chain(*parts), params, 61)
+        shown = "".join(f"{steps[n]:8.3f}" for n in (29, 30, 31, 40, 60))
+        print(f"{name:31}{shown.removeprefix('  ')}")
+
+
+def relative_steps(tx: Any, params: Any, steps: int) -> Any:
+    """‖Δw‖/‖w‖ of the kernel at each step; the gradient is always the same."""
+
+    def step(carry: Any, _: None) -> Any:
+        old, state = carry
+        updates, state = tx.update(params, state, old)
+        length, norm = (jnp.linalg.norm(x["kernel"]) for x in (updates, old))
+        return (optax.apply_updates(old, updates), state), length / norm
+
+    return jax.lax.scan(step, (params, tx.init(params)), length=steps)[1]
+
+
+if __name__ == "__main__":
+    main()
