@@ -2,14 +2,17 @@
 
     python -m benchmarks.regimes
 
-Both are set to one rule, λ = η‖w‖ / ‖g + βw‖ with momentum, and judged by a naive
-float64 of it, layer by layer, at the parameters each has reached. A number is the
-largest error of an update, as a share of the largest element its leaf should have, over
-leaves and steps. Refuses to write where ours is off by more than its row allows. Takes
-half a minute; writes benchmarks/results/regimes.json and, for the README, regimes.md.
+Both are set to one rule, λ = η‖w‖ / ‖g + βw‖ with momentum unless the row says so, and
+judged by a naive float64 of it, layer by layer, at the parameters each has reached
+(benchmarks/oracle.py). A number is the largest error of an update, as a share of the
+largest element its leaf should have, over leaves and steps. Refuses to write where ours
+is off by more than its row allows. Takes half a minute; writes
+benchmarks/results/regimes.json, regimes.md, and the README's table: the rows where one
+of the two alone is right.
 """
 
 import json
+import re
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -22,101 +25,46 @@ import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 import lars_optax
+from benchmarks.oracle import (
+    BETA,
+    DROP,
+    ETA,
+    GAMMA,
+    LAYER,
+    MU,
+    RATE,
+    STEPS,
+    Case,
+    Cell,
+    error,
+    make,
+    norm,
+    ratio,
+    train,
+)
 from examples.imagenet.provenance import provenance
 
-GAMMA, DROP, BETA, ETA, MU = 10.0, 0.5, 0.01, 0.001, 0.9
-STEPS = 3
-RATE = optax.exponential_decay(GAMMA, 1, DROP)  # it shows the momentum's order
 MASKS = ("weight_decay_mask", "trust_ratio_mask")
-LAYER = ((64, 32), 0.05, 1.0)  # shape, scale of w, scale of g
-RESULTS = Path("benchmarks/results/regimes.json")
+RESULTS, README = Path("benchmarks/results/regimes.json"), Path("README.md")
+MARKS = "<!-- regimes -->", "<!-- end of regimes -->"  # around the README's table
 
-Tree = dict[str, Any]
-Seen = list[tuple[Tree, Tree]]  # the parameters before each step, and its update
-Cell = float | str
-Row = tuple[str, Cell, Cell, str]  # the cells are measured, never typed in
+
+class Row(NamedTuple):
+    """The cells are measured, never typed in."""
+
+    regime: str
+    optax_lars: Cell
+    lars_optax: Cell
+    what_happens: str
+    one_alone: bool = True  # is right: for the README
+
+
 FLOAT16 = (  # regime, shape, scales of w and g, β, what happens
     ("float16, gradients ~1", (512, 512), 0.05, 1, BETA, "`optax.lars`: λ = 0"),
     ("float16, gradients ~1e-5, β = 0", (8, 8), 0.05, 1e-5, 0, "`optax.lars`: λ = 1"),
     ("float16, w and g ~1e-4", (512, 512), 1e-4, 1e-4, BETA,
-     "steps, 1e-7 before γ, are float16's last bits: ours needs the next row's buffer"),
+     "steps, 1e-7 before γ, are float16's last bits: see the next row"),
 )  # fmt: skip
-
-
-class Case(NamedTuple):
-    """Parameters, a gradient for each step, and what the oracle takes them for."""
-
-    params: Tree
-    grads: list[Tree]
-    stacked: bool = False  # the slices of a leaf are layers
-    excluded: tuple[str, ...] = ()  # leaves that take γg
-    momentum: float | None = MU
-    decay: float = BETA
-
-
-def make(dtype: str = "float32", **leaves: tuple[Any, Any, Any]) -> Case:
-    """Normal parameters and gradients: for each leaf its shape and their scales."""
-    random = np.random.default_rng(0)
-
-    def normal(shape: Any, scale: Any) -> jax.Array:
-        x, y = random.normal(0, scale, (2, *shape))
-        return jnp.asarray(x + 1j * y if dtype == "complex64" else x).astype(dtype)
-
-    def draw(which: int) -> Tree:
-        return {name: normal(leaf[0], leaf[which]) for name, leaf in leaves.items()}
-
-    return Case(draw(1), [draw(2) for _ in range(STEPS)])
-
-
-def right_updates(case: Case, seen: Seen) -> Iterator[Tree]:
-    """What each layer's update should have been, at the parameters of its step."""
-    buffer: Tree = {}
-    for count, ((params, _), grads) in enumerate(zip(seen, case.grads, strict=True)):
-        rate, gs = GAMMA * DROP**count, layers(grads, case)
-        for name, w in layers(params, case).items():
-            g = gs[name]
-            step = rate * (g if name in case.excluded else layer_step(w, g, case.decay))
-            buffer[name] = (case.momentum or 0) * buffer.get(name, 0) + step
-        yield {name: -x for name, x in buffer.items()}
-
-
-def layer_step(w: Any, g: Any, beta: float) -> Any:
-    """λ(g + βw) of one layer; λ = 1 where a norm is zero."""
-    step = g + beta * w
-    norm_w, norm_step = (np.sqrt(np.sum(np.abs(x) ** 2)) for x in (w, step))
-    return (ETA * norm_w / norm_step if norm_w and norm_step else 1.0) * step
-
-
-def layers(tree: Tree, case: Case) -> Tree:
-    """Each layer of a tree in double precision."""
-    tree = {name: np.asarray(x) for name, x in tree.items()}
-    wide = {k: x.astype(np.result_type(x, np.float64)) for k, x in tree.items()}
-    if not case.stacked:
-        return wide
-    return {f"{k} {i}": x for k, leaf in wide.items() for i, x in enumerate(leaf)}
-
-
-def train(tx: Any, params: Tree, grads: list[Tree]) -> Seen:
-    state, seen = tx.init(params), []
-    for g in grads:
-        updates, state = tx.update(g, state, params)
-        seen.append((params, updates))
-        params = optax.apply_updates(params, updates)
-    return seen
-
-
-def error(tx: Any, case: Case, wrap: Any = None) -> Cell:
-    """The largest error of its updates, or what it raises."""
-    try:
-        step = partial(train, tx)
-        seen = jax.jit(wrap(step) if wrap else step)(case.params, case.grads)
-    except Exception as raised:  # whatever it is, it is the result
-        return f"raises {type(raised).__name__}"
-    errors = []
-    for (_, updates), right in zip(seen, right_updates(case, seen), strict=True):
-        for name, x in layers(updates, case).items():
-            errors.append(np.max(np.abs(x - right[name])) / np.max(np.abs(right[name])))
-    return float(np.max(errors))
 
 
 def both(case: Case, **only_ours: Any) -> tuple[Any, Any]:
@@ -134,7 +82,8 @@ def compare(regime: str, case: Case, note: str = "", allowed: float = 1e-6,
     if not (isinstance(ours, float) and ours <= allowed):
         raise SystemExit(f"ours: {ours}, more than {allowed}: {regime}")
     right = isinstance(theirs, float) and theirs <= allowed
-    return regime, theirs, ours, note or ("both are right" if right else "")
+    note = note or ("both are right" if right else "")
+    return Row(regime, theirs, ours, note, not right)
 
 
 def placement() -> Iterator[Row]:
@@ -165,15 +114,49 @@ def dtypes() -> Iterator[Row]:
         yield compare(regime, case, note, 0.2 if w == g else 2e-3)
     note = '`accumulator_dtype="float32"` in ours; `optax.lars` has none'
     wide: Any = {"accumulator_dtype": "float32"}
-    regime = "the same, buffer in float32"
+    regime = FLOAT16[-1][0] + ", buffer in float32"
     yield compare(regime, case, note, 0.01, **wide)
     case = make("bfloat16", kernel=((512, 512), 0.05, 1.0))
     yield compare("bfloat16", case, "roundings of step and buffer prevail", 0.02)
-    yield compare(regime, case, note, 4e-3, **wide)
+    yield compare("bfloat16, buffer in float32", case, note, 4e-3, **wide)
     yield compare("complex64", make("complex64", kernel=LAYER))
     jax.config.update("jax_enable_x64", True)
     yield compare("float64", make("float64", kernel=LAYER), "", 1e-14)
     jax.config.update("jax_enable_x64", False)
+
+
+def rules() -> Iterator[Row]:
+    """What `optax.lars` has no argument for; its own rule stands in."""
+    near = make(kernel=LAYER)._replace(denominator="separate")
+    for grads in near.grads:  # as at a stationary point of the decayed loss
+        grads["kernel"] = -0.9 * BETA * near.params["kernel"] + 1e-5 * grads["kernel"]
+    note = "the joint denominator keeps the step long where g and βw cancel"
+    regime = "the paper's denominator, g ≈ −0.9 βw"
+    yield compare(regime, near, note, denominator="separate")
+    case, rate = make(kernel=LAYER), optax.scale_by_learning_rate(RATE)
+    scale = partial(lars_optax.scale_by_lars, trust_ratio_mask=True)
+    joint = scale(BETA, True, ETA, denominator="joint")
+    pair = (both(case)[0], optax.chain(joint, optax.trace(MU), rate))
+    note = "a chain; `optax.lars` is one order"
+    regime = "rate after the momentum, as it falls (BYOL)"
+    yield compare(regime, case._replace(order="unscaled"), note, pair=pair)
+    decay = optax.add_decayed_weights(BETA)
+    post = optax.chain(decay, optax.trace(MU), scale(denominator="joint"), rate)
+    regime = "ratio after the momentum (SimCLR, not classic)"
+    pair = (both(case)[0], post)
+    yield compare(regime, case._replace(order="post"), note, pair=pair)
+    options: Any = dict.fromkeys(MASKS, True) | {"denominator": "joint"}
+    record = lars_optax.record_layer_stats(BETA, trust_coefficient=ETA, **options)
+    states = [
+        tx.update(case.grads[0], tx.init(case.params), case.params)[1]
+        for tx in (both(case)[0], optax.chain(record, both(case)[1]))
+    ]
+    found, stats = (optax.tree.get(state, "layer_stats") for state in states)
+    w, g = (np.asarray(x["kernel"], float) for x in (case.params, case.grads[0]))
+    ours = abs(float(stats["kernel"].trust_ratio) / ratio(w, g, BETA, "joint") - 1)
+    theirs = "none" if found is None else str(found)
+    note = "ours has `record_layer_stats`"
+    yield Row("each layer's λ in the state", theirs, ours, note)
 
 
 def masks() -> Iterator[Row]:
@@ -181,7 +164,7 @@ def masks() -> Iterator[Row]:
     case = case._replace(excluded=("scale", "bias"), momentum=0.0)
     names: Any = dict.fromkeys(MASKS, "exclude_bias_and_norm")
     seen = train(both(case)[0], case.params, case.grads)
-    norm, pairs = np.linalg.norm, zip(seen, case.grads, strict=True)
+    pairs = zip(seen, case.grads, strict=True)
     rates = (norm(u["scale"]) / norm(g["scale"]) for (_, u), g in pairs)
     shown = ", ".join(show(float(x) / GAMMA / DROP**i) for i, x in enumerate(rates))
     note = f"a norm's scale, 0 at first, has λ = {shown} in `optax.lars`, 1 in ours"
@@ -195,7 +178,7 @@ def masks() -> Iterator[Row]:
     sgd = error(silent, case._replace(excluded=tuple(case.params)))
     note = f"`optax.lars` has become SGD (to {show(sgd)}) in silence"
     cells = (error(silent, case), error(loud, case))
-    yield ("callable masks, `inject_hyperparams`", *cells, note)
+    yield Row("callable masks, `inject_hyperparams`", *cells, note)
     pair = (theirs(**same), ours(**joint))
     yield compare("default masks, `inject_hyperparams`", case, "as without", pair=pair)
     theirs, ours = (inject(f, MASKS) for f in (optax.lars, lars_optax.lars))
@@ -218,7 +201,7 @@ def infinities() -> Iterator[Row]:
             _, state = guard.update(case.grads[0], start, case.params)
             skips += int(state.total_notfinite)
         note = f"`apply_if_finite` checks gradients: it skips {skips} of these 2"
-        yield regime, cells[0], cells[1], note
+        yield Row(regime, cells[0], cells[1], note)
 
 
 def costs() -> Iterator[Row]:
@@ -231,28 +214,40 @@ def costs() -> Iterator[Row]:
     jitted = (jax.jit(partial(train, tx)) for tx in both(case))
     compiled = (f.lower(case.params, case.grads[:1]).compile() for f in jitted)
     theirs, ours = (str(x.as_text()).count(" reduce(") for x in compiled)
-    yield "reductions in one layer's compiled update", theirs, ours, "two norms need 2"
+    note = "two norms need 2"
+    yield Row("reductions in one layer's compiled update", theirs, ours, note)
 
 
 def show(cell: Cell) -> str:
     return cell if isinstance(cell, str) else f"{cell:.2g}"
 
 
+def table(rows: list[dict[str, Any]]) -> str:
+    lines = [["regime", "`optax.lars`", "`lars_optax.lars`", "what happens"]]
+    lines += [["---"] * 4]
+    lines += [[show(row[field]) for field in Row._fields[:4]] for row in rows]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def with_table(readme: str, rows: list[dict[str, Any]]) -> str:
+    """The README with its table made anew."""
+    short = table([row for row in rows if row["one_alone"]])
+    return re.sub("(?s)(?<={}\n).*(?={})".format(*MARKS), lambda _: short, readme)
+
+
 def main() -> None:
     jax.config.update("jax_platforms", "cpu")
     jax.config.update("jax_num_cpu_devices", 4)
-    rows = [*placement(), *dtypes(), *masks(), *infinities(), *costs()]
-    lines = [["regime", "`optax.lars`", "`lars_optax.lars`", "what happens"]]
-    lines += [["---"] * 4, *([show(x) for x in row] for row in rows)]
-    table = "".join(f"| {' | '.join(line)} |\n" for line in lines)
-    print(table)
-    names = ("regime", "optax_lars", "lars_optax", "what_happens")
-    cells = [(x if x == x else "nan" for x in row) for row in rows]  # JSON has no NaN
-    found = [dict(zip(names, row, strict=True)) for row in cells]
-    record = provenance() | {"seed": 0, "steps": STEPS, "rows": found}
+    parts = (placement, dtypes, rules, masks, infinities, costs)
+    rows = [row._asdict() for part in parts for row in part()]
+    for row in rows:  # JSON has no NaN
+        row |= {k: "nan" for k, x in row.items() if x != x}
+    print(table(rows))
+    record = provenance() | {"seed": 0, "steps": STEPS, "rows": rows}
     RESULTS.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n")
-    RESULTS.with_suffix(".md").write_text(table)
-    print(f"written: {RESULTS} and {RESULTS.with_suffix('.md')}")
+    RESULTS.with_suffix(".md").write_text(table(rows))
+    README.write_text(with_table(README.read_text(), rows))
+    print(f"written: {RESULTS}, {RESULTS.with_suffix('.md')}, the table of {README}")
 
 
 if __name__ == "__main__":

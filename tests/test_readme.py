@@ -47,3 +47,12 @@ def test_table_is_that_of_the_committed_run():
     sweep = json.loads((ROOT / "benchmarks/results/demo_sweep.json").read_text())
     best = {name: method["best"] for name, method in sweep["methods"].items()}
     assert best == {row["method"]: row["learning_rate"] for row in run["rows"]}
+
+
+def test_table_of_regimes_is_that_of_the_committed_run():
+    from benchmarks.regimes import with_table
+
+    run = json.loads((ROOT / "benchmarks/results/regimes.json").read_text())
+    text = README.read_text()
+    assert with_table(text, run["rows"]) == text
+    assert text.count("| `lars_optax.lars` |") == 1

@@ -1,0 +1,111 @@
+"""A naive float64 of LARS, layer by layer, and the error of an optimizer against it."""
+
+from collections.abc import Iterator
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+GAMMA, DROP, BETA, ETA, MU = 10.0, 0.5, 0.01, 0.001, 0.9
+STEPS = 3
+RATE = optax.exponential_decay(GAMMA, 1, DROP)  # it shows the momentum's order
+LAYER = ((64, 32), 0.05, 1.0)  # shape, scale of w, scale of g
+
+Tree = dict[str, Any]
+Seen = list[tuple[Tree, Tree]]  # the parameters before each step, and its update
+Cell = float | str  # an error, or what happened instead
+
+
+class Case(NamedTuple):
+    """Parameters, a gradient for each step, and what the oracle takes them for."""
+
+    params: Tree
+    grads: list[Tree]
+    stacked: bool = False  # the slices of a leaf are layers
+    excluded: tuple[str, ...] = ()  # leaves that take γg
+    momentum: float | None = MU
+    decay: float = BETA
+    denominator: str = "joint"
+    order: str = "scaled"
+
+
+def make(dtype: str = "float32", **leaves: tuple[Any, Any, Any]) -> Case:
+    """Normal parameters and gradients: for each leaf its shape and their scales."""
+    random = np.random.default_rng(0)
+
+    def normal(shape: Any, scale: Any) -> jax.Array:
+        x, y = random.normal(0, scale, (2, *shape))
+        return jnp.asarray(x + 1j * y if dtype == "complex64" else x).astype(dtype)
+
+    def draw(which: int) -> Tree:
+        return {name: normal(leaf[0], leaf[which]) for name, leaf in leaves.items()}
+
+    return Case(draw(1), [draw(2) for _ in range(STEPS)])
+
+
+def right_updates(case: Case, seen: Seen) -> Iterator[Tree]:
+    """What each layer's update should have been, at the parameters of its step."""
+    buffer: Tree = {}
+    for count, ((params, _), grads) in enumerate(zip(seen, case.grads, strict=True)):
+        rate, gs = GAMMA * DROP**count, layers(grads, case)
+        updates = {}
+        for name, w in layers(params, case).items():
+            beta = 0 if name in case.excluded else case.decay
+            step = gs[name] + beta * w
+            if case.order != "post" and name not in case.excluded:
+                step = ratio(w, gs[name], beta, case.denominator) * step
+            if case.order == "scaled":
+                step = rate * step
+            step = buffer[name] = (case.momentum or 0) * buffer.get(name, 0) + step
+            if case.order == "post":
+                step = ratio(w, step, 0, "joint") * step
+            updates[name] = -step if case.order == "scaled" else -rate * step
+        yield updates
+
+
+def ratio(w: Any, g: Any, beta: float, denominator: str) -> Any:
+    """λ of one layer; 1 where a norm is zero."""
+    joint = denominator == "joint"
+    norm_w, norm_g = norm(w), norm(g + beta * w if joint else g)
+    if not (norm_w and norm_g):
+        return 1.0
+    return ETA * norm_w / (norm_g if joint else norm_g + beta * norm_w)
+
+
+def norm(x: Any) -> Any:
+    return np.sqrt(np.sum(np.abs(x) ** 2))
+
+
+def layers(tree: Tree, case: Case) -> Tree:
+    """Each layer of a tree in double precision."""
+    tree = {name: np.asarray(x) for name, x in tree.items()}
+    wide = {k: x.astype(np.result_type(x, np.float64)) for k, x in tree.items()}
+    if not case.stacked:
+        return wide
+    return {f"{k} {i}": x for k, leaf in wide.items() for i, x in enumerate(leaf)}
+
+
+def train(tx: Any, params: Tree, grads: list[Tree]) -> Seen:
+    state, seen = tx.init(params), []
+    for g in grads:
+        updates, state = tx.update(g, state, params)
+        seen.append((params, updates))
+        params = optax.apply_updates(params, updates)
+    return seen
+
+
+def error(tx: Any, case: Case, wrap: Any = None) -> Cell:
+    """The largest error of its updates, or what it raises."""
+    try:
+        step = partial(train, tx)
+        seen = jax.jit(wrap(step) if wrap else step)(case.params, case.grads)
+    except Exception as raised:  # whatever it is, it is the result
+        return f"raises {type(raised).__name__}"
+    errors = []
+    for (_, updates), right in zip(seen, right_updates(case, seen), strict=True):
+        for name, x in layers(updates, case).items():
+            errors.append(np.max(np.abs(x - right[name])) / np.max(np.abs(right[name])))
+    return float(np.max(errors))
