@@ -1,5 +1,6 @@
 """Each layer's norms and trust ratio: the paper's Table 4, for any network."""
 
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -11,7 +12,7 @@ from lars_optax._layers import resolve_stacked_axes
 from lars_optax._layerwise import Settings, norms_of
 from lars_optax._masks import BY_ROLE, Mask
 from lars_optax._tree import flatten, is_empty, path_string
-from lars_optax._trust_ratio import norm_dtype
+from lars_optax._trust_ratio import norm_dtype, sum_of_squares
 
 
 class LayerStats(NamedTuple):
@@ -114,9 +115,11 @@ def _none_yet(settings: Settings, params: optax.Params) -> Any:
     def zeros(param: Any, axis: int | None) -> Any:
         if is_empty(param):
             return param
-        shape = () if axis is None else (param.shape[axis],)
+        norm = jax.eval_shape(partial(sum_of_squares, stacked=axis), param)
         dtype = jnp.finfo(norm_dtype(param.dtype)).dtype
-        return LayerStats(*(jnp.zeros(shape, dtype) for _ in LayerStats._fields))
+        sharding = getattr(norm, "sharding", None)
+        like = jax.ShapeDtypeStruct(norm.shape, dtype, sharding=sharding)
+        return LayerStats(*(jnp.zeros_like(like) for _ in LayerStats._fields))
 
     return structure.unflatten(map(zeros, leaves, stacked))
 

@@ -6,7 +6,7 @@ gather a sharded one.
 """
 
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -58,21 +58,28 @@ def _stacking_axis(path: Path, leaf: Any, axis: Any) -> int | None:
     return int(axis) % rank
 
 
+class AxisNames(NamedTuple):
+    """The mesh axes that cut a leaf's layers, to sum over, and those between layers."""
+
+    summed: tuple[str, ...] = ()
+    between: tuple[str, ...] = ()
+
+
 def resolve_axis_names(
     axis_name: Any, params: Any, stacked: list[int | None]
-) -> list[tuple[str, ...]]:
+) -> list[AxisNames]:
     """The mesh axes over which each leaf's squares are summed.
 
     The axis of a `PartitionSpec` that shards the stacking axis is left out: each device
     has its own layers there.
     """
     if axis_name is None:
-        return [()] * len(stacked)
+        return [AxisNames()] * len(stacked)
     if isinstance(axis_name, str):
-        return [(axis_name,)] * len(stacked)
+        return [AxisNames((axis_name,))] * len(stacked)
     # Not isinstance: in older versions of jax a PartitionSpec is a tuple too.
     if type(axis_name) is tuple and all(isinstance(x, str) for x in axis_name):
-        return [axis_name] * len(stacked)
+        return [AxisNames(axis_name)] * len(stacked)
     if isinstance(axis_name, list):
         raise ValueError(f"axis_name must be a tuple of names, got {axis_name!r}.")
     specs = broadcast_prefix(
@@ -80,14 +87,12 @@ def resolve_axis_names(
     )
     paths, leaves, _ = flatten(params)
     return [
-        () if is_empty(leaf) else _sharded_on(path, leaf, spec, axis)
+        AxisNames() if is_empty(leaf) else _sharded_on(path, leaf, spec, axis)
         for path, leaf, spec, axis in zip(paths, leaves, specs, stacked, strict=True)
     ]
 
 
-def _sharded_on(
-    path: Path, leaf: Any, spec: Any, stacked: int | None
-) -> tuple[str, ...]:
+def _sharded_on(path: Path, leaf: Any, spec: Any, stacked: int | None) -> AxisNames:
     if not isinstance(spec, PartitionSpec):
         raise ValueError(
             "axis_name must be a mesh axis name, a tuple of them, or a tree of "
@@ -98,27 +103,29 @@ def _sharded_on(
             f"axis_name has {spec} for {quote(path)}, which has only "
             f"{np.ndim(leaf)} axes."
         )
-    names: set[str] = set()
+    summed: set[str] = set()
+    between: set[str] = set()
     for axis, entry in enumerate(spec):
-        if axis != stacked and entry is not None:
+        if entry is not None:
+            names = between if axis == stacked else summed
             names.update([entry] if isinstance(entry, str) else entry)
-    return tuple(sorted(names))
+    return AxisNames(tuple(sorted(summed)), tuple(sorted(between)))
 
 
 def layer_norms(
     arrays: list[jax.Array],
     stacked: list[int | None],
-    axis_names: list[tuple[str, ...]],
+    axis_names: list[AxisNames],
 ) -> list[jax.Array]:
     """‖x‖ of each layer: a scalar for each array, a vector where it is stacked."""
     squares = [sum_of_squares(x, axis) for x, axis in zip(arrays, stacked, strict=True)]
     groups: dict[Any, list[int]] = {}
     for i, (names, x) in enumerate(zip(axis_names, squares, strict=True)):
-        if names:
+        if names.summed:
             groups.setdefault((names, x.dtype), []).append(i)
     for (names, _), members in groups.items():
         flat = jnp.concatenate([jnp.atleast_1d(squares[i]) for i in members])
-        summed = jax.lax.psum(flat, names)
+        summed = jax.lax.psum(flat, names.summed)
         ends = np.cumsum([math.prod(squares[i].shape) for i in members])[:-1]
         for i, part in zip(members, jnp.split(summed, ends), strict=True):
             squares[i] = part.reshape(squares[i].shape)

@@ -10,7 +10,12 @@ from typing import Any, NamedTuple
 import jax
 import optax
 
-from lars_optax._layers import layer_norms, resolve_axis_names, resolve_stacked_axes
+from lars_optax._layers import (
+    AxisNames,
+    layer_norms,
+    resolve_axis_names,
+    resolve_stacked_axes,
+)
 from lars_optax._masks import Mask, check_mask, refuse_empty_default, resolve_mask
 from lars_optax._tree import check_updates, flatten, is_empty
 from lars_optax._trust_ratio import Leaf, Rule, trust_ratio, widen
@@ -23,7 +28,7 @@ class Layer(NamedTuple):
     leaf: Leaf
     adapted: bool  # takes λ, else fallback_ratio
     stacked: int | None
-    axis_names: tuple[str, ...]
+    axis_names: AxisNames
 
 
 @dataclasses.dataclass(frozen=True)

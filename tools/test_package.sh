@@ -38,7 +38,7 @@ print(f"Python {platform.python_version()}, jax {jax.__version__},"
 PY
 tests=
 for law in against_reference chains diagnostics equivalence errors larc layers precision \
-    published recipes record schedules transform; do
+    published recipes record schedules sharding transform; do
     tests="$tests tests/test_$law.py"
 done
 # shellcheck disable=SC2086
