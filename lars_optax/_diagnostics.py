@@ -1,6 +1,6 @@
 """Each layer's norms and trust ratio: the paper's Table 4, for any network."""
 
-from functools import partial
+import functools
 from typing import Any, NamedTuple
 
 import jax
@@ -115,13 +115,21 @@ def _none_yet(settings: Settings, params: optax.Params) -> Any:
     def zeros(param: Any, axis: int | None) -> Any:
         if is_empty(param):
             return param
-        norm = jax.eval_shape(partial(sum_of_squares, stacked=axis), param)
+        norm = jax.eval_shape(functools.partial(sum_of_squares, stacked=axis), param)
         dtype = jnp.finfo(norm_dtype(param.dtype)).dtype
         sharding = getattr(norm, "sharding", None)
         like = jax.ShapeDtypeStruct(norm.shape, dtype, sharding=sharding)
         return LayerStats(*(jnp.zeros_like(like) for _ in LayerStats._fields))
 
     return structure.unflatten(map(zeros, leaves, stacked))
+
+
+@functools.cache
+def _placeholder() -> type:
+    """What `optax.tree.map_params` gives to `init` to see where parameters go."""
+    given: list[Any] = []
+    optax.tree.map_params(given.append, lambda x: x, None)
+    return type(given[0])
 
 
 class RecordLayerStatsState(NamedTuple):
@@ -188,9 +196,10 @@ def record_layer_stats(
     )
 
     def init_fn(params: optax.Params) -> RecordLayerStatsState:
-        return RecordLayerStatsState(
-            jnp.zeros([], jnp.int32), _none_yet(settings, params)
-        )
+        count = jnp.zeros([], jnp.int32)
+        if isinstance(params, _placeholder()):  # statistics are no parameters
+            return RecordLayerStatsState(count, count)
+        return RecordLayerStatsState(count, _none_yet(settings, params))
 
     def update_fn(
         updates: optax.Updates, state: Any, params: Any = None, **extra_args: Any

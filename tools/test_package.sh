@@ -37,8 +37,8 @@ print(f"Python {platform.python_version()}, jax {jax.__version__},"
       f" optax {optax.__version__}, numpy {numpy.__version__}")
 PY
 tests=
-for law in against_reference chains diagnostics equivalence errors larc layers precision \
-    published recipes record schedules sharding transform; do
+for law in against_reference chains contracts diagnostics equivalence errors larc layers \
+    precision published recipes record schedules sharding transform wrappers; do
     tests="$tests tests/test_$law.py"
 done
 # shellcheck disable=SC2086

@@ -1,0 +1,217 @@
+"""Laws of `lars` inside Optax's wrappers, each against an oracle without them."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from reference import Lars, trust_ratio
+from test_equivalence import TOLERANCE, assert_same_history
+from trees import (
+    PARAMS,
+    WEIGHTS,
+    arrays,
+    assert_equal,
+    learning_rate,
+    params_tree,
+    recorded_grads,
+    replay,
+    train,
+    update,
+)
+
+import lars_optax
+from lars_optax import record_layer_stats
+
+OPTIONS = {"weight_decay": 0.01, "trust_coefficient": 0.01}
+REFERENCE = {"decayed": WEIGHTS, "adapted": WEIGHTS, "beta": 0.01, "eta": 0.01}
+LARS = lars_optax.lars(learning_rate, **OPTIONS)
+SOME = ("conv", "conv_bias", "unseen")
+IS_SOME = {name: name in SOME for name in PARAMS}
+IS_REST = {name: name not in SOME for name in PARAMS}
+
+
+def run(tx, grads=None):
+    return replay(tx, params_tree(), recorded_grads() if grads is None else grads)
+
+
+def by_the_book(grads, names=PARAMS, rate=learning_rate, **options):
+    """Parameters after each step of the float64 reference."""
+    start = {name: params_tree()[name] for name in names}
+    book = Lars(start, **REFERENCE | options)
+    return [dict(book.step(g, float(rate(i)))) for i, g in enumerate(grads)]
+
+
+def test_injected_values_are_those_of_a_fresh_lars_at_every_step_of_one_trace():
+    names = ("learning_rate", "momentum", "weight_decay", "trust_coefficient")
+    values = [(0.5, 0.9, 0.0, 0.01), (0.2, 0.9, 0.1, 0.01), (0.2, 0.5, 0.1, 0.03)]
+    tx = optax.inject_hyperparams(lars_optax.lars)(0.5)
+    traces, state, inner_state = [], tx.init(PARAMS), lars_optax.lars(0.5).init(PARAMS)
+
+    @jax.jit
+    def step(grads, state):
+        traces.append(1)
+        return tx.update(grads, state, PARAMS)
+
+    for grads, numbers in zip(arrays(recorded_grads()[:3]), values, strict=True):
+        new = dict(zip(names, numbers, strict=True))
+        state = optax.tree.set(state, **{k: jnp.float32(x) for k, x in new.items()})
+        updates, state = step(grads, state)
+        fresh = lars_optax.lars(**new)
+        expected, inner_state = fresh.update(grads, inner_state, PARAMS)
+        assert_equal(updates, expected, TOLERANCE)
+        assert_equal(state.inner_state, inner_state, TOLERANCE)
+    assert len(traces) == 1
+
+
+def test_an_injected_schedule_is_the_schedule():
+    decay = optax.linear_schedule(0.0, 0.01, 40)
+    tx = optax.inject_hyperparams(lars_optax.lars)(learning_rate, decay)
+    assert_same_history(run(tx), run(lars_optax.lars(learning_rate, decay)))
+
+
+def test_masks_named_in_static_args_are_masks():
+    static = ("weight_decay_mask", "trust_ratio_mask")
+    masks = dict.fromkeys(static, lars_optax.match_paths("conv"))
+    build = optax.inject_hyperparams(lars_optax.lars, static_args=static)
+    expected = update(lars_optax.lars(0.5, **OPTIONS, **masks))
+    assert_equal(update(build(0.5, **OPTIONS, **masks)), expected, TOLERANCE)
+
+
+@pytest.mark.parametrize("skip", [None, optax.skip_not_finite])
+def test_multi_steps_are_lars_on_the_mean_gradient(skip):
+    tx = optax.MultiSteps(LARS, 4, should_skip_update_fn=skip)
+    grads = recorded_grads()
+    groups = [grads[i : i + 4] for i in range(0, len(grads), 4)]
+    means = [{k: np.mean([g[k] for g in group], 0) for k in PARAMS} for group in groups]
+    if skip:  # a gradient that is skipped is as none at all
+        bad = jax.tree.map(lambda g: g * np.nan, grads[0])
+        groups = [[group[0], bad, *group[1:]] for group in groups]
+    found, every = run(tx, [g for group in groups for g in group]), len(groups[0])
+    assert_same_history(found[every - 1 :: every], by_the_book(means))
+    for waiting in found[every : 2 * every - 1]:
+        assert_equal(waiting, found[every - 1])
+
+
+def test_apply_if_finite_makes_a_bad_step_as_none_at_all():
+    def last(tx, grads):
+        params, state, step = PARAMS, tx.init(PARAMS), jax.jit(tx.update)
+        for g in arrays(grads):
+            updates, state = step(g, state, params)
+            params = optax.apply_updates(params, updates)
+        return params, state
+
+    good = recorded_grads()[:4]
+    bad = [{**good[0], "head": good[0]["head"] * x} for x in (np.inf, np.nan)]
+    params, state = last(optax.apply_if_finite(LARS, 3), good[:2] + bad + good[2:])
+    expected = last(LARS, good)  # so its schedule's count too
+    assert_equal((params, state.inner_state), expected, TOLERANCE)
+    assert (int(state.notfinite_count), int(state.total_notfinite)) == (0, 2)
+
+
+def test_partition_trains_each_group_as_if_alone():
+    other = lars_optax.lars(0.3, 0.01, trust_coefficient=0.1, nesterov=True)
+    found = run(optax.partition({True: LARS, False: other}, IS_SOME))
+    assert_same_history(found, by_the_book(recorded_grads(), SOME))
+    rest, options = PARAMS.keys() - set(SOME), {"eta": 0.1, "nesterov": True}
+    expected = by_the_book(recorded_grads(), rest, lambda _: 0.3, **options)
+    assert_same_history(found, expected)
+
+
+@pytest.mark.parametrize(
+    ("tx", "left", "momenta"),
+    [
+        (optax.masked(LARS, IS_SOME), 1.0, len(SOME)),
+        (optax.chain(LARS, optax.freeze(IS_REST)), 0.0, len(PARAMS)),
+        (optax.selective_transform(LARS, freeze_mask=IS_REST), 0.0, len(SOME)),
+    ],
+    ids=["masked", "freeze", "selective_transform"],
+)
+def test_what_is_left_out_is_left_and_the_rest_trained_as_if_alone(tx, left, momenta):
+    def some(tree):
+        return {name: tree[name] for name in SOME}
+
+    state, alone = tx.init(PARAMS), LARS.init(some(PARAMS))
+    for grads in arrays(recorded_grads()[:3]):
+        updates, state = tx.update(grads, state, PARAMS)
+        expected, alone = LARS.update(some(grads), alone, some(PARAMS))
+        assert_equal(updates, {k: left * g for k, g in grads.items()} | expected)
+    assert len(jax.tree.leaves(optax.tree.get(state, "trace"))) == momenta
+
+
+AXES = {"conv": 3, "head": 0, "conv_bias": None, "last_norm_scale": 0, "unseen": None}
+WRAPPED = {
+    "lars": LARS,
+    "inject_hyperparams": optax.inject_hyperparams(lars_optax.lars)(0.5),
+    "apply_if_finite": optax.apply_if_finite(LARS, 3),
+    "multi_steps": optax.MultiSteps(LARS, 1).gradient_transformation(),
+    "recorded": optax.chain(record_layer_stats(), LARS),
+    "recorded_by_slice": optax.chain(record_layer_stats(stacked_axes=AXES), LARS),
+}
+
+
+@pytest.mark.parametrize("name", WRAPPED)
+def test_the_momentum_and_the_counts_are_found_by_name(name):
+    tx, state = WRAPPED[name], WRAPPED[name].init(PARAMS)
+    for grads in arrays(recorded_grads()[:2]):
+        updates, state = tx.update(grads, state, PARAMS)
+    assert_equal(optax.tree.get(state, "trace"), updates)
+    counts = optax.tree.get_all_with_path(state, "count")
+    assert {(x.dtype.name, int(x)) for _, x in counts} == {("int32", 2)}
+
+
+@pytest.mark.parametrize("name", WRAPPED)
+def test_map_params_finds_the_momentum_and_keeps_what_is_no_parameter(name):
+    tx, names = WRAPPED[name], {name: name for name in PARAMS}
+    state = tx.init(PARAMS)
+    mapped = optax.tree.map_params(tx, lambda _, name: name, state, names)
+    expected = optax.tree.set(state, trace=names)
+    if name == "multi_steps":
+        expected = optax.tree.set(expected, acc_grads=names)
+    assert jax.tree.flatten(mapped) == jax.tree.flatten(expected)  # the same arrays
+
+
+def test_flattened_with_both_masks_true_the_net_is_one_layer():
+    found = update(optax.flatten(lars_optax.scale_by_lars(0.01, True, 0.1, 0, True)))
+    w, g, found = (
+        np.concatenate([x.ravel() for x in jax.tree.leaves(tree)]).astype(np.float64)
+        for tree in (PARAMS, recorded_grads()[10], found)
+    )
+    ratio = trust_ratio(w, g, 0.1, 0.01, 0.0, "separate", 1.0)
+    assert_equal(found, ratio * (g + 0.01 * w), TOLERANCE)
+
+
+def test_clipping_first_matters_only_to_the_decay():
+    def histories(decay):
+        lars = lars_optax.lars(learning_rate, decay, True, 0.01, 0.0, True)
+        clipped = optax.chain(optax.clip_by_global_norm(0.1), lars)
+        # At zero a layer takes its raw gradient.
+        params = {k: w for k, w in params_tree().items() if w.any()}
+        grads = [{k: g[k] for k in params} for g in recorded_grads()]
+        return replay(clipped, params, grads), replay(lars, params, grads)
+
+    assert_same_history(*histories(0.0))
+    with pytest.raises(AssertionError):
+        assert_same_history(*histories(0.1), tolerance=0.1)
+
+
+@pytest.mark.parametrize("wrapper", ["schedule_free", "lookahead", "ema"])
+def test_the_loss_of_a_quadratic_falls(wrapper):
+    lars = lars_optax.lars(1.0, trust_coefficient=0.05, momentum=None)
+    tx = {
+        "schedule_free": lambda: optax.contrib.schedule_free(lars, 1.0),
+        "lookahead": lambda: optax.lookahead(lars, 5, 0.5),
+        "ema": lambda: optax.chain(lars, optax.ema(0.9)),
+    }[wrapper]()
+    start = {"kernel": jnp.full((2, 2), 3.0)}
+
+    def loss(params):
+        return jnp.sum((getattr(params, "fast", params)["kernel"] - 1) ** 2)
+
+    def grads(params, _):
+        return getattr(g := jax.grad(loss)(params), "fast", g)
+
+    if wrapper == "lookahead":
+        start = optax.LookaheadParams.init_synced(start)
+    losses = [loss(params) for params in [start, *train(tx, start, grads, range(60))]]
+    assert losses[-1] < 0.01 * losses[0]
