@@ -1,4 +1,4 @@
-"""A naive float64 of LARS, layer by layer, and the error of an optimizer against it."""
+"""A naive float64 of LARS, layer by layer, and the errors of optimizers against it."""
 
 from collections.abc import Iterator
 from functools import partial
@@ -9,9 +9,12 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+import lars_optax
+
 GAMMA, DROP, BETA, ETA, MU = 10.0, 0.5, 0.01, 0.001, 0.9
 STEPS = 3
 RATE = optax.exponential_decay(GAMMA, 1, DROP)  # it shows the momentum's order
+MASKS = ("weight_decay_mask", "trust_ratio_mask")
 LAYER = ((64, 32), 0.05, 1.0)  # shape, scale of w, scale of g
 
 Tree = dict[str, Any]
@@ -109,3 +112,32 @@ def error(tx: Any, case: Case, wrap: Any = None) -> Cell:
         for name, x in layers(updates, case).items():
             errors.append(np.max(np.abs(x - right[name])) / np.max(np.abs(right[name])))
     return float(np.max(errors))
+
+
+class Row(NamedTuple):
+    """The cells are measured, never typed in."""
+
+    regime: str
+    optax_lars: Cell
+    lars_optax: Cell
+    what_happens: str
+    one_alone: bool = True  # is right: for the README
+
+
+def both(case: Case, **only_ours: Any) -> tuple[Any, Any]:
+    """`optax.lars` and ours with one meaning."""
+    same = {"learning_rate": RATE, "weight_decay": case.decay}
+    same |= {"momentum": case.momentum, "trust_coefficient": ETA}
+    options = dict.fromkeys(MASKS, True) | {"denominator": "joint"} | only_ours
+    return optax.lars(**same), lars_optax.lars(**same | options)
+
+
+def compare(regime: str, case: Case, note: str = "", allowed: float = 1e-6,
+            pair: Any = None, wrap: Any = None, **only_ours: Any) -> Row:  # fmt: skip
+    pair = pair or both(case, **only_ours)
+    theirs, ours = (error(tx, case, wrap) for tx in pair)
+    if not (isinstance(ours, float) and ours <= allowed):
+        raise SystemExit(f"ours: {ours}, more than {allowed}: {regime}")
+    right = isinstance(theirs, float) and theirs <= allowed
+    note = note or ("both are right" if right else "")
+    return Row(regime, theirs, ours, note, not right)

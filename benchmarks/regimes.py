@@ -12,11 +12,10 @@ of the two alone is right.
 """
 
 import json
-import re
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -25,38 +24,31 @@ import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 import lars_optax
+from benchmarks.masks import networks
 from benchmarks.oracle import (
     BETA,
     DROP,
     ETA,
     GAMMA,
     LAYER,
+    MASKS,
     MU,
     RATE,
     STEPS,
-    Case,
     Cell,
+    Row,
+    both,
+    compare,
     error,
     make,
     norm,
     ratio,
     train,
 )
+from benchmarks.tables import README, markdown, placed
 from examples.imagenet.provenance import provenance
 
-MASKS = ("weight_decay_mask", "trust_ratio_mask")
-RESULTS, README = Path("benchmarks/results/regimes.json"), Path("README.md")
-MARKS = "<!-- regimes -->", "<!-- end of regimes -->"  # around the README's table
-
-
-class Row(NamedTuple):
-    """The cells are measured, never typed in."""
-
-    regime: str
-    optax_lars: Cell
-    lars_optax: Cell
-    what_happens: str
-    one_alone: bool = True  # is right: for the README
+RESULTS = Path("benchmarks/results/regimes.json")
 
 
 FLOAT16 = (  # regime, shape, scales of w and g, β, what happens
@@ -65,25 +57,6 @@ FLOAT16 = (  # regime, shape, scales of w and g, β, what happens
     ("float16, w and g ~1e-4", (512, 512), 1e-4, 1e-4, BETA,
      "steps, 1e-7 before γ, are float16's last bits: see the next row"),
 )  # fmt: skip
-
-
-def both(case: Case, **only_ours: Any) -> tuple[Any, Any]:
-    """`optax.lars` and ours with one meaning."""
-    same = {"learning_rate": RATE, "weight_decay": case.decay}
-    same |= {"momentum": case.momentum, "trust_coefficient": ETA}
-    options = dict.fromkeys(MASKS, True) | {"denominator": "joint"} | only_ours
-    return optax.lars(**same), lars_optax.lars(**same | options)
-
-
-def compare(regime: str, case: Case, note: str = "", allowed: float = 1e-6,
-            pair: Any = None, wrap: Any = None, **only_ours: Any) -> Row:  # fmt: skip
-    pair = pair or both(case, **only_ours)
-    theirs, ours = (error(tx, case, wrap) for tx in pair)
-    if not (isinstance(ours, float) and ours <= allowed):
-        raise SystemExit(f"ours: {ours}, more than {allowed}: {regime}")
-    right = isinstance(theirs, float) and theirs <= allowed
-    note = note or ("both are right" if right else "")
-    return Row(regime, theirs, ours, note, not right)
 
 
 def placement() -> Iterator[Row]:
@@ -186,6 +159,24 @@ def masks() -> Iterator[Row]:
     yield compare("callable masks in its `static_args`", case, pair=pair)
 
 
+def frameworks() -> Iterator[Row]:
+    """Of Haiku's ResNet-50; its weights are what is called w."""
+    params = dict(networks())["Haiku `hk.nets.ResNet50`"]
+    mask = lars_optax.exclude_bias_and_norm(params)
+
+    def wrong(chosen: Any) -> int:
+        flat = jax.tree_util.tree_leaves_with_path(chosen)
+        return sum(yes and path[-1].key != "w" for path, yes in flat)
+
+    everything, by_rank = (
+        wrong(jax.tree.map(rule, params))
+        for rule in (lambda _: True, lambda x: x.ndim > 1)
+    )
+    regime = "biases and norm parameters adapted by default in Haiku's ResNet-50"
+    note = f"a mask of `x.ndim > 1` adapts {by_rank}: Haiku's BatchNorm has rank 4"
+    yield Row(regime, str(everything), str(wrong(mask)), note)
+
+
 def infinities() -> Iterator[Row]:
     """What becomes of a layer's update, and whether `apply_if_finite` skips it."""
     one, huge = make(kernel=LAYER), make(kernel=(*LAYER[:2], 1e25))
@@ -223,22 +214,19 @@ def show(cell: Cell) -> str:
 
 
 def table(rows: list[dict[str, Any]]) -> str:
-    lines = [["regime", "`optax.lars`", "`lars_optax.lars`", "what happens"]]
-    lines += [["---"] * 4]
-    lines += [[show(row[field]) for field in Row._fields[:4]] for row in rows]
-    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+    head = ["regime", "`optax.lars`", "`lars_optax.lars`", "what happens"]
+    return markdown([head, *([show(row[x]) for x in Row._fields[:4]] for row in rows)])
 
 
 def with_table(readme: str, rows: list[dict[str, Any]]) -> str:
     """The README with its table made anew."""
-    short = table([row for row in rows if row["one_alone"]])
-    return re.sub("(?s)(?<={}\n).*(?={})".format(*MARKS), lambda _: short, readme)
+    return placed(readme, "regimes", table([x for x in rows if x["one_alone"]]))
 
 
 def main() -> None:
     jax.config.update("jax_platforms", "cpu")
     jax.config.update("jax_num_cpu_devices", 4)
-    parts = (placement, dtypes, rules, masks, infinities, costs)
+    parts = (placement, dtypes, rules, masks, frameworks, infinities, costs)
     rows = [row._asdict() for part in parts for row in part()]
     for row in rows:  # JSON has no NaN
         row |= {k: "nan" for k, x in row.items() if x != x}

@@ -11,7 +11,7 @@ import optax
 from lars_optax._layers import resolve_stacked_axes
 from lars_optax._layerwise import Settings, norms_of
 from lars_optax._masks import BY_ROLE, Mask
-from lars_optax._tree import flatten, is_empty, path_string
+from lars_optax._tree import flatten, is_empty, path_string, replace_leaves
 from lars_optax._trust_ratio import norm_dtype, sum_of_squares
 
 
@@ -100,17 +100,14 @@ def _stats(settings: Settings, grads: optax.Updates, params: optax.Params) -> An
         )
         for x, w, g in zip(found, norms[: len(found)], norms[len(found) :], strict=True)
     )
-    _, old, structure = flatten(grads)
-    return structure.unflatten(
-        x if layer is None else next(stats)
-        for x, layer in zip(old, layers, strict=True)
-    )
+    pairs = zip(flatten(grads)[1], layers, strict=True)
+    kept = (x if layer is None else next(stats) for x, layer in pairs)
+    return replace_leaves(grads, kept)
 
 
 def _none_yet(settings: Settings, params: optax.Params) -> Any:
     """Zeros in the shapes and dtypes of the statistics of these parameters."""
     stacked = resolve_stacked_axes(settings.stacked_axes, params)
-    _, leaves, structure = flatten(params)
 
     def zeros(param: Any, axis: int | None) -> Any:
         if is_empty(param):
@@ -121,7 +118,7 @@ def _none_yet(settings: Settings, params: optax.Params) -> Any:
         like = jax.ShapeDtypeStruct(norm.shape, dtype, sharding=sharding)
         return LayerStats(*(jnp.zeros_like(like) for _ in LayerStats._fields))
 
-    return structure.unflatten(map(zeros, leaves, stacked))
+    return replace_leaves(params, map(zeros, flatten(params)[1], stacked))
 
 
 @functools.cache

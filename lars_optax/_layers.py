@@ -26,11 +26,10 @@ def resolve_stacked_axes(stacked_axes: Any, params: Any) -> list[int | None]:
         for path, x, axis in zip(paths, leaves, per_leaf, strict=True)
     ]
     if isinstance(stacked_axes, int | np.integer):
-        lengths = {
-            np.shape(x)[axis]: path
-            for path, x, axis in zip(paths, leaves, axes, strict=True)
-            if axis is not None
-        }
+        lengths: dict[int, Path] = {}
+        for path, x, axis in zip(paths, leaves, axes, strict=True):
+            if axis is not None:
+                lengths.setdefault(np.shape(x)[axis], path)
         if len(lengths) > 1:
             found = ", ".join(f"{n} at {quote(path)}" for n, path in lengths.items())
             raise ValueError(

@@ -21,11 +21,30 @@ def flatten(tree: Any) -> tuple[list[Path], list[Any], Any]:
     return [path for path, _ in flat], [leaf for _, leaf in flat], structure
 
 
+VALUE = jax.tree_util.GetAttrKey("value")  # what is inside an NNX variable
+
+
 def path_string(path: Path) -> str:
     """'/'-joined key path of a leaf, without the last `.value` of an NNX variable."""
-    if path and path[-1] == jax.tree_util.GetAttrKey("value"):
+    return "/".join(_names(path))
+
+
+def _names(path: Path) -> tuple[str, ...]:
+    if path and path[-1] == VALUE:
         path = path[:-1]
-    return jax.tree_util.keystr(path, simple=True, separator="/")
+    return tuple(jax.tree_util.keystr((key,), simple=True) for key in path)
+
+
+def replace_leaves(tree: Any, values: Iterable[Any]) -> Any:
+    """The tree with a value for each leaf of `flatten`, in an NNX variable's place."""
+
+    def is_variable(x: Any) -> bool:
+        return hasattr(type(x), "value") and flatten(x)[0] == [(VALUE,)]
+
+    structure: Any = jax.tree.structure(
+        tree, is_leaf=lambda x: is_empty(x) or is_variable(x)
+    )
+    return structure.unflatten(values)
 
 
 def quote(path: Path) -> str:
@@ -45,14 +64,18 @@ def broadcast_prefix(
 ) -> list[Any]:
     """One value of `prefix` for each leaf of `flatten(tree)`, None where it is empty.
 
+    They are matched by the names in their paths, of whatever container: a dict is a
+    prefix of a module with attributes of those names.
+
     Raises ValueError naming `argument` and the path where the prefix leaves a leaf of
     the tree uncovered or holds one the tree has not.
     """
     paths, leaves, _ = flatten(tree)
-    entries = dict(jax.tree_util.tree_flatten_with_path(prefix, is_leaf=is_leaf)[0])
+    flat, _ = jax.tree_util.tree_flatten_with_path(prefix, is_leaf=is_leaf)
+    entries = {_names(path): (path, value) for path, value in flat}
     owners = [
-        next((path[:n] for n in range(len(path) + 1) if path[:n] in entries), None)
-        for path in paths
+        next((name[:n] for n in range(len(name) + 1) if name[:n] in entries), None)
+        for name in map(_names, paths)
     ]
     pairs = list(zip(paths, leaves, owners, strict=True))
     if missing := [p for p, x, owner in pairs if owner is None and not is_empty(x)]:
@@ -63,16 +86,17 @@ def broadcast_prefix(
     if extra := entries.keys() - set(owners) - _paths_without_leaves(tree):
         raise ValueError(
             f"{argument} must be a tree like the parameters or a prefix of one; "
-            f"the parameters have nothing at {some(sorted(extra, key=str))}."
+            f"the parameters have nothing at "
+            f"{some(entries[name][0] for name in sorted(extra))}."
         )
-    return [None if owner is None else entries[owner] for owner in owners]
+    return [None if owner is None else entries[owner][1] for owner in owners]
 
 
-def _paths_without_leaves(tree: Any) -> set[Path]:
+def _paths_without_leaves(tree: Any) -> set[tuple[str, ...]]:
     flat, _ = jax.tree_util.tree_flatten_with_path(
         tree, is_leaf=lambda x: not jax.tree.leaves(x)
     )
-    return {path for path, x in flat if not jax.tree.leaves(x)}
+    return {_names(path) for path, x in flat if not jax.tree.leaves(x)}
 
 
 def check_updates(updates: Any, params: Any) -> None:
