@@ -37,8 +37,8 @@ SHAPES = [(), (4,), (3, 2, 2)]
 SINGLE = ["float16", "bfloat16", "float32", "complex64"]
 # Half a unit in the last place of an update.
 ROUNDING = {"float16": 2**-11, "bfloat16": 2**-8, "float64": 2**-53}
-# Below these, updates round to float16's subnormals or are an element of 1e-30's.
-FLOOR = {"float16": 2**-24}
+# Below these, updates are float16's subnormals, or an element of 1e-30's: see `reals`.
+FLOOR = {"float16": 2**-24, "float64": 1e-29}
 
 
 class Leaf(NamedTuple):

@@ -42,5 +42,5 @@ for law in against_reference chains contracts diagnostics equivalence errors lar
     tests="$tests tests/test_$law.py"
 done
 # shellcheck disable=SC2086
-"$venv/bin/python" -m pytest -p no:cacheprovider -o addopts="-q --doctest-modules" \
+"$venv/bin/python" -m pytest -p no:cacheprovider -o addopts="-q -rs --doctest-modules" \
     lars_optax $tests
