@@ -2,7 +2,7 @@
 
     python -m benchmarks.masks
 
-Counts what a mask by rank would adapt beside: biases, norm parameters. NNX and Equinox
+Counts the biases and norm parameters that a mask by rank would adapt. NNX and Equinox
 ship no such network: theirs are here, parameters only. Writes results/masks.json, .md.
 """
 
@@ -27,11 +27,11 @@ from examples.imagenet.models import make_model
 from examples.imagenet.provenance import provenance
 
 RESULTS = Path("benchmarks/results/masks.json")
-HEAD = "model", "adapted leaves", "adapted parameters", "`x.ndim > 1` also", "such as"
+HEAD = ("model", "adapted leaves", "adapted parameters",
+        "biases and norms that `x.ndim > 1` adapts", "such as")  # fmt: skip
 LINE = "{}|{} of {}|{:,} of {:,}|{}|{}"
 FIELDS = ("model", "adapted_leaves", "leaves", "adapted_parameters", "parameters",
-          "by_rank_also", "such_as")  # fmt: skip
-WAYS = ("exclude_bias_and_norm", partial(jax.tree.map, lambda x: x.ndim > 1))
+          "wrong_by_rank", "such_as")  # fmt: skip
 IMAGES = jax.ShapeDtypeStruct((1, 224, 224, 3), jnp.float32)
 TOKENS = jax.ShapeDtypeStruct((1, 197, 768), jnp.float32)
 
@@ -101,16 +101,19 @@ def networks() -> Iterator[tuple[str, Any]]:
 def main() -> None:
     rows, summary, folds = [], [list(HEAD)], ""
     for name, params in networks():
-        mask, by_rank = (lars_optax.describe_mask(x, params) for x in WAYS)
-        lines = zip(mask.splitlines(), by_rank.splitlines(), strict=True)
-        others = [" ".join(x.split()[:-1]) for x, y in lines if x[-3:] != y[-3:]]
-        total = mask.split()[-8:]  # n of n leaves, n of n parameters
-        numbers = [int(x.replace(",", "")) for x in total[::2]]
-        row = (name, *numbers, len(others), "".join(others[:1]))
+        leaves = jax.tree.leaves(params)
+        adapted = jax.tree.leaves(lars_optax.exclude_bias_and_norm(params))
+        table = lars_optax.describe_mask("exclude_bias_and_norm", params)
+        triples = zip(table.splitlines(), leaves, adapted, strict=False)
+        wrong = [line for line, x, yes in triples if x.ndim > 1 and not yes]
+        sizes = [x.size for x in leaves]
+        chosen = sum(n for n, yes in zip(sizes, adapted, strict=True) if yes)
+        example = " ".join(wrong[0].split()[:-1]) if wrong else ""
+        row = (name, sum(adapted), len(leaves), chosen, sum(sizes), len(wrong), example)
         rows.append(dict(zip(FIELDS, row, strict=True)))
         summary.append(LINE.format(*row).split("|"))
         folds += f"\n<details><summary>{name}</summary>\n\n"
-        folds += f"```text\n{mask}\n```\n\n</details>\n"
+        folds += f"```text\n{table}\n```\n\n</details>\n"
     record = provenance() | {"rows": rows}
     record["versions"] |= {x: version(x) for x in ("dm-haiku", "equinox")}
     RESULTS.write_text(json.dumps(record, indent=1) + "\n")

@@ -30,6 +30,7 @@ def mlperf(
     The defaults are batch 32,768 on ImageNet in 60 epochs, 18 of them warm-up (Google,
     training results v1.0); `lars_optax.recipes` has this and the other batches.
     """
+    # MLPerf's polynomial ends a step after the run.
     rate = lars_optax.warmup_polynomial_decay_schedule(
         0.0, peak, warmup_steps, steps + 1, end_value=1e-4, power=2.0
     )
@@ -81,7 +82,7 @@ def simclr(
         init_value=0.0,
         peak_value=lars_optax.linear_scaling(0.3, batch_size, 256),
         warmup_steps=10 * num_examples // batch_size,
-        decay_steps=epochs * num_examples // batch_size + 1,
+        decay_steps=epochs * num_examples // batch_size + 1,  # as its own count
     )
 
     def mask(params: Any) -> Any:
@@ -121,21 +122,21 @@ def main() -> None:
     }
     print("1000 ‖Δw‖/‖w‖ at step        29      30      31      40      60")
     for name, parts in chains.items():
-        steps = 1000 * relative_steps(optax.chain(*parts), params, 61)
+        steps = 1000 * relative_steps(optax.chain(*parts), params, grads=params)
         shown = "".join(f"{steps[n]:8.3f}" for n in (29, 30, 31, 40, 60))
         print(f"{name:31}{shown.removeprefix('  ')}")
 
 
-def relative_steps(tx: Any, params: Any, steps: int) -> Any:
-    """‖Δw‖/‖w‖ of the kernel at each step; the gradient is always the same."""
+def relative_steps(tx: Any, params: Any, grads: Any) -> Any:
+    """‖Δw‖/‖w‖ of the kernel at 61 steps along the same gradients."""
 
     def step(carry: Any, _: None) -> Any:
         old, state = carry
-        updates, state = tx.update(params, state, old)
+        updates, state = tx.update(grads, state, old)
         length, norm = (jnp.linalg.norm(x["kernel"]) for x in (updates, old))
         return (optax.apply_updates(old, updates), state), length / norm
 
-    return jax.lax.scan(step, (params, tx.init(params)), length=steps)[1]
+    return jax.lax.scan(step, (params, tx.init(params)), length=61)[1]
 
 
 if __name__ == "__main__":

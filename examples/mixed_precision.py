@@ -2,11 +2,10 @@
 
     python -m examples.mixed_precision
 
-bfloat16 tells 1 from 1.008 and from nothing nearer, so weights kept in it stand still
-when a step is a smaller share of them, and LARS's are when the learning rate falls.
-Weights kept in float32 and cast inside the loss (master weights) do not, and forward
-and backward pass cost the same. The optimizer needs no option: norms are in float32 in
-each case, and gradients and updates have the weights' dtype.
+bfloat16's next number after 1 is 1.008, so weights kept in it stand still when a step
+is a smaller share of them, as LARS's are when the learning rate falls. Weights kept in
+float32 and cast inside the loss (master weights) do not. The optimizer needs no option:
+norms are float32 in each case, and gradients and updates have the weights' dtype.
 """
 
 from typing import Any, NamedTuple
@@ -69,14 +68,13 @@ def train(weights: str, compute: str) -> Result:
 def main() -> dict[tuple[str, str], Result]:
     """Train in the three ways and print what came of each."""
     tenth, results = STEPS // 10, {}
-    title = "moved by a step in tenth"
-    print(f"weights   compute    loss  accuracy  {title}: 2nd  5th  last")
+    print("weights   compute    loss  accuracy  moved by a step: 2nd tenth  5th  last")
     ways = [("float32", "float32"), ("float32", "bfloat16"), ("bfloat16", "bfloat16")]
     for way in ways:
         result = results[way] = train(*way)
         shares = [np.mean(result.moved[n * tenth :][:tenth]) for n in (1, 4, 9)]
-        print("{:9} {:9} {:.4f} {:9.1%}".format(*way, *result[:2]), end=" " * 26)
-        print("{:5.0%}{:5.0%}{:6.1%}".format(*shares))
+        row = "{:9} {:9} {:.4f} {:9.1%} {:26.0%} {:4.0%} {:5.1%}"
+        print(row.format(*way, *result[:2], *shares))
     return results
 
 

@@ -1,6 +1,5 @@
 """Each layer's norms and trust ratio: the paper's Table 4, for any network."""
 
-import functools
 from typing import Any, NamedTuple
 
 import jax
@@ -8,11 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from lars_optax._layers import resolve_stacked_axes
 from lars_optax._layerwise import Settings, norms_of
 from lars_optax._masks import BY_ROLE, Mask
-from lars_optax._tree import flatten, is_empty, path_string, replace_leaves
-from lars_optax._trust_ratio import norm_dtype, sum_of_squares
+from lars_optax._text import columns
+from lars_optax._tree import flatten, path_string, replace_leaves
 
 
 class LayerStats(NamedTuple):
@@ -83,10 +81,11 @@ def layer_stats(
             "weight_decay is a schedule; layer_stats needs its present value, "
             "weight_decay(count)."
         )
-    return _stats(settings, grads, params)
+    return stats_of(settings, grads, params)
 
 
-def _stats(settings: Settings, grads: optax.Updates, params: optax.Params) -> Any:
+def stats_of(settings: Settings, grads: optax.Updates, params: optax.Params) -> Any:
+    """`layer_stats` under settings that hold no schedule."""
     layers = settings.layers(grads, params, settings.weight_decay)
     found = [layer for layer in layers if layer is not None]
     ratios = iter(settings.trust_ratios([x for x in found if x.adapted]))
@@ -105,116 +104,6 @@ def _stats(settings: Settings, grads: optax.Updates, params: optax.Params) -> An
     return replace_leaves(grads, kept)
 
 
-def _none_yet(settings: Settings, params: optax.Params) -> Any:
-    """Zeros in the shapes and dtypes of the statistics of these parameters."""
-    stacked = resolve_stacked_axes(settings.stacked_axes, params)
-
-    def zeros(param: Any, axis: int | None) -> Any:
-        if is_empty(param):
-            return param
-        norm = jax.eval_shape(functools.partial(sum_of_squares, stacked=axis), param)
-        dtype = jnp.finfo(norm_dtype(param.dtype)).dtype
-        sharding = getattr(norm, "sharding", None)
-        like = jax.ShapeDtypeStruct(norm.shape, dtype, sharding=sharding)
-        return LayerStats(*(jnp.zeros_like(like) for _ in LayerStats._fields))
-
-    return replace_leaves(params, map(zeros, flatten(params)[1], stacked))
-
-
-@functools.cache
-def _placeholder() -> type:
-    """What `optax.tree.map_params` gives to `init` to see where parameters go."""
-    given: list[Any] = []
-    optax.tree.map_params(given.append, lambda x: x, None)
-    return type(given[0])
-
-
-class RecordLayerStatsState(NamedTuple):
-    """State of `record_layer_stats`."""
-
-    count: jax.Array  # type: ignore[assignment]  # int32, shape (): updates done
-    layer_stats: Any  # a tree like the parameters with a LayerStats at each leaf
-
-
-def record_layer_stats(
-    weight_decay: optax.ScalarOrSchedule = 0.0,
-    weight_decay_mask: Mask = BY_ROLE,
-    trust_coefficient: jax.typing.ArrayLike = 0.001,
-    eps: jax.typing.ArrayLike = 0.0,
-    trust_ratio_mask: Mask = BY_ROLE,
-    *,
-    denominator: str = "separate",
-    fallback_ratio: jax.typing.ArrayLike = 1.0,
-    max_ratio: jax.typing.ArrayLike | None = None,
-    stacked_axes: Any = None,
-    axis_name: Any = None,
-) -> optax.GradientTransformationExtraArgs:
-    """Pass the updates on, and keep each layer's `layer_stats` in the state.
-
-    Put it right before `scale_by_lars` or `lars` in a chain, with the arguments given
-    to that: it then sees the same gradients, clipped, averaged or however they come,
-    and XLA computes what both need once. The state has the same structure, shapes and
-    dtypes from `init` on, so it can be scanned over, checkpointed, and passed through
-    `lax.cond` and `optax.MultiSteps`; read it with
-    `optax.tree.get(state, "layer_stats")`.
-
-    Args: as `scale_by_lars`; `weight_decay` may be a schedule.
-
-    Returns:
-      A transformation whose update needs `params`. Before the first update all norms
-      and ratios are 0; a leaf without a gradient keeps what it had.
-
-    Raises:
-      ValueError: as `scale_by_lars`.
-
-    Example:
-      >>> import jax.numpy as jnp, optax
-      >>> from lars_optax import scale_by_lars
-      >>> tx = optax.chain(record_layer_stats(5e-4), scale_by_lars(5e-4))
-      >>> params = {"kernel": jnp.full((2, 2), 3.0), "bias": jnp.ones(2)}
-      >>> grads = {"kernel": jnp.full((2, 2), 0.5), "bias": jnp.full(2, 0.1)}
-      >>> updates, state = tx.update(grads, tx.init(params), params)
-      >>> print(format_layer_stats(optax.tree.get(state, "layer_stats")))
-      layer   ‖w‖       ‖g‖       ‖w‖/‖g‖   ratio
-      bias    1.414     0.1414    10        1
-      kernel  6         1         6         0.005982
-    """
-    settings = Settings(
-        weight_decay=weight_decay,
-        weight_decay_mask=weight_decay_mask,
-        trust_coefficient=trust_coefficient,
-        eps=eps,
-        trust_ratio_mask=trust_ratio_mask,
-        denominator=denominator,
-        fallback_ratio=fallback_ratio,
-        max_ratio=max_ratio,
-        stacked_axes=stacked_axes,
-        axis_name=axis_name,
-    )
-
-    def init_fn(params: optax.Params) -> RecordLayerStatsState:
-        count = jnp.zeros([], jnp.int32)
-        if isinstance(params, _placeholder()):  # statistics are no parameters
-            return RecordLayerStatsState(count, count)
-        return RecordLayerStatsState(count, _none_yet(settings, params))
-
-    def update_fn(
-        updates: optax.Updates, state: Any, params: Any = None, **extra_args: Any
-    ) -> tuple[optax.Updates, RecordLayerStatsState]:
-        del extra_args
-        new = _stats(settings.at(state.count), updates, params)
-        kept = jax.tree.map(
-            lambda old, x: old if x is None else x,
-            state.layer_stats,
-            new,
-            is_leaf=lambda x: isinstance(x, LayerStats),
-        )
-        count = optax.safe_increment(state.count)
-        return updates, RecordLayerStatsState(count, kept)
-
-    return optax.GradientTransformationExtraArgs(init_fn, update_fn)
-
-
 def format_layer_stats(stats: Any) -> str:
     """A table of `layer_stats`, a row per layer; a stacked leaf has a row per slice.
 
@@ -231,17 +120,16 @@ def format_layer_stats(stats: Any) -> str:
                 "format_layer_stats needs the tree that layer_stats returns; found "
                 f"{type(leaf).__name__} at {path_string(path)!r}."
             )
-        columns = [np.asarray(x, np.float64) for x in leaf]
-        for i in np.ndindex(columns[0].shape):
-            param_norm, grad_norm, ratio = (float(column[i]) for column in columns)
+        if any(isinstance(x, jax.core.Tracer) for x in leaf):
+            raise ValueError(
+                "format_layer_stats needs values, not tracers: return the statistics "
+                "from jit, and format them outside."
+            )
+        values = [np.asarray(x, np.float64) for x in leaf]
+        for i in np.ndindex(values[0].shape):
+            param_norm, grad_norm, ratio = (float(x[i]) for x in values)
             quotient = param_norm / grad_norm if grad_norm else float("inf")
-            values = (param_norm, grad_norm, quotient, ratio)
             name = path_string(path) + (f"[{i[0]}]" if i else "")
-            rows.append((name, *(f"{value:.4g}" for value in values)))
-    widths = [max(len(row[i]) for row in rows) for i in range(5)]
-    return "\n".join(
-        "  ".join(
-            f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)
-        ).rstrip()
-        for row in rows
-    )
+            cells = (param_norm, grad_norm, quotient, ratio)
+            rows.append((name, *(f"{x:.4g}" for x in cells)))
+    return columns(rows)

@@ -104,7 +104,7 @@ def larc(
     )
     dtype = check_dtype(accumulator_dtype)
     return optax.chain(
-        transform(settings, update_dtype=dtype),
+        transform(settings, wide=True),
         wide_momentum(momentum, bool(nesterov), dtype),
         optax.scale_by_learning_rate(learning_rate),
         cast_to_params(),

@@ -173,8 +173,8 @@ def lars(
         trust_ratio_mask=True, for a net without BatchNorm.
       stacked_axes: where leaves stack several layers.
       axis_name: what parameters are sharded over, inside `shard_map` and `pmap`.
-      accumulator_dtype: dtype of the momentum buffer, None for the parameters'. Updates
-        have the parameters' dtype.
+      accumulator_dtype: dtype of the momentum buffer, None for the parameters'. Sums
+        are taken in float32 at least, and updates have the parameters' dtype.
 
     Returns:
       A transformation whose update needs `params`.
@@ -219,7 +219,7 @@ def lars(
     )
     dtype = check_dtype(accumulator_dtype)
     return optax.chain(
-        transform(settings, update_dtype=dtype),
+        transform(settings, wide=True),
         optax.scale_by_learning_rate(learning_rate),
         end_of_chain(momentum, bool(nesterov), dtype),
     )

@@ -1,8 +1,9 @@
 """What one layer is: a leaf or a slice of it, and the devices that hold it.
 
 Turns `stacked_axes` and `axis_name` into one value per leaf, and takes all norms of a
-tree with one `psum` per distinct set of mesh axes. Never reshapes a leaf: that would
-gather a sharded one.
+tree with one `psum` per distinct set of mesh axes (two where some of its layers lie
+apart over another set: joined, all would count as apart). Never reshapes a leaf: that
+would gather a sharded one.
 """
 
 import math
@@ -78,8 +79,11 @@ def resolve_axis_names(
         return [AxisNames((axis_name,))] * len(stacked)
     # Not isinstance: in older versions of jax a PartitionSpec is a tuple too.
     if type(axis_name) is tuple and all(isinstance(x, str) for x in axis_name):
+        if stacked and not axis_name:
+            raise ValueError("axis_name is empty; None says that nothing is sharded.")
         return [AxisNames(axis_name)] * len(stacked)
-    if isinstance(axis_name, list):
+    names = isinstance(axis_name, list) and all(isinstance(x, str) for x in axis_name)
+    if axis_name and names:
         raise ValueError(f"axis_name must be a tuple of names, got {axis_name!r}.")
     specs = broadcast_prefix(
         axis_name, params, "axis_name", is_leaf=lambda x: isinstance(x, PartitionSpec)
@@ -106,8 +110,15 @@ def _sharded_on(path: Path, leaf: Any, spec: Any, stacked: int | None) -> AxisNa
     between: set[str] = set()
     for axis, entry in enumerate(spec):
         if entry is not None:
-            names = between if axis == stacked else summed
-            names.update([entry] if isinstance(entry, str) else entry)
+            names = (entry,) if isinstance(entry, str) else entry
+            if not (
+                isinstance(names, tuple) and all(isinstance(x, str) for x in names)
+            ):
+                raise ValueError(
+                    f"axis_name has {spec} for {quote(path)}; each entry must be the "
+                    "name of a mesh axis, a tuple of them or None."
+                )
+            (between if axis == stacked else summed).update(names)
     return AxisNames(tuple(sorted(summed)), tuple(sorted(between)))
 
 
@@ -123,12 +134,24 @@ def layer_norms(
         if names.summed:
             groups.setdefault((names, x.dtype), []).append(i)
     for (names, _), members in groups.items():
+        _check_bound(names.summed)
         flat = jnp.concatenate([jnp.atleast_1d(squares[i]) for i in members])
         summed = jax.lax.psum(flat, names.summed)
         ends = np.cumsum([math.prod(squares[i].shape) for i in members])[:-1]
         for i, part in zip(members, jnp.split(summed, ends), strict=True):
             squares[i] = part.reshape(squares[i].shape)
     return [root(x) for x in squares]
+
+
+def _check_bound(names: tuple[str, ...]) -> None:
+    try:
+        jax.lax.psum(1, names)  # of a constant: nothing is sent
+    except NameError as error:
+        raise ValueError(
+            f"axis_name has {', '.join(map(repr, names))}, but: {error}. Inside "
+            "shard_map or pmap give the names of their axes; elsewhere, under jit too, "
+            "leave axis_name None."
+        ) from error
 
 
 def per_layer(value: jax.Array, leaf: jax.Array, stacked: int | None) -> jax.Array:

@@ -16,6 +16,7 @@ import optax
 
 from lars_optax._layers import resolve_stacked_axes
 from lars_optax._roles import is_weight
+from lars_optax._text import columns
 from lars_optax._tree import (
     broadcast_prefix,
     flatten,
@@ -156,20 +157,13 @@ def describe_mask(mask: Mask, params: optax.Params, *, stacked_axes: Any = None)
     rows, sizes = [], {True: 0, False: 0}
     for path, leaf, yes in zip(paths, leaves, chosen, strict=True):
         if not is_empty(leaf):
-            rows.append((path_string(path), str(np.shape(leaf)), yes))
-            sizes[yes] += int(np.prod(np.shape(leaf)))
-    path_width = max((len(row[0]) for row in rows), default=0)
-    shape_width = max((len(row[1]) for row in rows), default=0)
-    lines = [
-        f"{path:<{path_width}}  {shape:<{shape_width}}  {'yes' if yes else 'no'}"
-        for path, shape, yes in rows
-    ]
-    count = sum(yes for _, _, yes in rows)
-    total = sizes[True] + sizes[False]
-    lines.append(
-        f"{count} of {len(rows)} leaves, {sizes[True]:,} of {total:,} parameters"
-    )
-    return "\n".join(lines)
+            shape = np.shape(leaf)
+            rows.append((path_string(path), str(shape), "yes" if yes else "no"))
+            sizes[yes] += int(np.prod(shape))
+    count = sum(row[-1] == "yes" for row in rows)
+    total = f"{sizes[True]:,} of {sum(sizes.values()):,} parameters"
+    lines = columns(rows).splitlines()
+    return "\n".join([*lines, f"{count} of {len(rows)} leaves, {total}"])
 
 
 def check_mask(mask: Mask, argument: str) -> None:

@@ -31,15 +31,27 @@ def end_of_chain(
 def wide_momentum(
     momentum: Any, nesterov: bool, accumulator_dtype: Any
 ) -> optax.GradientTransformation:
-    """Momentum, none for None or 0, whose updates have the buffer's dtype."""
+    """Momentum, none for None or 0, that sums in the updates' dtype.
+
+    Its buffer has `accumulator_dtype`, or that of the parameters.
+    """
     if momentum is None or is_zero(momentum):
         return optax.identity()
     if not isinstance(momentum, jax.Array):
         momentum = float(momentum)  # a NumPy scalar would promote
-    trace = optax.trace(momentum, nesterov, accumulator_dtype)
+    trace = optax.trace(momentum, nesterov)
+
+    def init_fn(params: optax.Params) -> Any:
+        return optax.trace(momentum, nesterov, accumulator_dtype).init(params)
 
     def update_fn(updates: optax.Updates, state: Any, params: Any = None) -> Any:
-        updates, new = trace.update(updates, state, params)
+        wide = jax.tree.map(
+            lambda x, old: old if x is None else old.astype(x.dtype),
+            updates,
+            state.trace,
+            is_leaf=lambda x: x is None,
+        )
+        updates, new = trace.update(updates, state._replace(trace=wide), params)
         # Where there is no gradient the trace drops its buffer: keep it.
         kept = jax.tree.map(
             lambda x, old: old if x is None else x.astype(old.dtype),
@@ -49,7 +61,7 @@ def wide_momentum(
         )
         return updates, kept
 
-    return optax.GradientTransformation(trace.init, update_fn)
+    return optax.GradientTransformation(init_fn, update_fn)
 
 
 def cast_to_params() -> optax.GradientTransformation:

@@ -21,9 +21,12 @@ class ScaleByLarsState(NamedTuple):
 
 
 def transform(
-    settings: Settings, update_dtype: Any = None
+    settings: Settings, wide: bool = False
 ) -> optax.GradientTransformationExtraArgs:
-    """The transform; its updates have `update_dtype`, or that of their parameters."""
+    """The transform; its updates have the dtype of their parameters.
+
+    Unless they are to stay as wide as they were computed, float32 at least.
+    """
     scheduled = callable(settings.weight_decay) or callable(settings.clip_at)
 
     def init_fn(params: optax.Params) -> Any:
@@ -57,7 +60,7 @@ def transform(
                 else jnp.asarray(settings.fallback_ratio)
             )
             update = ratio.astype(step.dtype) * step
-            new.append(update.astype(update_dtype or jnp.result_type(weight)))
+            new.append(update if wide else update.astype(jnp.result_type(weight)))
         return structure.unflatten(new), state
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)

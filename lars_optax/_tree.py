@@ -1,5 +1,6 @@
 """Leaves and their paths: prefix trees, trees that must match, names in errors."""
 
+from collections import Counter
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -8,6 +9,7 @@ import jax.numpy as jnp
 import optax
 
 Path = tuple[Any, ...]
+VALUE = jax.tree_util.GetAttrKey("value")  # what is inside an NNX variable
 
 
 def is_empty(x: Any) -> bool:
@@ -15,23 +17,30 @@ def is_empty(x: Any) -> bool:
     return x is None or isinstance(x, optax.MaskedNode)
 
 
-def flatten(tree: Any) -> tuple[list[Path], list[Any], Any]:
-    """Paths, leaves and structure of a tree; None and MaskedNode count as leaves."""
-    flat, structure = jax.tree_util.tree_flatten_with_path(tree, is_leaf=is_empty)
-    return [path for path, _ in flat], [leaf for _, leaf in flat], structure
+def flatten(
+    tree: Any, is_leaf: Callable[[Any], bool] = is_empty
+) -> tuple[list[Path], list[Any], Any]:
+    """Paths, leaves and structure of a tree; None and MaskedNode count as leaves.
 
-
-VALUE = jax.tree_util.GetAttrKey("value")  # what is inside an NNX variable
+    A path ends before the `.value` of an NNX variable, which holds nothing else.
+    """
+    flat, structure = jax.tree_util.tree_flatten_with_path(tree, is_leaf=is_leaf)
+    paths = [path for path, _ in flat]
+    if any(path[-1:] == (VALUE,) for path in paths):
+        held = Counter(path[:n] for path in paths for n in range(len(path)))
+        paths = [
+            path[:-1] if path[-1:] == (VALUE,) and held[path[:-1]] == 1 else path
+            for path in paths
+        ]
+    return paths, [leaf for _, leaf in flat], structure
 
 
 def path_string(path: Path) -> str:
-    """'/'-joined key path of a leaf, without the last `.value` of an NNX variable."""
+    """'/'-joined key path of a leaf."""
     return "/".join(_names(path))
 
 
 def _names(path: Path) -> tuple[str, ...]:
-    if path and path[-1] == VALUE:
-        path = path[:-1]
     return tuple(jax.tree_util.keystr((key,), simple=True) for key in path)
 
 
@@ -39,7 +48,7 @@ def replace_leaves(tree: Any, values: Iterable[Any]) -> Any:
     """The tree with a value for each leaf of `flatten`, in an NNX variable's place."""
 
     def is_variable(x: Any) -> bool:
-        return hasattr(type(x), "value") and flatten(x)[0] == [(VALUE,)]
+        return hasattr(type(x), "value") and flatten(x)[0] == [()]
 
     structure: Any = jax.tree.structure(
         tree, is_leaf=lambda x: is_empty(x) or is_variable(x)
@@ -71,8 +80,13 @@ def broadcast_prefix(
     the tree uncovered or holds one the tree has not.
     """
     paths, leaves, _ = flatten(tree)
-    flat, _ = jax.tree_util.tree_flatten_with_path(prefix, is_leaf=is_leaf)
-    entries = {_names(path): (path, value) for path, value in flat}
+    places, values, _ = flatten(prefix, is_leaf)
+    named = [
+        (_names(path), path, value) for path, value in zip(places, values, strict=True)
+    ]
+    entries = {name: (path, value) for name, path, value in named}
+    if len(entries) < len(named):
+        raise ValueError(f"{argument} has two leaves of one name among {some(places)}.")
     owners = [
         next((name[:n] for n in range(len(name) + 1) if name[:n] in entries), None)
         for name in map(_names, paths)
@@ -140,8 +154,17 @@ def _check_leaf(path: Path, grad: Any, weight: Any) -> None:
             f"the update at {quote(path)} is complex, its parameter has dtype "
             f"{jnp.result_type(weight)}."
         )
-    elif not jnp.issubdtype(jnp.result_type(weight), jnp.inexact):
+    else:
+        check_dtype_of(path, weight)
+
+
+def check_dtype_of(path: Path, weight: Any) -> None:
+    """Raise ValueError unless a parameter is floating-point or complex."""
+    dtype = (
+        jax.dtypes.result_type(weight) if not hasattr(weight, "dtype") else weight.dtype
+    )
+    if not jnp.issubdtype(dtype, jnp.inexact):
         raise ValueError(
-            f"the parameter at {quote(path)} has dtype {jnp.result_type(weight)}; LARS "
-            "needs floating-point leaves. Leave others out with optax.masked."
+            f"the parameter at {quote(path)} has dtype {dtype}; LARS needs "
+            "floating-point leaves. Leave others out with optax.masked."
         )

@@ -1,6 +1,7 @@
 """Law: what cannot be meant is refused, naming the argument or path and the value."""
 
 import re
+from collections import OrderedDict
 
 import jax
 import jax.numpy as jnp
@@ -194,7 +195,30 @@ def test_bad_axis_names_are_refused():
         ({"conv": "x", "head": "x"}, "PartitionSpec"),
         (["x", "y"], "tuple of names"),
         (jax.sharding.PartitionSpec(None, "x"), "'conv/bias', which has only 1"),
+        (jax.sharding.PartitionSpec(3), "'conv/bias'; each entry must be the name"),
+        ((), "is empty; None"),
+        ("x", "has 'x', but: unbound axis name: x. .* under jit too, leave"),
     ]:
         tx = lars_optax.scale_by_lars(trust_ratio_mask=True, axis_name=axes)
         with pytest.raises(ValueError, match=f"axis_name.*{message}"):
             step(tx)
+
+
+def test_statistics_are_formatted_outside_jit():
+    with pytest.raises(ValueError, match="outside"):
+        jax.jit(lambda w: lars_optax.format_layer_stats(lars_optax.layer_stats(w, w)))(
+            PARAMS
+        )
+
+
+@pytest.mark.parametrize("leaf", [jnp.arange(3), jax.random.key(0)], ids=["int", "key"])
+def test_what_is_no_parameter_cannot_be_recorded(leaf):
+    with pytest.raises(ValueError, match="parameter at 'n' has dtype"):
+        lars_optax.record_layer_stats().init({"n": leaf})
+
+
+def test_two_leaves_of_one_name_are_refused():
+    params = OrderedDict([(0, jnp.ones((2, 2))), ("0", jnp.ones((2, 2)))])
+    mask = OrderedDict([(0, True), ("0", False)])
+    with pytest.raises(ValueError, match="mask has two leaves of one name among '0'"):
+        lars_optax.describe_mask(mask, params)

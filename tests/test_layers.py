@@ -43,5 +43,6 @@ def test_a_bare_spec_is_a_spec_and_a_tuple_of_names_is_names():
     assert resolve_axis_names(spec, params, [None]) == [(("x",), ())]
     assert resolve_axis_names(("x", "y"), params, [0]) == [(("x", "y"), ())]
     pair = (params["kernel"], params["kernel"])
-    names = resolve_axis_names((spec, PartitionSpec()), pair, [None] * 2)
-    assert names == [(("x",), ()), ((), ())]
+    for specs in ((spec, PartitionSpec()), [spec, PartitionSpec()]):
+        names = resolve_axis_names(specs, type(specs)(pair), [None] * 2)
+        assert names == [(("x",), ()), ((), ())]

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from compat import enable_x64
-from trees import GRADS, PARAMS, update
+from trees import GRADS, PARAMS, assert_equal, update
 
 import lars_optax
 
@@ -54,6 +54,16 @@ def test_float32_buffer_takes_unrounded_steps():
     updates, state = tx.update(g, tx.init(w), w)
     np.testing.assert_allclose(updates["kernel"], -1e-5 * w["kernel"], rtol=0.01)
     assert {x.dtype.name for x in jax.tree.leaves(state)} == {"float32"}
+
+
+@pytest.mark.parametrize("make", [lars_optax.lars, lars_optax.larc])
+def test_accumulator_dtype_is_that_of_the_buffer_alone(make):
+    def steps(**options):
+        return update(make(0.5, weight_decay=0.01, **options))
+
+    expected = steps()
+    for options in ({"momentum": None}, {"momentum": 0.9}):  # the first step is exact
+        assert_equal(steps(accumulator_dtype="bfloat16", **options), expected)
 
 
 @pytest.mark.parametrize("value", [1.0, 1e-4])
