@@ -125,7 +125,8 @@ def test_a_disk_that_fills_up_ends_the_run_and_loses_no_checkpoint(start, whole)
     assert error, process.stderr
     names = [path.name for path in (out / "checkpoints").iterdir()]
     newest = max(int(name) for name in names if name.isdigit())
-    assert newest in (8, 10)  # that of 10 may still have been on its way
+    # The log is up to three steps late: those of 10 and 12 may be on their way by then.
+    assert newest in (8, 10, 12)
     assert error[1] == str(newest)
     # With room again the run goes on.
     out, process = start("full")
