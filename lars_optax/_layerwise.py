@@ -18,7 +18,7 @@ from lars_optax._layers import (
 )
 from lars_optax._masks import Mask, check_mask, refuse_empty_default, resolve_mask
 from lars_optax._tree import check_updates, flatten, is_empty
-from lars_optax._trust_ratio import Leaf, Rule, trust_ratio, widen
+from lars_optax._trust_ratio import Leaf, Rule, trust_ratio, with_step
 from lars_optax._validate import check_number, is_zero
 
 
@@ -110,7 +110,7 @@ class Settings:
         return [
             None
             if is_empty(grad)
-            else Layer(widen(grad, param, weight_decay if decay else None), *rest)
+            else Layer(with_step(grad, param, weight_decay if decay else None), *rest)
             for grad, param, decay, *rest in zip(
                 flatten(updates)[1],
                 flatten(params)[1],

@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from compat import enable_x64
 from trees import GRADS, PARAMS, assert_equal, update
@@ -73,6 +74,27 @@ def test_half_precision_norms_neither_overflow_nor_vanish(value):
     tx = lars_optax.scale_by_lars(0.0, True, 1.0, 0.0, True)
     updates = tx.update(w, tx.init(w), 0.5 * w)[0]
     np.testing.assert_allclose(updates, 0.5 * w, rtol=2e-3)  # float16's rounding: 1e-3
+
+
+@pytest.fixture
+def optimized():
+    """Programs as users compile them."""
+    jax.config.update("jax_disable_most_optimizations", False)
+    yield
+    jax.config.update("jax_disable_most_optimizations", True)
+
+
+@pytest.mark.skipif(jax.__version_info__ < (0, 10), reason="its XLA keeps a wide copy")
+def test_a_step_in_bfloat16_keeps_no_wide_copy_in_memory(optimized):
+    w = jnp.ones((256, 256), jnp.bfloat16)
+    tx = lars_optax.lars(0.5, 0.01)
+
+    def step(w, state, g):
+        updates, state = tx.update(g, state, w)
+        return optax.apply_updates(w, updates), state
+
+    compiled = jax.jit(step, donate_argnums=(0, 1)).lower(w, tx.init(w), w).compile()
+    assert compiled.memory_analysis().temp_size_in_bytes < w.nbytes
 
 
 def test_complex_norms_count_both_parts():
