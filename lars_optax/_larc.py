@@ -3,14 +3,13 @@
 from typing import Any
 
 import jax
-import numpy as np
 import optax
 
 from lars_optax._layerwise import Settings
 from lars_optax._masks import BY_ROLE, Mask
 from lars_optax._momentum import cast_to_params, check_dtype, wide_momentum
 from lars_optax._transform import transform
-from lars_optax._validate import check_number
+from lars_optax._validate import check_sgd
 
 
 def larc(
@@ -84,11 +83,7 @@ def larc(
       NVIDIA apex, apex/parallel/LARC.py, clip=True; nvcaffe's larc of December 2017
       clips likewise and leaves β‖w‖ out of the denominator.
     """
-    if not callable(learning_rate):
-        check_number("learning_rate", learning_rate)
-    check_number("momentum", momentum, high=1.0, optional=True)
-    if not isinstance(nesterov, bool | np.bool_):
-        raise ValueError(f"nesterov must be True or False, got {nesterov!r}.")
+    check_sgd(learning_rate, momentum, nesterov)
     settings = Settings(
         weight_decay=weight_decay,
         weight_decay_mask=weight_decay_mask,

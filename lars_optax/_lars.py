@@ -3,14 +3,13 @@
 from typing import Any
 
 import jax
-import numpy as np
 import optax
 
 from lars_optax._layerwise import Settings
 from lars_optax._masks import BY_ROLE, Mask
 from lars_optax._momentum import check_dtype, end_of_chain
 from lars_optax._transform import transform
-from lars_optax._validate import check_number
+from lars_optax._validate import check_sgd
 
 
 def scale_by_lars(
@@ -200,11 +199,7 @@ def lars(
     References:
       You, Gitman, Ginsburg 2017, https://arxiv.org/abs/1708.03888, section 3.2.3.
     """
-    if not callable(learning_rate):
-        check_number("learning_rate", learning_rate)
-    check_number("momentum", momentum, high=1.0, optional=True)
-    if not isinstance(nesterov, bool | np.bool_):
-        raise ValueError(f"nesterov must be True or False, got {nesterov!r}.")
+    check_sgd(learning_rate, momentum, nesterov)
     settings = Settings(
         weight_decay=weight_decay,
         weight_decay_mask=weight_decay_mask,

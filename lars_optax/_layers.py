@@ -82,8 +82,11 @@ def resolve_axis_names(
         if stacked and not axis_name:
             raise ValueError("axis_name is empty; None says that nothing is sharded.")
         return [AxisNames(axis_name)] * len(stacked)
-    names = isinstance(axis_name, list) and all(isinstance(x, str) for x in axis_name)
-    if axis_name and names:
+    if (
+        axis_name
+        and isinstance(axis_name, list)
+        and all(isinstance(x, str) for x in axis_name)
+    ):
         raise ValueError(f"axis_name must be a tuple of names, got {axis_name!r}.")
     specs = broadcast_prefix(
         axis_name, params, "axis_name", is_leaf=lambda x: isinstance(x, PartitionSpec)

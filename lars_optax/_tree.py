@@ -81,11 +81,9 @@ def broadcast_prefix(
     """
     paths, leaves, _ = flatten(tree)
     places, values, _ = flatten(prefix, is_leaf)
-    named = [
-        (_names(path), path, value) for path, value in zip(places, values, strict=True)
-    ]
-    entries = {name: (path, value) for name, path, value in named}
-    if len(entries) < len(named):
+    names = [_names(path) for path in places]
+    entries = dict(zip(names, zip(places, values, strict=True), strict=True))
+    if len(entries) < len(names):
         raise ValueError(f"{argument} has two leaves of one name among {some(places)}.")
     owners = [
         next((name[:n] for n in range(len(name) + 1) if name[:n] in entries), None)

@@ -52,8 +52,8 @@ def with_step(grad: Any, param: Any, weight_decay: Any) -> Leaf:
 def sum_of_squares(x: jax.Array, stacked: int | None = None) -> jax.Array:
     """Σ|x|² over all axes but the stacking one, in one pass, in float32 at least."""
     if norm_dtype(x.dtype) != x.dtype:
-        # Else XLA widens once for norm and step, into memory: 5 × the time on a CPU
-        # in bfloat16. (float16 it widens into memory all the same.)
+        # Else XLA widens once for norm and step, into memory, several times slower on
+        # a CPU in bfloat16. (float16 it widens into memory all the same.)
         x = jax.lax.optimization_barrier(x).astype(norm_dtype(x.dtype))
     squares = jnp.square(jnp.real(x))
     if jnp.iscomplexobj(x):

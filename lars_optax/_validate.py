@@ -43,6 +43,15 @@ def check_number(
         raise ValueError(f"{argument} must be finite and {bounds}, got {value!r}.")
 
 
+def check_sgd(learning_rate: Any, momentum: Any, nesterov: Any) -> None:
+    """Raise ValueError on what SGD with momentum cannot take."""
+    if not callable(learning_rate):
+        check_number("learning_rate", learning_rate)
+    check_number("momentum", momentum, high=1.0, optional=True)
+    if not isinstance(nesterov, bool | np.bool_):
+        raise ValueError(f"nesterov must be True or False, got {nesterov!r}.")
+
+
 def is_zero(value: Any) -> bool:
     """True for a Python or NumPy 0; an array's value is not looked at."""
     return isinstance(value, numbers.Real) and value == 0

@@ -31,7 +31,7 @@ def test_weights_kept_in_bfloat16_stand_still_and_master_weights_do_not():
     results = mixed_precision.main()
     full = results["float32", "float32"]
     master, half = results["float32", "bfloat16"], results["bfloat16", "bfloat16"]
-    # Losses were 0.0495, 0.0500 and 0.0683 when written.
+    # Losses were 0.0495, 0.0500 and 0.0670 when written.
     assert master.loss < 1.05 * full.loss
     assert half.loss > 1.2 * full.loss
     assert min(full.moved[-10:]) > 0.9
