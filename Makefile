@@ -4,7 +4,7 @@ VENV := .venv
 PY := $(VENV)/bin/python
 STAMP := $(VENV)/.ready-$(JAX)
 
-.PHONY: help train test floor newest lint format clean
+.PHONY: help train test floor newest lint format report clean
 .DEFAULT_GOAL := help
 
 help:
@@ -13,6 +13,7 @@ help:
 	@echo "make floor   run the package's tests on the oldest jax and optax it supports"
 	@echo "make newest  run them on the newest, which need Python 3.12"
 	@echo "make lint    check format, style and types"
+	@echo "make report  put the benchmarks' results into the tables of the pages"
 	@echo "make clean   remove the environment and what the runs wrote"
 
 train: $(STAMP)
@@ -35,6 +36,9 @@ lint: $(STAMP)
 format: $(STAMP)
 	$(PY) -m ruff format .
 	$(PY) -m ruff check --fix .
+
+report: $(STAMP)
+	$(PY) -m benchmarks.report
 
 # Written last, so that a half-made environment is built again.
 $(STAMP): requirements.lock requirements-cuda.lock tools/make_venv.sh

@@ -6,8 +6,8 @@ Both are set to one rule, λ = η‖w‖ / ‖g + βw‖ with momentum unless th
 judged by a naive float64 of it, layer by layer, at the parameters each has reached
 (benchmarks/oracle.py). A number is the largest error of an update, as a share of the
 largest element its leaf should have, over leaves and steps. Refuses to write where ours
-is not what its row asks. Takes half a minute; writes benchmarks/results/regimes.json,
-regimes.md, and the README's two tables: wrong numbers, and what `optax.lars` lacks.
+is not what its row asks. Takes half a minute; writes benchmarks/results/regimes.json.
+The README has two tables of it: wrong numbers, and what `optax.lars` lacks.
 """
 
 import json
@@ -44,7 +44,7 @@ from benchmarks.oracle import (
     ratio,
     train,
 )
-from benchmarks.tables import README, markdown, placed
+from benchmarks.tables import markdown
 from examples.imagenet.provenance import provenance
 
 RESULTS = Path("benchmarks/results/regimes.json")
@@ -215,17 +215,11 @@ def show(cell: Cell) -> str:
     return cell if isinstance(cell, str) else f"{cell:.2g}"
 
 
-def table(rows: list[dict[str, Any]]) -> str:
+def table(record: dict[str, Any], readme: str | None = None) -> str:
+    """All rows, or those of one of the README's tables."""
+    rows = [row for row in record["rows"] if readme in (None, row["readme"])]
     head = ["regime", "`optax.lars`", "`lars_optax.lars`", "what happens"]
     return markdown([head, *([show(row[x]) for x in Row._fields[:4]] for row in rows)])
-
-
-def with_tables(readme: str, rows: list[dict[str, Any]]) -> str:
-    """The README with its tables made anew."""
-    for name in ("wrong", "lacks"):
-        some = table([row for row in rows if row["readme"] == name])
-        readme = placed(readme, name, some)
-    return readme
 
 
 def main() -> None:
@@ -233,16 +227,14 @@ def main() -> None:
     jax.config.update("jax_num_cpu_devices", 4)
     parts = (placement, dtypes, rules, masks, frameworks, infinities, costs)
     rows = [row._asdict() for part in parts for row in part()]
-    print(table(rows))
+    print(table({"rows": rows}))
     if bad := [row["regime"] for row in rows if not row["ours_is_right"]]:
         raise SystemExit(f"ours is not right in {bad}; nothing is written")
     for row in rows:  # JSON has no NaN
         row |= {k: "nan" for k, x in row.items() if x != x}
     record = provenance() | {"seed": 0, "steps": STEPS, "rows": rows}
     RESULTS.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n")
-    RESULTS.with_suffix(".md").write_text(table(rows))
-    README.write_text(with_tables(README.read_text(), rows))
-    print(f"written: {RESULTS}, {RESULTS.with_suffix('.md')}, the tables of {README}")
+    print(f"written: {RESULTS}; make report puts its tables in their places")
 
 
 if __name__ == "__main__":

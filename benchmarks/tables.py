@@ -2,9 +2,6 @@
 
 import re
 from collections.abc import Iterable
-from pathlib import Path
-
-README = Path("README.md")
 
 
 def markdown(rows: Iterable[Iterable[str]]) -> str:

@@ -1,4 +1,4 @@
-"""Four virtual CPU devices, and JAX's strictest checks, for every test."""
+"""Eight virtual CPU devices, and JAX's strictest checks, for every test."""
 
 import os
 from importlib.util import find_spec
@@ -20,7 +20,7 @@ if find_spec("hypothesis"):  # not where the package is tested alone
 
     settings.register_profile("thorough")  # which random_trees.py fills in
 
-jax.config.update("jax_num_cpu_devices", 4)
+jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_platforms", "cpu")
 
 
@@ -32,10 +32,15 @@ def compile_fast(request):
 
 
 @pytest.fixture(scope="session")
-def devices():
-    found = jax.local_devices()[:4]
-    assert len(found) == 4, "start the tests with 4 virtual CPU devices"
+def eight_devices():
+    found = jax.local_devices()
+    assert len(found) == 8, "start the tests with 8 virtual CPU devices"
     return found
+
+
+@pytest.fixture(scope="session")
+def devices(eight_devices):
+    return eight_devices[:4]
 
 
 @pytest.fixture

@@ -10,6 +10,7 @@ import pytest
 from steps import (
     NOISY,
     NORMED,
+    PLAIN,
     ROUNDINGS,
     assert_params_close,
     make_batch,
@@ -93,30 +94,39 @@ def test_slots_in_turn_need_little_more_memory_than_one():
 
 
 @pytest.mark.parametrize("name", ["pmap", "shard_map"])
-@pytest.mark.parametrize(("accumulate", "solvers"), [(1, 1), (4, 2)])
-def test_gradients_are_reduced_once_an_update(name, accumulate, solvers, devices):
-    """All-reduces carry each gradient, moment and metric once, and in no loop."""
-    setup = make_setup(NORMED, name="lars")
+@pytest.mark.parametrize(
+    ("net", "accumulate", "solvers"), [(PLAIN, 1, 1), (NORMED, 1, 1), (NORMED, 4, 2)]
+)
+def test_gradients_are_reduced_once_an_update(
+    name, net, accumulate, solvers, eight_devices
+):
+    """One all-reduce, of each gradient, moment and metric once, and in no loop."""
+    setup = make_setup(net, name="lars")
     model, tx, stats = setup
     step = partial(train_step, model=model, tx=tx, layer_stats=stats)
     step = partial(step, accumulate=accumulate, solvers=solvers)
-    step = engine.parallelize(step, devices, engine=name, donate_state=True)
-    state = engine.replicate(start(setup), devices)
-    text = step.compiled_text(state, make_batch(0, 32))
-    carried = (state.params, to_moments(state.batch_stats))
-    values = sum(leaf.size for leaf in jax.tree.leaves(carried))
-    assert numbers_reduced(text) == values + 2  # loss and accuracy
-    # Bodies of loops come before the entry, and are none of it.
-    assert numbers_reduced(text[text.index("\nENTRY ") :]) == values + 2
+    step = engine.parallelize(step, eight_devices, engine=name, donate_state=True)
+    state = engine.replicate(start(setup), eight_devices)
+    text = step.compiled_text(state, make_batch(0, 64))
+    assert not re.search(r" (all-gather|reduce-scatter|all-to-all)", text)
+    # Bodies of loops come before the entry.
+    before, entry = text.split("\nENTRY ")
+    assert not all_reduces(before)
+    (reduced,) = all_reduces(entry)
+    params, moments = state.params, to_moments(state.batch_stats)
+    carried = [4 * x.size for x in jax.tree.leaves((params, moments))]
+    assert sorted(reduced) == sorted([*carried, 4, 4])  # and loss and accuracy
 
 
-def numbers_reduced(text):
-    """How many numbers the all-reduces of a compiled program carry in all."""
+def all_reduces(text):
+    """Of each all-reduce in a compiled program, the bytes of its float32 arrays."""
     results = re.findall(r" = (.*?) all-reduce(?:-start)?\(", text)
-    shapes = [
-        dims for result in results for dims in re.findall(r"\w\[([\d,]*)\]", result)
+    shapes = [re.findall(r"(\w+)\[([\d,]*)\]", result) for result in results]
+    assert {dtype for arrays in shapes for dtype, _ in arrays} <= {"f32"}
+    return [
+        [4 * math.prod(int(n) for n in dims.split(",") if n) for _, dims in arrays]
+        for arrays in shapes
     ]
-    return sum(math.prod(int(n) for n in dims.split(",") if n) for dims in shapes)
 
 
 def test_dropout_is_another_in_every_slot_and_step(devices):

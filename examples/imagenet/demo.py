@@ -131,9 +131,9 @@ def caption(devices: int) -> str:
     )
 
 
-def markdown(rows: list[dict[str, Any]], note: str) -> str:
+def markdown(rows: list[dict[str, Any]]) -> str:
     lines = [_HEAD, ("---",) * len(_HEAD), *map(cells, rows)]
-    return "".join("| " + " | ".join(line) + " |\n" for line in lines) + f"\n{note}\n"
+    return "".join("| " + " | ".join(line) + " |\n" for line in lines)
 
 
 def show(rows: list[dict[str, Any]], note: str, console: Console) -> None:
@@ -177,7 +177,7 @@ def main() -> None:
     note = caption(len(devices))
     labels = {name: f"{name} ({METHODS[name][1]:,})" for name in logs}
     plot_runs({labels[name]: paths for name, paths in logs.items()}, OUT / "curves.png")
-    (OUT / "table.md").write_text(markdown(rows, note))
+    (OUT / "table.md").write_text(f"{markdown(rows)}\n{note}\n")
     record = provenance() | {"protocol": note, "seeds": SEEDS, "rows": rows}
     record["seconds"] = time.perf_counter() - start
     (OUT / "table.json").write_text(json.dumps(record, indent=1) + "\n")
