@@ -173,8 +173,8 @@ def test_command_line_trains_on_a_folder_and_leaves_log_and_picture(tmp_path):
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        ("--batch-size 30", "30 does not divide over 8 devices.*24, 32"),
-        ("--batch-size 3", r"3 does not divide .* do: 8$"),
+        ("--batch-size 30 --devices 4", "30 does not divide over 4 devices.*28, 32"),
+        ("--batch-size 3 --devices 4", r"3 does not divide .* do: 4$"),
         ("--batch-size 4000", "exceeds the 3200 training images; give at most 3200"),
         ("--data /nowhere", "train-images-idx3-ubyte"),
         ("--devices 99", "got 99; JAX has"),
