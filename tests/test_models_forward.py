@@ -43,6 +43,22 @@ def test_pooling_rounds_up_and_cuts_the_last_window_off(size, out):
     np.testing.assert_array_equal(pooled, caffe.pool(x).astype(np.float32))
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("size", [8, 9])
+def test_of_equal_pixels_the_first_of_a_window_has_the_gradient(size, dtype):
+    x = np.maximum(normal(2, size, size, 3).round(), 0)  # many are equal
+    pooled, pull = jax.vjp(layers.max_pool, jnp.asarray(x, dtype))
+    cotangent = normal(*pooled.shape).round(1)
+    expected = np.zeros(x.shape)
+    for n, i, j, c in np.ndindex(cotangent.shape):
+        window = x[n, 2 * i : 2 * i + 3, 2 * j : 2 * j + 3, c]
+        row, column = np.unravel_index(window.argmax(), window.shape)
+        expected[n, 2 * i + row, 2 * j + column, c] += cotangent[n, i, j, c]
+    (found,) = pull(jnp.asarray(cotangent, dtype))
+    assert found.dtype == dtype
+    assert_close(np.float64(found), expected, 1e-6 if dtype == "float32" else 2**-7)
+
+
 @pytest.mark.parametrize("as_slices", [True, False])
 @pytest.mark.parametrize("groups", [1, 2, 3])
 def test_grouped_convolution_is_the_loop_over_groups(groups, as_slices):

@@ -149,7 +149,7 @@ def _moments(tree: Tree, pixels: int, augment: Augment) -> tuple[Colour, Colour]
     n = min(tree.size, _SAMPLE)
     sample = tree.take(np.arange(n) * tree.size // n)
     cache, key = cache_folder(), _fingerprint(sample)
-    name = f"moments 1 {os.path.abspath(tree.folder)} {pixels} {augment}"
+    name = f"moments 2 {os.path.abspath(tree.folder)} {pixels} {augment}"
     found = recall(cache, name, key)
     if found is None:
         counts = _histogram(sample, pixels, augment)

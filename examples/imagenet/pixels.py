@@ -186,9 +186,17 @@ def _warp(image: np.ndarray, pixels: int) -> np.ndarray:
 
 
 def _resize(image: np.ndarray, side: int) -> np.ndarray:
-    shrinks = min(image.shape[:2]) >= side
-    how = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
-    return cv2.resize(image, (side, side), interpolation=how)
+    """Means of whole blocks of pixels while the image is twice as large; bilinear then.
+
+    Averaging by any other factor (INTER_AREA) takes OpenCV four times as long.
+    """
+    height, width = image.shape[:2]
+    down, across = max(1, height // side), max(1, width // side)
+    if down > 1 or across > 1:
+        whole = image[: height // down * down, : width // across * across]
+        size = (width // across, height // down)
+        image = cv2.resize(whole, size, interpolation=cv2.INTER_AREA)
+    return cv2.resize(image, (side, side), interpolation=cv2.INTER_LINEAR)
 
 
 def _centre(image: np.ndarray, side: int) -> np.ndarray:

@@ -4,6 +4,7 @@ Grouped convolution as one kernel, local response normalisation across channels,
 pooling that rounds up, and BatchNorm whose training pass returns its batch's moments.
 """
 
+import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -161,11 +162,13 @@ def local_response_norm(x: jax.Array) -> jax.Array:
     return (wide * scale).astype(x.dtype)
 
 
+@jax.custom_vjp
 def max_pool(x: jax.Array) -> jax.Array:
     """Maximum over 3×3 windows, stride 2, the number of windows rounded up.
 
     As BVLC/caffe's pooling_layer without padding: every pixel is in a window, and the
-    last window may lack a row or column. 112 → 56, where VALID gives 55.
+    last window may lack a row or column. 112 → 56, where VALID gives 55. Of equal
+    pixels the first has the gradient, as there.
     """
     padding = [(0, (size - 3) % 2) for size in x.shape[1:3]]
     pooled: jax.Array = lax.reduce_window(
@@ -177,3 +180,35 @@ def max_pool(x: jax.Array) -> jax.Array:
         [(0, 0), *padding, (0, 0)],
     )
     return pooled
+
+
+def _max_pool_forward(x: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    pooled = max_pool(x)
+    return pooled, (x, pooled)
+
+
+def _max_pool_backward(
+    kept: tuple[jax.Array, jax.Array], cotangent: jax.Array
+) -> tuple[jax.Array]:
+    """Each of a window's nine places in turn: XLA's own scatters, with indices.
+
+    On a CPU that takes twice as long and five times the memory of x.
+    """
+    x, pooled = kept
+    height, width = x.shape[1:3]
+    rows, columns = (2 * size + 1 for size in pooled.shape[1:3])
+    missing = [(0, 0), (0, rows - height), (0, columns - width), (0, 0)]
+    windows = jnp.pad(x, missing, constant_values=-jnp.inf)
+    free = jnp.ones(pooled.shape, bool)
+    total = jnp.zeros((), jnp.float32)
+    for i, j in itertools.product(range(3), repeat=2):
+        place = windows[:, i : i + rows - 2 : 2, j : j + columns - 2 : 2]
+        here = free & (place == pooled)
+        free &= ~here
+        part = jnp.where(here, cotangent, 0).astype(jnp.float32)
+        apart = [(0, 0, 0), (i, 2 - i, 1), (j, 2 - j, 1), (0, 0, 0)]
+        total = total + lax.pad(part, jnp.float32(0), apart)
+    return (total[:, :height, :width].astype(x.dtype),)
+
+
+max_pool.defvjp(_max_pool_forward, _max_pool_backward)
