@@ -7,11 +7,11 @@ run says so. A test compares the pages with the results.
 """
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from benchmarks import regimes
+from benchmarks import regimes, study, study_page
 from benchmarks.optimizer_step import BASE
 from benchmarks.tables import markdown, placed
 from examples.imagenet import demo
@@ -53,38 +53,77 @@ def ratios(record: Record) -> str:
     return markdown([head, *lines])
 
 
+def rows(found: Record, fields: Mapping[str, tuple[str, float, str]]) -> str:
+    """A line for each name; fields: title to key, factor and format."""
+    lines = [
+        [name]
+        + [how.format(x[key] * factor) if key in x else "" for key, factor, how in
+           fields.values()]
+        for name, x in found.items()
+    ]  # fmt: skip
+    return markdown([["", *fields], *lines])
+
+
 def steps(record: Record) -> str:
     """Everything that was measured of every optimizer, a table for each network."""
-    fields = {
-        "ratio": ("ratio", "{:.2f}"),
-        "of fastest": ("ratio_of_fastest", "{:.2f}"),
-        "step, ms": ("median_seconds", "{:.1f}"),
-        "trace, s": ("trace_seconds", "{:.2f}"),
-        "compile, s": ("compile_seconds", "{:.2f}"),
-        "passes": ("passes_by_xla", "{:.1f}"),
-        "reductions": ("reductions", "{}"),
-        "temporary, MB": ("temporary_bytes", "{:.0f}"),
-        "μs a leaf": ("microseconds_per_leaf", "{:.1f}"),
-    }
-    scale = {"step, ms": 1e3, "temporary, MB": 1e-6}
     text = ""
     for title, result in record["results"].items():
         net, dtype = title.split()
         text += f"\n{NETWORKS[net]}, {dtype}: {result['leaves']} leaves,"
         text += f" {result['bytes'] / 1e6:.0f} MB; load {result['load']:.1f}\n\n"
-        lines = [
-            [
-                name,
-                *(
-                    how.format(x[field] * scale.get(column, 1)) if field in x else ""
-                    for column, (field, how) in fields.items()
-                ),
-            ]
-            for name, x in result["optimizers"].items()
-        ]
-        text += markdown([["", *fields], *lines])
+        text += rows(
+            result["optimizers"],
+            {
+                "ratio": ("ratio", 1, "{:.2f}"),
+                "of fastest": ("ratio_of_fastest", 1, "{:.2f}"),
+                "step, ms": ("median_seconds", 1e3, "{:.1f}"),
+                "trace, s": ("trace_seconds", 1, "{:.2f}"),
+                "compile, s": ("compile_seconds", 1, "{:.2f}"),
+                "passes": ("passes_by_xla", 1, "{:.1f}"),
+                "reductions": ("reductions", 1, "{}"),
+                "temporary, MB": ("temporary_bytes", 1e-6, "{:.0f}"),
+                "μs a leaf": ("microseconds_per_leaf", 1, "{:.1f}"),
+            },
+        )
     adds = record["import_adds_milliseconds"]
     return text + f"\n`import lars_optax` adds {adds:.0f} ms to `import optax`.\n"
+
+
+def whole_steps(record: Record) -> str:
+    """Of the trainer: a table for each network and number of images."""
+    text = ""
+    for title, result in record["results"].items():
+        text += f"\n{title}, {record['dtype']}; load {result.get('load', 0):.1f}\n\n"
+        text += rows(
+            result["steps"],
+            {
+                "ratio": ("ratio", 1, "{:.3f}"),
+                "of fastest": ("ratio_of_fastest", 1, "{:.3f}"),
+                "step, ms": ("median_seconds", 1e3, "{:.0f}"),
+                "images/s": ("images_per_second", 1, "{:.1f}"),
+                "temporary, MB": ("temporary_bytes", 1e-6, "{:.0f}"),
+                "out of memory": ("out_of_memory", 1, "{}"),
+            },
+        )
+    return text
+
+
+def pipeline(record: Record) -> str:
+    """Of the input pipeline: a table for each number of cores."""
+    files = record["files"]
+    text = f"{files['count']} files of {files['mean_bytes'] / 1e3:.0f} kB and"
+    text += (
+        f" {files['mean_width']:.0f}×{files['mean_height']:.0f} pixels on average.\n"
+    )
+    for result in record["results"]:
+        text += f"\n{result['cores']} core{'s' * (result['cores'] > 1)}\n\n"
+        fields = {
+            "ratio": ("ratio", 1, "{:.2f}"),
+            "images/s": ("images_per_second", 1, "{:.0f}"),
+            "of each core": ("images_per_second_per_core", 1, "{:.0f}"),
+        }
+        text += rows(result["turns"], fields)
+    return text
 
 
 TABLES = (
@@ -95,6 +134,10 @@ TABLES = (
     Table(RESULTS / "regimes.md", "all", "regimes.json", regimes.table),
     Table(BENCHMARKS, "optimizer_step_cpu", "optimizer_step_cpu.json", steps),
     Table(BENCHMARKS, "optimizer_step_gpu", "optimizer_step_gpu.json", steps),
+    Table(BENCHMARKS, "train_step_cpu", "train_step_cpu.json", whole_steps),
+    Table(BENCHMARKS, "train_step_gpu", "train_step_gpu.json", whole_steps),
+    Table(BENCHMARKS, "input_pipeline", "input_pipeline.json", pipeline),
+    *(Table(study_page.PAGE, *table) for table in study_page.TABLES),
 )
 
 
@@ -103,15 +146,25 @@ def pages() -> dict[Path, str]:
     texts = {table.page: table.page.read_text() for table in TABLES}
     for page, name, result, make in TABLES:
         path = RESULTS / result
-        found = make(json.loads(path.read_text())) if path.is_file() else "Not run.\n"
+        found = make(read(path)) if path.is_file() else "Not run.\n"
         texts[page] = placed(texts[page], name, found)
     return texts
+
+
+def read(path: Path) -> Record:
+    """One record, or a file of lines, each of which is one."""
+    text = path.read_text()
+    if path.suffix == ".json":
+        record: Record = json.loads(text)
+        return record
+    return {"rows": [json.loads(line) for line in text.splitlines()]}
 
 
 def main() -> None:
     for page, text in pages().items():
         page.write_text(text)
         print(f"written: {page}")
+    study_page.draw(study.read())
 
 
 if __name__ == "__main__":

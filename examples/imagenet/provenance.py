@@ -42,7 +42,9 @@ def _commit() -> str:
 
     try:
         head = git("rev-parse", "--verify", "HEAD")
-        changed = git("status", "--porcelain", "--untracked-files=no")
+        # Of several results the first ones kept are no change to the next.
+        but = (":(top)", ":(top,exclude)benchmarks/results")
+        changed = git("status", "--porcelain", "--untracked-files=no", "--", *but)
     except OSError:  # no git here
         return "uncommitted"
     return (head or "uncommitted") + (" + changes" if head and changed else "")

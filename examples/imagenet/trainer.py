@@ -13,6 +13,7 @@ import jax
 import numpy as np
 
 from lars_optax import epochs_to_steps
+from lars_optax.recipes import Recipe
 
 from .config import Config
 from .data import Dataset, Source
@@ -37,10 +38,18 @@ class Scores:
 
 
 class Trainer:
-    """A configuration bound to data and devices; compiled at its first step."""
+    """A configuration bound to data and devices; compiled at its first step.
+
+    `make_optimizer` takes the configuration's recipe and the number of training images;
+    one of your own may take no more of them than the schedule.
+    """
 
     def __init__(
-        self, config: Config, data: Dataset, devices: Sequence[jax.Device]
+        self,
+        config: Config,
+        data: Dataset,
+        devices: Sequence[jax.Device],
+        make_optimizer: Callable[[Recipe, int], Any] = Recipe.optimizer,
     ) -> None:
         run = config.run
         self.config, self.data, self.devices = config, data, devices
@@ -71,7 +80,7 @@ class Trainer:
             self.updates: run.epochs
         }  # updates done to epochs done
         self.model = build_model(config, data)
-        self.tx = self.recipe.optimizer(data.train.size)
+        self.tx = make_optimizer(self.recipe, data.train.size)
         schedule = jax.vmap(self.recipe.schedule(data.train.size))
         self.rates = np.asarray(schedule(np.arange(self.updates)))
         self.step = parallelize(

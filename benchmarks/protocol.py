@@ -1,0 +1,147 @@
+"""The study's protocol, fixed before its runs.
+
+Data: Fashion-MNIST, of whose 60,000 training images the trainer holds out 5,000 for
+validation; and, as a row that is cheap to repeat, the 5,000 digits of `make train`.
+Networks: `alexnet-small`, without BatchNorm and with it. BatchNorm takes the moments of
+512 images, or of the batch where that is smaller, whatever the number of devices.
+
+Every optimizer has β = 5e-4, μ = 0.9 and one schedule: a linear warm-up from 0 over a
+sixth of the epochs, then (1 − t/T)². At each batch size it has as many learning rates
+as the others, a factor of 2 apart, for 10 epochs from seed 0; the best on the
+validation images is run for 30 epochs from seeds 1, 2 and 3 and scored on the test
+images, once. At the other sizes there are three rates, around the best at the tuned
+size by √ scaling. Nothing is left out, diverged runs included.
+"""
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+import optax
+
+import lars_optax
+from examples.imagenet.config import Config, Data, Model, Optimizer, Run, Split
+from lars_optax.recipes import Recipe
+
+SLOT = 512  # images of which BatchNorm takes the moments
+RATES, FEW = 6, 3
+
+
+class Stage(NamedTuple):
+    """What is run at one rate."""
+
+    epochs: int
+    seeds: tuple[int, ...]
+    split: Split
+
+
+TUNING = Stage(10, (0,), "validation")
+FINAL = Stage(30, (1, 2, 3), "test")
+
+
+class Method(NamedTuple):
+    """An optimizer; `make` where the trainer has no flags for it."""
+
+    title: str
+    optimizer: Optimizer
+    lowest: tuple[float, float]  # rates without and with BatchNorm, at the tuned size
+    make: Callable[[Recipe, int], Any] = Recipe.optimizer
+
+
+def optax_lars(recipe: Recipe, images: int) -> Any:
+    """With its defaults, but for the decay that all have."""
+    return optax.lars(recipe.schedule(images), recipe.weight_decay)
+
+
+def larc(recipe: Recipe, images: int) -> Any:
+    """With its defaults, but for the decay that all have."""
+    return lars_optax.larc(recipe.schedule(images), recipe.weight_decay or 0.0)
+
+
+_SGD = Optimizer(name="sgd", weight_decay=5e-4, momentum=0.9)
+_LARS = replace(_SGD, name="lars")
+_ALL = replace(_LARS, layers="all")
+METHODS = {
+    "sgd": Method("SGD", _SGD, (0.025, 0.05)),
+    "linear": Method("SGD, linear scaling", _SGD, (0, 0)),
+    "nesterov": Method("Nesterov SGD", replace(_SGD, nesterov=True), (0.025, 0.05)),
+    "lars": Method("LARS, weights alone", _LARS, (2.5, 2.5)),
+    "lars-all": Method("LARS, all leaves", _ALL, (2.5, 2.5)),
+    "optax-lars": Method("optax.lars, defaults", _ALL, (2.5, 2.5), optax_lars),
+    "larc": Method("LARC", _SGD, (0.05, 0.05), larc),
+}
+SMALL = {"fashion-mnist": 128, "digits": 32}  # the baseline's batch
+TUNED = {"fashion-mnist": 8192, "digits": 1600}
+LOWEST_SMALL = (0.005, 0.01)
+
+
+class Cell(NamedTuple):
+    """One line of the study's tables."""
+
+    data: str
+    network: str
+    batch: int
+    method: str
+
+    @property
+    def name(self) -> str:
+        """For the command line and folders."""
+        return "/".join(map(str, self))
+
+    def config(self, source: str, rate: float, stage: Stage, devices: int) -> Config:
+        """Of runs on at most so many devices; a seed is still to be given."""
+        used = max(1, min(devices, self.batch // SLOT))
+        optimizer = METHODS[self.method].optimizer
+        warmup = stage.epochs / 6
+        network: Any = self.network
+        return Config(
+            data=Data(source=source, evaluate_on=stage.split),
+            model=Model(network=network, width=0.5 if self.data == "digits" else 1.0),
+            optimizer=replace(optimizer, learning_rate=rate, warmup_epochs=warmup),
+            run=Run(
+                batch_size=self.batch,
+                epochs=stage.epochs,
+                devices=used,
+                accumulate=max(1, self.batch // (SLOT * used)),
+                layers_every=0,
+                log_every=20,
+                checkpoints=1,
+            ),
+        )
+
+    def rates(self, best: Callable[["Cell"], float | None]) -> tuple[float, ...]:
+        """The rates to try; none as long as those they follow from are not known."""
+        norm = int("bn" in self.network)
+        if self.method == "linear":
+            small = self._replace(batch=SMALL[self.data], method="sgd")
+            rate = best(small)
+            return () if rate is None else (rate * self.batch / small.batch,)
+        if self.batch == SMALL[self.data]:
+            return _ladder(LOWEST_SMALL[norm], RATES)
+        tuned = self._replace(batch=TUNED[self.data])
+        if self == tuned:
+            return _ladder(METHODS[self.method].lowest[norm], RATES)
+        rate = best(tuned)
+        if rate is None:
+            return ()
+        middle = lars_optax.sqrt_scaling(rate, self.batch, tuned.batch)
+        return _ladder(middle / 2, FEW)
+
+
+def _ladder(lowest: float, n: int) -> tuple[float, ...]:
+    return tuple(lowest * 2**k for k in range(n))
+
+
+def cells() -> list[Cell]:
+    """All of them; what the claims rest on first."""
+    networks = ("alexnet-small", "alexnet-bn-small")
+    found = [Cell("digits", networks[0], *each) for each in
+             ((32, "sgd"), (1600, "sgd"), (1600, "lars-all"))]  # fmt: skip
+    main = ((128, "sgd"), (8192, "sgd"), (8192, "lars"))
+    others = [(8192, name) for name in METHODS if name not in ("sgd", "lars")]
+    more = [(n, name) for n in (2048, 16_384) for name in ("sgd", "nesterov", "lars")]
+    for part in (main, others, more):
+        found += [
+            Cell("fashion-mnist", net, *each) for net in networks for each in part
+        ]
+    return found

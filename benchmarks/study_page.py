@@ -1,0 +1,154 @@
+"""The tables of docs/study.md and its pictures, of the runs that are kept.
+
+What is not there yet says so; nothing is left out.
+"""
+
+from functools import partial
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
+
+from matplotlib.figure import Figure
+
+from benchmarks import protocol
+from benchmarks.protocol import FINAL, METHODS, TUNED, TUNING, Cell, cells
+from benchmarks.study import Kept
+from benchmarks.tables import markdown
+
+PAGE = Path("docs/study.md")
+DATA = "fashion-mnist"
+NETWORKS = {"alexnet-small": "without BatchNorm", "alexnet-bn-small": "with BatchNorm"}
+MARKERS = dict(zip(METHODS, "so^DvPX", strict=True))
+
+
+def percent(accuracies: list[float]) -> str:
+    spread = f" ± {100 * stdev(accuracies):.1f}" if len(accuracies) > 1 else ""
+    return f"{100 * mean(accuracies):.1f}{spread} %"
+
+
+def lost(records: list[dict[str, Any]]) -> str:
+    n = sum(record["diverged"] for record in records)
+    return f", {n} diverged" if n else ""
+
+
+def ladder(kept: Kept, some: list[Cell]) -> str:
+    """Test accuracies of the chosen rates."""
+    head = ["batch", "optimizer", "rates tried", "chosen", "updates", "test accuracy"]
+    lines = []
+    for cell in some:
+        rates, best = cell.rates(kept.best), kept.best(cell)
+        final = kept.of(cell, FINAL)
+        tried = f"{rates[0]:g} … {rates[-1]:g}" if len(rates) > 1 else "none"
+        ends = len(rates) > 1 and best in (rates[0], rates[-1])
+        lines.append(
+            [
+                f"{cell.batch:,}",
+                METHODS[cell.method].title,
+                tried if rates else "",
+                "" if best is None else f"{best:g}" + " (end of range)" * ends,
+                f"{final[0]['updates']:,}" if final else "",
+                percent([r["accuracy"] for r in final]) + lost(final)
+                if final
+                else "not run",
+            ]
+        )
+    return markdown([head, *lines])
+
+
+def sweep(kept: Kept, some: list[Cell]) -> str:
+    """Every trial: validation accuracy after the short runs."""
+    lines = []
+    for cell in some:
+        found = kept.of(cell, TUNING)
+        trials = ", ".join(
+            f"{r['learning_rate']:g}: {100 * r['accuracy']:.1f}"
+            + " (diverged)" * r["diverged"]
+            for r in found
+        )
+        if trials:
+            lines.append([f"{cell.batch:,}", METHODS[cell.method].title, trials])
+    head = ["batch", "optimizer", "rate: validation accuracy, %"]
+    return markdown([head, *lines])
+
+
+def part(name: str) -> list[Cell]:
+    """The rows of one network, or of the digits."""
+    small = [cell for cell in cells() if cell.data == name]
+    return small or [
+        cell for cell in cells() if (cell.data, cell.network) == (DATA, name)
+    ]
+
+
+def rules(_: Any) -> str:
+    """The protocol without its title."""
+    return (protocol.__doc__ or "").partition("\n\n")[2]
+
+
+TABLES = [("protocol", "study.jsonl", rules)] + [
+    (
+        mark + name,
+        "study.jsonl",
+        partial(lambda make, some, x: make(Kept(x["rows"]), some), make, part(name)),
+    )
+    for name in (*NETWORKS, "digits")
+    for mark, make in (("", ladder), ("trials ", sweep))
+]
+
+
+def draw(kept: Kept) -> None:
+    """Both pictures."""
+    draw_sweep(kept, PAGE.with_name("study_rate.png"))
+    draw_ladder(kept, PAGE.with_name("study_batch.png"))
+
+
+def panels() -> tuple[Figure, Any]:
+    figure = Figure(figsize=(9, 4.2), layout="constrained")
+    return figure, figure.subplots(1, len(NETWORKS), sharey=True)
+
+
+def draw_sweep(kept: Kept, path: Path) -> None:
+    figure, axes = panels()
+    for axis, (network, title) in zip(axes, NETWORKS.items(), strict=True):
+        for name, method in METHODS.items():
+            found = kept.of(Cell(DATA, network, TUNED[DATA], name), TUNING)
+            if found:
+                rates = [r["learning_rate"] for r in found]
+                scores = [100 * r["accuracy"] for r in found]
+                axis.plot(rates, scores, marker=MARKERS[name], label=method.title)
+        axis.set(xscale="log", xlabel="learning rate", title=title)
+        axis.grid(alpha=0.3)
+    axes[0].set_ylabel("validation accuracy, %")
+    _finish(figure, axes, path)
+
+
+def draw_ladder(kept: Kept, path: Path) -> None:
+    figure, axes = panels()
+    for axis, (network, title) in zip(axes, NETWORKS.items(), strict=True):
+        for name, method in METHODS.items():
+            points = []
+            for cell in cells():
+                final = kept.of(cell, FINAL)
+                if (cell.data, cell.network, cell.method) == (DATA, network, name):
+                    scores = [100 * r["accuracy"] for r in final]
+                    if len(scores) > 1:
+                        points.append((cell.batch, mean(scores), stdev(scores)))
+            if points:
+                x, y, error = zip(*sorted(points), strict=True)
+                style: Any = {"marker": MARKERS[name], "capsize": 3}
+                axis.errorbar(x, y, error, label=method.title, **style)
+        axis.set_xscale("log", base=2)
+        axis.set(xlabel="batch", title=title)
+        axis.grid(alpha=0.3)
+    axes[0].set_ylabel("test accuracy, %")
+    _finish(figure, axes, path)
+
+
+def _finish(figure: Figure, axes: Any, path: Path) -> None:
+    found: dict[str, Any] = {}
+    for axis in axes:
+        found |= dict(zip(*reversed(axis.get_legend_handles_labels()), strict=True))
+    if found:
+        figure.legend(
+            list(found.values()), list(found), loc="outside lower center", ncols=4
+        )
+    figure.savefig(path, dpi=120, metadata={"Software": None})
