@@ -13,6 +13,7 @@ images, once. At the other sizes there are three rates, around the best at the t
 size by √ scaling. Nothing is left out, diverged runs included.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, NamedTuple
@@ -90,7 +91,8 @@ class Cell(NamedTuple):
 
     def config(self, source: str, rate: float, stage: Stage, devices: int) -> Config:
         """Of runs on at most so many devices; a seed is still to be given."""
-        used = max(1, min(devices, self.batch // SLOT))
+        slots = math.gcd(self.batch, max(1, self.batch // SLOT))
+        used = math.gcd(slots, devices)
         optimizer = METHODS[self.method].optimizer
         warmup = stage.epochs / 6
         network: Any = self.network
@@ -102,7 +104,7 @@ class Cell(NamedTuple):
                 batch_size=self.batch,
                 epochs=stage.epochs,
                 devices=used,
-                accumulate=max(1, self.batch // (SLOT * used)),
+                accumulate=slots // used,
                 layers_every=0,
                 log_every=20,
                 checkpoints=1,
