@@ -11,14 +11,19 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from benchmarks import regimes, study, study_page
+from benchmarks import regimes, study_page, study_runs
 from benchmarks.optimizer_step import BASE
 from benchmarks.tables import markdown, placed
 from examples.imagenet import demo
 
 README, BENCHMARKS = Path("README.md"), Path("benchmarks/README.md")
 RESULTS = Path("benchmarks/results")
-NETWORKS = {"resnet50": "ResNet-50", "alexnet": "AlexNet", "vit_b": "ViT-B/16"}
+NAMES = {
+    "resnet50": "ResNet-50",
+    "alexnet": "AlexNet",
+    "alexnet_bn": "AlexNet-BN",
+    "vit_b": "ViT-B/16",
+}
 SHORT = (
     BASE,
     "lars_optax.lars",
@@ -44,7 +49,7 @@ def ratios(record: Record) -> str:
     """Steps as ratios to SGD's, of all networks and dtypes; the main peers alone."""
     results = record["results"]
     titles = [name.split() for name in results]
-    head = ["one step", *(f"{NETWORKS[net]}, {dtype}" for net, dtype in titles)]
+    head = ["one step", *(f"{NAMES[net]}, {dtype}" for net, dtype in titles)]
     lines = []
     for name in SHORT:
         each = [result["optimizers"].get(name) for result in results.values()]
@@ -54,14 +59,24 @@ def ratios(record: Record) -> str:
 
 
 def rows(found: Record, fields: Mapping[str, tuple[str, float, str]]) -> str:
-    """A line for each name; fields: title to key, factor and format."""
+    """A line for each name; fields: title to key, factor and format.
+
+    Columns without any value are left out.
+    """
+    some = {
+        title: field
+        for title, field in fields.items()
+        if any(x.get(field[0]) is not None for x in found.values())
+    }
     lines = [
         [name]
-        + [how.format(x[key] * factor) if key in x else "" for key, factor, how in
-           fields.values()]
+        + [
+            "" if x.get(key) is None else how.format(x[key] * factor)
+            for key, factor, how in some.values()
+        ]
         for name, x in found.items()
-    ]  # fmt: skip
-    return markdown([["", *fields], *lines])
+    ]
+    return markdown([["", *some], *lines])
 
 
 def steps(record: Record) -> str:
@@ -69,7 +84,7 @@ def steps(record: Record) -> str:
     text = ""
     for title, result in record["results"].items():
         net, dtype = title.split()
-        text += f"\n{NETWORKS[net]}, {dtype}: {result['leaves']} leaves,"
+        text += f"\n{NAMES[net]}, {dtype}: {result['leaves']} leaves,"
         text += f" {result['bytes'] / 1e6:.0f} MB; load {result['load']:.1f}\n\n"
         text += rows(
             result["optimizers"],
@@ -91,20 +106,26 @@ def steps(record: Record) -> str:
 
 def whole_steps(record: Record) -> str:
     """Of the trainer: a table for each network and number of images."""
+    fields = {
+        "ratio": ("ratio", 1, "{:.3f}"),
+        "of fastest": ("ratio_of_fastest", 1, "{:.3f}"),
+        "step, ms": ("median_seconds", 1e3, "{:.0f}"),
+        "images/s": ("images_per_second", 1, "{:.1f}"),
+        "temporary, MB": ("temporary_bytes", 1e-6, "{:.0f}"),
+        "out of memory": ("out_of_memory", 1, "yes"),
+    }
     text = ""
     for title, result in record["results"].items():
-        text += f"\n{title}, {record['dtype']}; load {result.get('load', 0):.1f}\n\n"
-        text += rows(
-            result["steps"],
-            {
-                "ratio": ("ratio", 1, "{:.3f}"),
-                "of fastest": ("ratio_of_fastest", 1, "{:.3f}"),
-                "step, ms": ("median_seconds", 1e3, "{:.0f}"),
-                "images/s": ("images_per_second", 1, "{:.1f}"),
-                "temporary, MB": ("temporary_bytes", 1e-6, "{:.0f}"),
-                "out of memory": ("out_of_memory", 1, "{}"),
-            },
-        )
+        kind, network, images = title.split(", ")
+        what = "accumulating micro-batches of " if kind == "accumulate" else ""
+        text += f"\n{NAMES[network]}, {what}{images}, {record['dtype']}"
+        text += f"; load {result['load']:.1f}\n\n" if "load" in result else "\n\n"
+        text += rows(result["steps"], fields)
+        alone = [f"{name}, update alone" for name in (BASE, "lars_optax.lars")]
+        if all(name in result["steps"] for name in alone):
+            sgd, lars = (result["steps"][name]["median_seconds"] for name in alone)
+            more = (lars - sgd) / result["steps"][BASE]["median_seconds"]
+            text += f"\nBy the updates alone LARS adds {more:.1%} to SGD's step.\n"
     return text
 
 
@@ -164,7 +185,7 @@ def main() -> None:
     for page, text in pages().items():
         page.write_text(text)
         print(f"written: {page}")
-    study_page.draw(study.read())
+    study_page.draw(study_runs.read())
 
 
 if __name__ == "__main__":

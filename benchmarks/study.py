@@ -5,7 +5,7 @@
 
 benchmarks/protocol.py says what is compared, and the trainer trains. Each run adds a
 line to benchmarks/results/study.jsonl; stop it with Ctrl-C at any time, and the same
-command goes on from the last epoch. It says first how many runs are to come and how
+command goes on from there. It says first how many runs are to come and how
 long they should take, by the runs there are, and begins none that would end after
 --hours.
 """
@@ -14,14 +14,13 @@ import argparse
 import json
 import shutil
 import time
-from collections.abc import Iterator
 from dataclasses import asdict, replace
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
-from statistics import mean, median, stdev
-from typing import Any, NamedTuple
+from statistics import mean, stdev
 
-from benchmarks.protocol import FINAL, METHODS, TUNING, Cell, Stage, cells
+from benchmarks.protocol import FINAL, METHODS, Cell, Stage, cells
+from benchmarks.study_runs import RESULTS, Job, Record, missing, read, remaining
 from examples.imagenet.checkpoint import Checkpoints
 from examples.imagenet.data import Dataset
 from examples.imagenet.engine import start_devices
@@ -30,105 +29,25 @@ from examples.imagenet.provenance import provenance
 from examples.imagenet.sources import load
 from examples.imagenet.trainer import Trainer
 
-RESULTS = Path("benchmarks/results/study.jsonl")
 OUT = Path("runs/study")
 FASHION = "/usr/share/datasets/fashion-mnist"  # Debian's dataset-fashion-mnist
 VALIDATION = 5_000
-Record = dict[str, Any]
-
-
-class Job(NamedTuple):
-    """One run."""
-
-    cell: Cell
-    rate: float
-    stage: Stage
-    seed: int
-
-    @property
-    def key(self) -> Record:
-        """What tells it from all others."""
-        return self.cell._asdict() | {
-            "learning_rate": self.rate,
-            "epochs": self.stage.epochs,
-            "seed": self.seed,
-            "split": self.stage.split,
-        }
-
-
-class Kept:
-    """The runs there are."""
-
-    def __init__(self, records: list[Record]) -> None:
-        self.records = records
-
-    def of(self, cell: Cell, stage: Stage) -> list[Record]:
-        """By rate and seed."""
-        wanted = cell._asdict() | {"epochs": stage.epochs, "split": stage.split}
-        found = [r for r in self.records if wanted.items() <= r.items()]
-        return sorted(found, key=lambda r: (r["learning_rate"], r["seed"]))
-
-    def has(self, job: Job) -> bool:
-        """Whether that run is among them."""
-        return any(job.key.items() <= record.items() for record in self.records)
-
-    def best(self, cell: Cell) -> float | None:
-        """Its rate of the best validation accuracy, once all have been tried."""
-        rates = cell.rates(self.best)
-        if len(rates) < 2:
-            return rates[0] if rates else None
-        tried = {r["learning_rate"]: r["accuracy"] for r in self.of(cell, TUNING)}
-        if any(rate not in tried for rate in rates):
-            return None
-        return max(rates, key=tried.__getitem__)
-
-    def seconds(self, job: Job) -> float | None:
-        """How long it should take, by runs of its network."""
-        same = ("data", "network")
-        like = [r for r in self.records if all(r[k] == job.key[k] for k in same)]
-        near = [r for r in like if r["batch"] == job.cell.batch] or like
-        return (
-            median(r["wall_seconds"] / r["epochs"] for r in near) * (job.stage.epochs)
-            if near
-            else None
-        )
-
-
-def read(path: Path = RESULTS) -> Kept:
-    lines = path.read_text().splitlines() if path.is_file() else []
-    return Kept([json.loads(line) for line in lines])
-
-
-def missing(kept: Kept, cell: Cell) -> Iterator[Job]:
-    """What of a cell can be run now; the final runs once the others are done."""
-    rates = cell.rates(kept.best)
-    tuning = [] if len(rates) < 2 else rates
-    jobs = [Job(cell, rate, TUNING, seed) for rate in tuning for seed in TUNING.seeds]
-    if (best := kept.best(cell)) is not None:
-        jobs += [Job(cell, best, FINAL, seed) for seed in FINAL.seeds]
-    return (job for job in jobs if not kept.has(job))
-
-
-def still(kept: Kept, wanted: list[Cell]) -> tuple[int, float]:
-    """How many runs are to come, and their seconds as far as there is a measure."""
-    number, total = 0, 0.0
-    for cell in wanted:
-        few = len(cell.rates(lambda _: 1.0))
-        tuning = few * len(TUNING.seeds) if few > 1 else 0
-        for stage, n in ((TUNING, tuning), (FINAL, len(FINAL.seeds))):
-            left = n - len(kept.of(cell, stage))
-            each = kept.seconds(Job(cell, 0.0, stage, 0))
-            number, total = number + left, total + left * (each or 0)
-    return number, total
 
 
 @cache
 def dataset(name: str, fashion: str) -> tuple[str, Dataset]:
-    source = "mnist" if name == "digits" else fashion
-    return source, load(source, VALIDATION)
+    """Its source as the trainer has it, and its images."""
+    if name == "digits":
+        return "mnist", load("mnist")
+    if not Path(fashion).is_dir():
+        raise ValueError(
+            f"--fashion-mnist: {fashion!r} is no folder; give the one of its IDX files"
+            " (Debian's package dataset-fashion-mnist has them)"
+        )
+    return fashion, load(fashion, VALIDATION)
 
 
-@cache
+@lru_cache(1)
 def trainer(cell: Cell, rate: float, stage: Stage, fashion: str) -> Trainer:
     """Compiled once for all seeds."""
     source, data = dataset(cell.data, fashion)
@@ -139,61 +58,67 @@ def trainer(cell: Cell, rate: float, stage: Stage, fashion: str) -> Trainer:
 
 
 def run(job: Job, fashion: str, about: Record) -> Record:
-    """Trains, from the last checkpoint if it was stopped."""
-    start = time.perf_counter()
+    """Trains, from the last checkpoint if it was stopped, and keeps the result."""
     bound = trainer(job.cell, job.rate, job.stage, fashion)
     out = OUT / f"{job.cell.name}/{job.rate:g}-{job.stage.split}-{job.seed}"
     out.mkdir(parents=True, exist_ok=True)
     config = replace(bound.config, run=replace(bound.config.run, seed=job.seed))
     saved = Checkpoints(out, config, bound.identity(), bound.grouping())
     result = fit(bound, job.seed, out / "log.jsonl", checkpoints=saved)
+    record = job.key | asdict(result) | about
+    with RESULTS.open("a") as file:
+        file.write(json.dumps(record) + "\n")
     shutil.rmtree(out / "checkpoints")
-    seconds = {"wall_seconds": time.perf_counter() - start}
-    return job.key | asdict(result) | seconds | about
+    return record
 
 
 def again(name: str, seeds: int, fashion: str) -> tuple[list[float], list[float]]:
     """Test accuracies of a row: run anew from nothing, and those that are kept."""
-    kept = read()
-    cell = next((cell for cell in cells() if cell.name == name), None)
-    rate = kept.best(cell) if cell else None
-    if cell is None or rate is None:
-        have = [cell.name for cell in cells() if kept.of(cell, FINAL)]
-        raise SystemExit(f"--again: no row {name!r} is kept; have {', '.join(have)}")
-    old = [r["accuracy"] for r in kept.of(cell, FINAL)]
+    runs = read()
+    have = {cell.name: cell for cell in cells() if runs.final(cell)}
+    if name not in have:
+        raise ValueError(f"--again: no row {name!r} is kept; have {', '.join(have)}")
+    if not 1 <= seeds <= len(FINAL.seeds):
+        raise ValueError(f"--seeds: got {seeds}; give 1 to {len(FINAL.seeds)}")
+    old = runs.final(have[name])
+    accuracies, rate = [r["accuracy"] for r in old], old[0]["learning_rate"]
     new = []
     for seed in FINAL.seeds[:seeds]:
-        bound = trainer(cell, rate, FINAL, fashion)
+        bound = trainer(have[name], rate, FINAL, fashion)
         log = OUT / "again.jsonl"
         log.parent.mkdir(parents=True, exist_ok=True)
         new.append(fit(bound, seed, log).accuracy)
         print(f"{name}, rate {rate:g}, seed {seed}: {new[-1]:.2%}", flush=True)
-    spread = f" ± {stdev(old):.2%}" if len(old) > 1 else ""
-    print(f"now {mean(new):.2%}; kept {mean(old):.2%}{spread} of {len(old)} seeds")
-    return new, old
+    spread = f" ± {stdev(accuracies):.2%}" if len(old) > 1 else ""
+    kept = f"kept {mean(accuracies):.2%}{spread} of {len(old)} seeds"
+    print(f"now {mean(new):.2%}; {kept}")
+    return new, accuracies
 
 
 def study(wanted: list[Cell], hours: float, fashion: str) -> None:
-    kept, about, end = read(), provenance(), time.monotonic() + 3600 * hours
-    number, seconds = still(kept, wanted)
+    """Runs what is missing, cell by cell."""
+    runs, about, end = read(), provenance(), time.monotonic() + 3600 * hours
+    number, seconds = remaining(runs, wanted)
     print(f"{number} runs to come, {seconds / 3600:.1f} h by the runs there are")
     for cell in wanted:
-        while job := next(missing(kept, cell), None):
-            if time.monotonic() + (kept.seconds(job) or 0) > end:
+        while jobs := missing(runs, cell):
+            job = jobs[0]
+            if time.monotonic() + runs.seconds(job) > end:
                 print(f"{hours:g} h are over; the same command goes on")
                 return
             record = run(job, fashion, about)
-            kept.records.append(record)
-            with RESULTS.open("a") as file:
-                file.write(json.dumps(record) + "\n")
+            runs.records.append(record)
             lost = ", diverged" if record["diverged"] else ""
+            left, seconds = remaining(runs, wanted)
             print(
                 f"{cell.name}, rate {job.rate:g}, {job.stage.epochs} epochs,"
-                f" seed {job.seed}: {job.stage.split} {record['accuracy']:.2%}{lost},"
-                f" {record['wall_seconds']:.0f} s;"
-                " {} runs left, {:.0f} s".format(*still(kept, wanted)),
+                f" seed {job.seed}: {job.stage.split} {record['accuracy']:.2%}{lost};"
+                f" {left} runs left, {seconds / 3600:.1f} h",
                 flush=True,
             )
+    for cell in wanted:
+        if not runs.final(cell):
+            print(f"{cell.name} waits for the rate of another row")
 
 
 def main() -> None:
@@ -209,15 +134,19 @@ def main() -> None:
     given = parser.parse_args()
     wanted = [cell for cell in cells() if any(part in cell.name for part in given.only)]
     try:
+        if not wanted:
+            raise ValueError(f"--only: no row's name has {given.only}; --list has all")
         if given.again:
             again(given.again, given.seeds, given.fashion_mnist)
         elif given.list:
             for cell in wanted:
-                print(f"{cell.name:50} {still(read(), [cell])[0]} runs to come")
+                print(f"{cell.name:50} {remaining(read(), [cell])[0]} runs to come")
         else:
             study(wanted, given.hours, given.fashion_mnist)
-    except (Stopped, ValueError) as error:
-        raise SystemExit(str(error)) from None
+    except ValueError as error:
+        raise SystemExit(f"error: {error}") from None
+    except (Stopped, KeyboardInterrupt):
+        raise SystemExit("stopped; the same command goes on") from None
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The tables of docs/study.md and its pictures, of the runs that are kept.
+"""The tables of docs/study.md and its pictures, of the runs that are runs.
 
 What is not there yet says so; nothing is left out.
 """
@@ -11,14 +11,14 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from benchmarks import protocol
-from benchmarks.protocol import FINAL, METHODS, TUNED, TUNING, Cell, cells
-from benchmarks.study import Kept
+from benchmarks.protocol import METHODS, TUNED, TUNING, Cell, cells
+from benchmarks.study_runs import Runs
 from benchmarks.tables import markdown
 
 PAGE = Path("docs/study.md")
 DATA = "fashion-mnist"
 NETWORKS = {"alexnet-small": "without BatchNorm", "alexnet-bn-small": "with BatchNorm"}
-MARKERS = dict(zip(METHODS, "so^DvPX", strict=True))
+MARKERS = dict(zip(METHODS, "so^Dv<PX", strict=True))
 
 
 def percent(accuracies: list[float]) -> str:
@@ -31,21 +31,19 @@ def lost(records: list[dict[str, Any]]) -> str:
     return f", {n} diverged" if n else ""
 
 
-def ladder(kept: Kept, some: list[Cell]) -> str:
+def ladder(runs: Runs, some: list[Cell]) -> str:
     """Test accuracies of the chosen rates."""
     head = ["batch", "optimizer", "rates tried", "chosen", "updates", "test accuracy"]
     lines = []
     for cell in some:
-        rates, best = cell.rates(kept.best), kept.best(cell)
-        final = kept.of(cell, FINAL)
-        tried = f"{rates[0]:g} … {rates[-1]:g}" if len(rates) > 1 else "none"
-        ends = len(rates) > 1 and best in (rates[0], rates[-1])
+        rates, best = runs.trials(cell)
+        final = runs.final(cell)
         lines.append(
             [
                 f"{cell.batch:,}",
                 METHODS[cell.method].title,
-                tried if rates else "",
-                "" if best is None else f"{best:g}" + " (end of range)" * ends,
+                f"{rates[0]:g} … {rates[-1]:g}" if rates else "",
+                "" if best is None else f"{best:g}",
                 f"{final[0]['updates']:,}" if final else "",
                 percent([r["accuracy"] for r in final]) + lost(final)
                 if final
@@ -55,11 +53,11 @@ def ladder(kept: Kept, some: list[Cell]) -> str:
     return markdown([head, *lines])
 
 
-def sweep(kept: Kept, some: list[Cell]) -> str:
+def sweep(runs: Runs, some: list[Cell]) -> str:
     """Every trial: validation accuracy after the short runs."""
     lines = []
     for cell in some:
-        found = kept.of(cell, TUNING)
+        found = runs.of(cell, TUNING)
         trials = ", ".join(
             f"{r['learning_rate']:g}: {100 * r['accuracy']:.1f}"
             + " (diverged)" * r["diverged"]
@@ -88,17 +86,17 @@ TABLES = [("protocol", "study.jsonl", rules)] + [
     (
         mark + name,
         "study.jsonl",
-        partial(lambda make, some, x: make(Kept(x["rows"]), some), make, part(name)),
+        partial(lambda make, some, x: make(Runs(x["rows"]), some), make, part(name)),
     )
     for name in (*NETWORKS, "digits")
     for mark, make in (("", ladder), ("trials ", sweep))
 ]
 
 
-def draw(kept: Kept) -> None:
+def draw(runs: Runs) -> None:
     """Both pictures."""
-    draw_sweep(kept, PAGE.with_name("study_rate.png"))
-    draw_ladder(kept, PAGE.with_name("study_batch.png"))
+    draw_sweep(runs, PAGE.with_name("study_rate.png"))
+    draw_ladder(runs, PAGE.with_name("study_batch.png"))
 
 
 def panels() -> tuple[Figure, Any]:
@@ -106,11 +104,11 @@ def panels() -> tuple[Figure, Any]:
     return figure, figure.subplots(1, len(NETWORKS), sharey=True)
 
 
-def draw_sweep(kept: Kept, path: Path) -> None:
+def draw_sweep(runs: Runs, path: Path) -> None:
     figure, axes = panels()
     for axis, (network, title) in zip(axes, NETWORKS.items(), strict=True):
         for name, method in METHODS.items():
-            found = kept.of(Cell(DATA, network, TUNED[DATA], name), TUNING)
+            found = runs.of(Cell(DATA, network, TUNED[DATA], name), TUNING)
             if found:
                 rates = [r["learning_rate"] for r in found]
                 scores = [100 * r["accuracy"] for r in found]
@@ -121,13 +119,13 @@ def draw_sweep(kept: Kept, path: Path) -> None:
     _finish(figure, axes, path)
 
 
-def draw_ladder(kept: Kept, path: Path) -> None:
+def draw_ladder(runs: Runs, path: Path) -> None:
     figure, axes = panels()
     for axis, (network, title) in zip(axes, NETWORKS.items(), strict=True):
         for name, method in METHODS.items():
             points = []
             for cell in cells():
-                final = kept.of(cell, FINAL)
+                final = runs.final(cell)
                 if (cell.data, cell.network, cell.method) == (DATA, network, name):
                     scores = [100 * r["accuracy"] for r in final]
                     if len(scores) > 1:

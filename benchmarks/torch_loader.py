@@ -40,9 +40,10 @@ def region(width: int, height: int) -> tuple[int, int, int, int]:
 class Files:
     """As many images as a turn has: the files, over and over."""
 
-    def __init__(self, task: Any) -> None:
+    def __init__(self, task: Any, antialias: bool) -> None:
         self.files, self.size = task["files"], task["images"]
         self.side = (task["pixels"], task["pixels"])
+        self.antialias = antialias
 
     def __len__(self) -> int:
         return int(self.size)
@@ -51,7 +52,11 @@ class Files:
         path, label = self.files[i % len(self.files)]
         with Image.open(path) as file:
             image = file.convert("RGB")
-        image = image.resize(self.side, Image.BILINEAR, box=region(*image.size))
+        box = region(*image.size)
+        if self.antialias:
+            image = image.resize(self.side, Image.BILINEAR, box=box)
+        else:
+            image = image.transform(self.side, Image.EXTENT, box, Image.BILINEAR)
         if random.random() < 0.5:
             image = image.transpose(Image.FLIP_LEFT_RIGHT)
         return torch.from_numpy(np.array(image)).permute(2, 0, 1), label
@@ -70,14 +75,17 @@ def turn(loader: Any, task: Any) -> float:
 def main() -> None:
     task = json.loads(sys.stdin.readline())
 
-    files, make = Files(task), torch.utils.data.DataLoader
-
-    def prepare(workers: int) -> Any:
+    def prepare(workers: int, antialias: bool) -> Any:
         options = {"num_workers": workers, "persistent_workers": workers > 0}
+        files, make = Files(task, antialias), torch.utils.data.DataLoader
         loader = make(files, task["batch"], shuffle=True, **options)
         return partial(turn, loader, task)
 
-    turns = {f"torch DataLoader, {w} workers": prepare(w) for w in task["workers"]}
+    turns = {
+        f"torch DataLoader, {w} workers{how}": prepare(w, not how)
+        for w in task["workers"]
+        for how in ("", ", no antialiasing")
+    }
     versions = {name: importlib.metadata.version(name) for name in ("torch", "pillow")}
     versions["libjpeg-turbo"] = features.version("libjpeg_turbo")
     print(json.dumps({"names": list(turns), "versions": versions}), flush=True)

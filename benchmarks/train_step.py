@@ -9,8 +9,9 @@ gradients are finite. Updates alone take turns too, as what LARS adds may be les
 step's noise. First LARS accumulates gradients: there ratios are of seconds per image.
 
 With --torch, a Python that has PyTorch takes turns at ResNet-50; on a GPU both share
-the memory. What does not fit is kept as out of memory; a step that is not finite is
-refused. Writes benchmarks/results/train_step_DEVICE.json, anew after each table.
+the memory. Where a step does not fit, its table says out of memory; one that is not
+finite is refused. Writes benchmarks/results/train_step_DEVICE.json, anew after each
+table.
 """
 
 import argparse
@@ -129,8 +130,7 @@ def compare(
         for step in steps.values():  # PyTorch compiles
             step()
         record = take_turns(steps, rounds, found, images)
-    adds = found[LARS]["median_seconds"] / found[SGD]["median_seconds"] - 1
-    return record | {"lars_adds_to_sgd": adds, "torch": versions}
+    return record | {"torch": versions}
 
 
 def accumulate(

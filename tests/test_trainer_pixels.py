@@ -229,12 +229,11 @@ def test_rrc_sees_its_random_region_and_mirrors_one_in_two():
     for seed in range(200):
         crop, mirror = for_training(image, 8, "rrc", np.random.RandomState(seed))
         top, left, h, w = pixels.random_region(160, 120, np.random.RandomState(seed))
-        whole = image[top : top + h, left : left + w].astype(float)
-        for axis, extent in enumerate((h, w)):  # means of as many pixels as fit
-            whole = np.moveaxis(whole, axis, 0)
-            n = extent // 8
-            whole = whole[: extent // n * n].reshape(-1, n, *whole.shape[1:]).mean(1)
-            whole = np.moveaxis(whole, 0, axis)
+        down, across = h // 8, w // 8  # means of as many pixels, from the middle
+        top, left = top + h % down // 2, left + w % across // 2
+        h, w = h // down, w // across
+        whole = image[top : top + h * down, left : left + w * across].astype(float)
+        whole = whole.reshape(h, down, w, across, 3).mean(axis=(1, 3))
         # Means are rounded, then OpenCV's weights, then what they give.
         assert np.abs(crop - bilinear(whole, 8)).max() < 1.5
         mirrored += mirror

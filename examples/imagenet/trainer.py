@@ -40,8 +40,8 @@ class Scores:
 class Trainer:
     """A configuration bound to data and devices; compiled at its first step.
 
-    `make_optimizer` takes the configuration's recipe and the number of training images;
-    one of your own may take no more of them than the schedule.
+    `make_optimizer` takes the configuration's recipe and the number of training images.
+    One of your own may use their schedule alone; the log does not know it.
     """
 
     def __init__(

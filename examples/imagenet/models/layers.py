@@ -168,7 +168,7 @@ def max_pool(x: jax.Array) -> jax.Array:
 
     As BVLC/caffe's pooling_layer without padding: every pixel is in a window, and the
     last window may lack a row or column. 112 → 56, where VALID gives 55. Of equal
-    pixels the first has the gradient, as there.
+    pixels the first has the gradient, as there. Reverse mode alone; a NaN has none.
     """
     padding = [(0, (size - 3) % 2) for size in x.shape[1:3]]
     pooled: jax.Array = lax.reduce_window(
@@ -190,9 +190,9 @@ def _max_pool_forward(x: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Arr
 def _max_pool_backward(
     kept: tuple[jax.Array, jax.Array], cotangent: jax.Array
 ) -> tuple[jax.Array]:
-    """Each of a window's nine places in turn: XLA's own scatters, with indices.
+    """Each of a window's nine places in turn.
 
-    On a CPU that takes twice as long and five times the memory of x.
+    XLA's own gradient goes by index arrays, which take a CPU more time and memory.
     """
     x, pooled = kept
     height, width = x.shape[1:3]
