@@ -1,0 +1,118 @@
+"""Law: the study follows its protocol, and a row of it can be run again."""
+
+from pathlib import Path
+from statistics import mean, stdev
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from benchmarks import study
+from benchmarks.protocol import FINAL, METHODS, RATES, SMALL, TUNED, TUNING, cells
+from benchmarks.study_runs import Job, Runs, missing, remaining
+from examples.imagenet.plan import make_plan
+from examples.imagenet.recipe import to_recipe
+
+ROOT = Path(__file__).parent.parent
+
+
+def run_all(score):
+    """Every run of the study, each with the accuracy that `score` gives it."""
+    runs = Runs([])
+    for cell in cells():
+        while jobs := missing(runs, cell):
+            accuracy = score(jobs[0])
+            result = {"accuracy": accuracy, "diverged": accuracy == 0, "seconds": 1.0}
+            runs.records.append(jobs[0].key | result)
+    return runs
+
+
+def peak(job):
+    """Best near a rate that grows with the square root of the batch; 0 above it."""
+    best = {"sgd": 0.011, "nesterov": 0.3}.get(job.cell.method, 7.0)
+    distance = np.log(job.rate / best / np.sqrt(job.cell.batch))
+    return 0.0 if distance > 3 else 0.9 - abs(distance) / 100 + job.seed / 1000
+
+
+def test_every_final_run_has_the_best_of_its_trials_and_no_best_is_at_an_end():
+    runs = run_all(peak)
+    assert len({str(sorted(r.items())) for r in runs.records}) == len(runs.records)
+    for cell in cells():
+        tried = runs.of(cell, TUNING)
+        final = runs.of(cell, FINAL)
+        assert final == runs.final(cell)
+        assert [r["seed"] for r in final] == list(FINAL.seeds)
+        (rate,) = {r["learning_rate"] for r in final}
+        if cell.method == "linear":
+            small = SMALL[cell.data]
+            baseline = runs.final(cell._replace(batch=small, method="sgd"))
+            assert not tried
+            assert rate == baseline[0]["learning_rate"] * cell.batch / small
+            continue
+        if cell.batch in (SMALL[cell.data], TUNED[cell.data]):
+            assert len(tried) >= RATES
+        assert {r["split"] for r in tried} == {"validation"}
+        assert rate == max(tried, key=lambda r: r["accuracy"])["learning_rate"]
+        rates = [r["learning_rate"] for r in tried]
+        assert rates[0] < rate < rates[-1]
+        np.testing.assert_allclose(np.divide(rates[1:], rates[:-1]), 2)
+    assert remaining(runs, cells())[0] == 0
+
+
+def test_a_run_that_diverged_is_never_the_best():
+    cell = next(cell for cell in cells() if cell.method == "lars")
+    rates = cell.rates(lambda _: None)
+    jobs = [Job(cell, rate, TUNING, 0) for rate in rates]
+    records = [
+        job.key | {"accuracy": 0.5 + i / 100, "diverged": i > 3}
+        for i, job in enumerate(jobs)
+    ]
+    assert Runs(records).trials(cell) == (list(rates), rates[3])
+    assert missing(Runs(records[1:]), cell) == jobs[:1]  # final runs wait for it
+
+
+def test_what_is_to_come_shrinks_with_every_run():
+    some = [cell for cell in cells() if cell.data == "digits"]
+    number = sum(len(cell.rates(lambda _: 1.0)) + len(FINAL.seeds) for cell in some)
+    assert remaining(Runs([]), some)[0] == number
+    first = missing(Runs([]), some[0])[0]
+    done = Runs([first.key | {"accuracy": 0.5, "diverged": False, "seconds": 1.0}])
+    assert remaining(done, some)[0] == number - 1
+
+
+@pytest.mark.parametrize("devices", range(1, 9))
+def test_every_batch_divides_into_slots(devices):
+    for cell in cells():
+        run = cell.config("mnist", 1.0, FINAL, devices).run
+        assert run.devices <= devices
+        plan = make_plan(run, run.devices, 55_000, 1)
+        assert plan.slot * plan.accumulate * run.devices == cell.batch
+        assert plan.slot == min(cell.batch, 512) or cell.data == "digits"
+
+
+def test_every_method_trains_with_an_optimizer_of_its_own():
+    params = {"kernel": jnp.full((3, 3), 0.5), "bias": jnp.full(3, 0.1)}
+    grads = {"kernel": jnp.eye(3), "bias": jnp.arange(3.0)}
+    first = cells()[0]
+    seen = {}
+    for name, method in METHODS.items():
+        config = first._replace(method=name).config("mnist", 1e3, FINAL, 1)
+        tx = method.make(to_recipe(config), 55_000)
+        state = tx.init(params)
+        for _ in range(3):  # the rate starts at 0
+            updates, state = tx.update(grads, state, params)
+        seen[name] = np.concatenate([x.ravel() for x in jax.tree.leaves(updates)])
+    np.testing.assert_array_equal(seen.pop("linear"), seen["sgd"])
+    for name, mine in seen.items():
+        for other, yours in seen.items():
+            if name != other:
+                assert np.abs(mine - yours).max() > 1e-4 * np.abs(mine).max()
+
+
+def test_the_cheapest_row_comes_out_again(monkeypatch, tmp_path):
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(study, "OUT", tmp_path)
+    (new,), old = study.again("digits/alexnet-small/1600/lars-all", 1, "")
+    # Other devices and versions round otherwise, which is as good as another seed.
+    assert new == pytest.approx(mean(old), abs=max(4 * stdev(old), 0.01))
