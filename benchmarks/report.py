@@ -86,6 +86,9 @@ def steps(record: Record) -> str:
         net, dtype = title.split()
         text += f"\n{NAMES[net]}, {dtype}: {result['leaves']} leaves,"
         text += f" {result['bytes'] / 1e6:.0f} MB; load {result['load']:.1f}\n\n"
+        for name, x in result["optimizers"].items():
+            if passes := 2 if name == "copy" else x.get("passes_by_xla"):
+                x["speed"] = passes * result["bytes"] / x["median_seconds"]
         text += rows(
             result["optimizers"],
             {
@@ -95,6 +98,7 @@ def steps(record: Record) -> str:
                 "trace, s": ("trace_seconds", 1, "{:.2f}"),
                 "compile, s": ("compile_seconds", 1, "{:.2f}"),
                 "passes": ("passes_by_xla", 1, "{:.1f}"),
+                "GB/s": ("speed", 1e-9, "{:.0f}"),
                 "reductions": ("reductions", 1, "{}"),
                 "temporary, MB": ("temporary_bytes", 1e-6, "{:.0f}"),
                 "μs a leaf": ("microseconds_per_leaf", 1, "{:.1f}"),
