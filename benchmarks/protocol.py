@@ -12,8 +12,9 @@ has six learning rates, a factor of 2 apart, whose lowest was set once from runs
 the study; at the other sizes three, around the best at the tuned size by √ scaling.
 Where the best is the first or the last, another is added beyond it until it is not, for
 all alike. Each is run for 10 epochs from seed 0, and the best on the validation images,
-diverged runs last, for 30 epochs from seeds 1, 2 and 3. Linear scaling alone is not
-tuned: it has the baseline's best rate times the ratio of batches.
+diverged runs last, for 30 epochs from seeds 1, 2 and 3. Two rules tune nothing: linear
+scaling of SGD has the baseline's best rate times the ratio of batches, √ scaling of
+LARS its best rate at the tuned batch times the root of that ratio.
 
 The table has the test accuracy of the last update; nothing is chosen by test images. A
 run that diverges ends, and counts with its last finite state. Nothing is left out.
@@ -79,6 +80,7 @@ METHODS = {
     "linear": Method("SGD, linear scaling", _SGD, (0, 0)),
     "nesterov": Method("Nesterov SGD", replace(_SGD, nesterov=True), (0.025, 0.05)),
     "lars": Method("LARS of weights", _LARS, (2.5, 2.5)),
+    "lars-sqrt": Method("LARS of weights, √ scaling", _LARS, (0, 0)),
     "lars-mlperf": Method("LARS of weights, others at 1", _MLPERF, (2.5, 2.5)),
     "lars-all": Method("LARS of all leaves", _ALL, (2.5, 2.5)),
     "optax-lars": Method("optax.lars, as it comes", _ALL, (2.5, 2.5), optax_lars),
@@ -87,6 +89,11 @@ METHODS = {
 SMALL = {"fashion-mnist": 128, "digits": 32}  # the baseline's batch
 TUNED = {"fashion-mnist": 8192, "digits": 1600}
 LOWEST_SMALL = (0.005, 0.01)
+# Methods whose rate is another's: of which method, at which batch, by which rule.
+RULES = {
+    "linear": ("sgd", SMALL, lars_optax.linear_scaling),
+    "lars-sqrt": ("lars", TUNED, lars_optax.sqrt_scaling),
+}
 
 
 class Cell(NamedTuple):
@@ -127,10 +134,11 @@ class Cell(NamedTuple):
     def rates(self, best: Callable[["Cell"], float | None]) -> tuple[float, ...]:
         """The first rates to try; none while those they follow from are not known."""
         norm = int("bn" in self.network)
-        if self.method == "linear":
-            small = self._replace(batch=SMALL[self.data], method="sgd")
-            rate = best(small)
-            return () if rate is None else (rate * self.batch / small.batch,)
+        if self.method in RULES:
+            method, batch, scaling = RULES[self.method]
+            base = self._replace(batch=batch[self.data], method=method)
+            rate = best(base)
+            return () if rate is None else (scaling(rate, self.batch, base.batch),)
         if self.batch == SMALL[self.data] and self.method == "sgd":
             return _ladder(LOWEST_SMALL[norm], RATES)
         tuned = self._replace(batch=TUNED[self.data])
@@ -157,10 +165,12 @@ def cells() -> list[Cell]:
     found = [Cell("digits", networks[0], *each) for each in
              ((32, "sgd"), (1600, "sgd"), (1600, "lars-all"))]  # fmt: skip
     main = ((128, "sgd"), (8192, "sgd"), (8192, "lars"))
-    others = [(8192, name) for name in METHODS if name not in ("sgd", "lars")]
+    done = ("sgd", "lars", "lars-sqrt")
+    others = [(8192, name) for name in METHODS if name not in done]
     others.append((128, "lars"))
+    rule = tuple((n, "lars-sqrt") for n in (512, 1024, 2048, 4096, 16_384))
     more = [(n, name) for n in (2048, 16_384) for name in ("sgd", "nesterov", "lars")]
-    for part in (main, others, more):
+    for part in (main, others, rule, more):
         found += [
             Cell("fashion-mnist", net, *each) for net in networks for each in part
         ]

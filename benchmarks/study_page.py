@@ -18,7 +18,7 @@ from benchmarks.tables import markdown
 PAGE = Path("docs/study.md")
 DATA = "fashion-mnist"
 NETWORKS = {"alexnet-small": "without BatchNorm", "alexnet-bn-small": "with BatchNorm"}
-MARKERS = dict(zip(METHODS, "so^Dv<PX", strict=True))
+MARKERS = dict(zip(METHODS, "so^Dv*<PX", strict=True))
 
 
 def percent(accuracies: list[float]) -> str:

@@ -44,11 +44,14 @@ def test_every_final_run_has_the_best_of_its_trials_and_no_best_is_at_an_end():
         assert final == runs.final(cell)
         assert [r["seed"] for r in final] == list(FINAL.seeds)
         (rate,) = {r["learning_rate"] for r in final}
-        if cell.method == "linear":
-            small = SMALL[cell.data]
-            baseline = runs.final(cell._replace(batch=small, method="sgd"))
+        if cell.method in ("linear", "lars-sqrt"):
+            base = cell._replace(batch=SMALL[cell.data], method="sgd")
+            power = 1.0
+            if cell.method == "lars-sqrt":
+                base, power = cell._replace(batch=8192, method="lars"), 0.5
             assert not tried
-            assert rate == baseline[0]["learning_rate"] * cell.batch / small
+            share = (cell.batch / base.batch) ** power
+            assert rate == runs.final(base)[0]["learning_rate"] * share
             continue
         if cell.batch in (SMALL[cell.data], TUNED[cell.data]):
             assert len(tried) >= RATES
@@ -104,6 +107,7 @@ def test_every_method_trains_with_an_optimizer_of_its_own():
             updates, state = tx.update(grads, state, params)
         seen[name] = np.concatenate([x.ravel() for x in jax.tree.leaves(updates)])
     np.testing.assert_array_equal(seen.pop("linear"), seen["sgd"])
+    np.testing.assert_array_equal(seen.pop("lars-sqrt"), seen["lars"])
     for name, mine in seen.items():
         for other, yours in seen.items():
             if name != other:
