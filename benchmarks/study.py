@@ -99,7 +99,10 @@ def study(wanted: list[Cell], hours: float, fashion: str) -> None:
     """Runs what is missing, cell by cell."""
     runs, about, end = read(), provenance(), time.monotonic() + 3600 * hours
     number, seconds = remaining(runs, wanted)
-    print(f"{number} runs to come, {seconds / 3600:.1f} h by the runs there are")
+    known = f"{seconds / 3600:.1f} h by the runs there are"
+    print(
+        f"{number} runs to come, {known if seconds else 'nothing yet tells how long'}"
+    )
     for cell in wanted:
         while jobs := missing(runs, cell):
             job = jobs[0]

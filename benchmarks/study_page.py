@@ -9,6 +9,7 @@ from statistics import mean, stdev
 from typing import Any
 
 from matplotlib.figure import Figure
+from matplotlib.ticker import NullFormatter
 
 from benchmarks import protocol
 from benchmarks.protocol import METHODS, TUNED, TUNING, Cell, cells
@@ -82,6 +83,24 @@ def rules(_: Any) -> str:
     return (protocol.__doc__ or "").partition("\n\n")[2]
 
 
+def drawn(runs: Runs) -> bool:
+    """Whether there is anything to draw for each network."""
+    return all(any(map(runs.final, part(name))) for name in NETWORKS)
+
+
+def picture(name: str, text: str, record: Any) -> str:
+    if drawn(Runs(record["rows"])):
+        return f"![{text}](study_{name}.png)\n"
+    return "Drawn once there are runs of both networks.\n"
+
+
+def draw(runs: Runs) -> None:
+    """Both pictures."""
+    if drawn(runs):
+        draw_sweep(runs, PAGE.with_name("study_rate.png"))
+        draw_ladder(runs, PAGE.with_name("study_batch.png"))
+
+
 TABLES = [("protocol", "study.jsonl", rules)] + [
     (
         mark + name,
@@ -91,12 +110,13 @@ TABLES = [("protocol", "study.jsonl", rules)] + [
     for name in (*NETWORKS, "digits")
     for mark, make in (("", ladder), ("trials ", sweep))
 ]
-
-
-def draw(runs: Runs) -> None:
-    """Both pictures."""
-    draw_sweep(runs, PAGE.with_name("study_rate.png"))
-    draw_ladder(runs, PAGE.with_name("study_batch.png"))
+TABLES += [
+    (name, "study.jsonl", partial(picture, name, text))
+    for name, text in (
+        ("batch", "Test accuracy over the batch, for every optimizer"),
+        ("rate", "Validation accuracy over the learning rate at the large batch"),
+    )
+]
 
 
 def panels() -> tuple[Figure, Any]:
@@ -114,6 +134,7 @@ def draw_sweep(runs: Runs, path: Path) -> None:
                 scores = [100 * r["accuracy"] for r in found]
                 axis.plot(rates, scores, marker=MARKERS[name], label=method.title)
         axis.set(xscale="log", xlabel="learning rate", title=title)
+        axis.xaxis.set_minor_formatter(NullFormatter())
         axis.grid(alpha=0.3)
     axes[0].set_ylabel("validation accuracy, %")
     _finish(figure, axes, path)
