@@ -28,7 +28,7 @@ from benchmarks.protocol import FINAL, TUNED, Cell
 from benchmarks.study import FASHION, dataset
 from benchmarks.study_page import DATA, NETWORKS
 from benchmarks.study_runs import read
-from examples.imagenet.config import Config, Model, Optimizer, Run
+from examples.imagenet.config import Config, Model, Network, Optimizer, Run
 from examples.imagenet.data import Split, in_memory
 from examples.imagenet.engine import start_devices
 from examples.imagenet.figures import plot_layers
@@ -41,7 +41,8 @@ from examples.imagenet.sources import load
 from examples.imagenet.trainer import Trainer
 
 RESULTS, PICTURES, LOGS = Path("benchmarks/results"), Path("docs"), Path("runs/layers")
-NETWORK, BATCH, SLOT, CLASSES = "alexnet_bn", 4096, 512, 1000
+NETWORK: Network = "alexnet_bn"
+BATCH, SLOT, CLASSES = 4096, 512, 1000
 SIDE = image_pixels(NETWORK)
 EVERY = 5  # updates of the small nets
 

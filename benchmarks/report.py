@@ -8,10 +8,19 @@ run says so. A test compares the pages with the results.
 
 import json
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from benchmarks import regimes, study_page, study_runs
+from benchmarks import (
+    ablations,
+    ablations_page,
+    layers_page,
+    regimes,
+    scaling,
+    study_page,
+    study_runs,
+)
 from benchmarks.optimizer_step import BASE
 from benchmarks.tables import markdown, placed
 from examples.imagenet import demo
@@ -163,6 +172,23 @@ TABLES = (
     Table(BENCHMARKS, "train_step_gpu", "train_step_gpu.json", whole_steps),
     Table(BENCHMARKS, "input_pipeline", "input_pipeline.json", pipeline),
     *(Table(study_page.PAGE, *table) for table in study_page.TABLES),
+    Table(study_page.PAGE, "table 4", "table4.json", layers_page.table4),
+    Table(study_page.PAGE, "spread", "table4.json", layers_page.spread),
+    Table(study_page.PAGE, "along training", "layers.json", layers_page.along),
+    *(
+        Table(
+            study_page.PAGE,
+            f"ablation {name}",
+            "ablations.jsonl",
+            partial(ablations_page.part, name),
+        )
+        for name in ablations.ABLATIONS
+    ),
+    Table(study_page.PAGE, "ablation runs", "ablations.jsonl", ablations_page.every),
+    Table(study_page.PAGE, "scaling cpu", "scaling_cpu.json", scaling.speeds),
+    Table(study_page.PAGE, "scaling gpu", "scaling_gpu.json", scaling.speeds),
+    Table(study_page.PAGE, "time cpu", "time_cpu.json", scaling.times),
+    Table(study_page.PAGE, "time gpu", "time_gpu.json", scaling.times),
 )
 
 
@@ -190,6 +216,7 @@ def main() -> None:
         page.write_text(text)
         print(f"written: {page}")
     study_page.draw(study_runs.read())
+    ablations_page.draw(ablations.read(), study_page.PAGE.parent)
 
 
 if __name__ == "__main__":

@@ -137,7 +137,7 @@ def draw_sweep(runs: Runs, path: Path) -> None:
         axis.xaxis.set_minor_formatter(NullFormatter())
         axis.grid(alpha=0.3)
     axes[0].set_ylabel("validation accuracy, %")
-    _finish(figure, axes, path)
+    finish(figure, axes, path)
 
 
 def draw_ladder(runs: Runs, path: Path) -> None:
@@ -159,10 +159,10 @@ def draw_ladder(runs: Runs, path: Path) -> None:
         axis.set(xlabel="batch", title=title)
         axis.grid(alpha=0.3)
     axes[0].set_ylabel("test accuracy, %")
-    _finish(figure, axes, path)
+    finish(figure, axes, path)
 
 
-def _finish(figure: Figure, axes: Any, path: Path) -> None:
+def finish(figure: Figure, axes: Any, path: Path) -> None:
     found: dict[str, Any] = {}
     for axis in axes:
         found |= dict(zip(*reversed(axis.get_legend_handles_labels()), strict=True))

@@ -44,8 +44,8 @@ PLAIN, SGD, LARS = "optax.sgd, no log", update.BASE, "lars_optax.lars"
 # A step of ResNet-50 on two cores takes seconds, and to compile it many times minutes.
 CPU = {"dtype": "float32", "batch_sizes": [8], "rounds": 5,
        "accumulating": "alexnet_bn", "micro_batch": 4}  # fmt: skip
-GPU = {"dtype": "bfloat16", "batch_sizes": [32, 64, 128, 256, 512], "rounds": 20,
-       "accumulating": "resnet50", "micro_batch": 128}  # fmt: skip
+GPU = {"dtype": "bfloat16", "batch_sizes": [32, 64, 128, 256, 512, 1024],
+       "rounds": 20, "accumulating": "resnet50", "micro_batch": 128}  # fmt: skip
 
 
 def no_stats(_: Any, params: Any) -> Any:

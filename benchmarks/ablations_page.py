@@ -1,0 +1,87 @@
+"""The tables and pictures of the ablations in docs/study.md."""
+
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
+
+from benchmarks.ablations import ABLATIONS, NETWORKS, RATES, Variant, name
+from benchmarks.study_page import NETWORKS as TITLES
+from benchmarks.study_page import finish, panels, percent
+from benchmarks.tables import markdown
+
+Record = dict[str, Any]
+MARKERS = "os^Dv"
+CLOSE = 0.01  # below the best
+
+
+def scores(
+    rows: list[Record], ablation: str, variant: Variant, network: str
+) -> dict[float, list[float]]:
+    """Accuracies of all seeds by rate."""
+    wanted = (name(ablation, variant) | {"network": network}).items()
+    found: dict[float, list[float]] = {}
+    for row in rows:
+        if wanted <= row.items():
+            found.setdefault(row["learning_rate"], []).append(row["accuracy"])
+    return dict(sorted(found.items()))
+
+
+def part(ablation: str, record: Record) -> str:
+    """The best rate's score, which rates come near, of each variant; the picture."""
+    head = [ablation]
+    for network in NETWORKS:
+        head += [f"{TITLES[network]}: best", "at γ", "within 1 point"]
+    lines = []
+    for variant in ABLATIONS[ablation]:
+        line = [variant.title]
+        for network in NETWORKS:
+            found = scores(record["rows"], ablation, variant, network)
+            if not found:
+                line += ["not run", "", ""]
+                continue
+            means = {rate: mean(each) for rate, each in found.items()}
+            best = max(means, key=means.__getitem__)
+            near = [rate for rate in means if means[rate] >= means[best] - CLOSE]
+            whole = len(found) == len(RATES)
+            line += [
+                percent(found[best]),
+                f"{best:g}" if whole else f"{best:g}, so far",
+            ]
+            line += [f"{near[0]:g} … {near[-1]:g}" if len(near) > 1 else f"{best:g}"]
+        lines.append(line)
+    picture = f"\n![Accuracy over the rate](ablation-{ablation}.png)\n"
+    return markdown([head, *lines]) + picture
+
+
+def every(record: Record) -> str:
+    """All means."""
+    lines = []
+    for ablation, variants in ABLATIONS.items():
+        for variant in variants:
+            for network in NETWORKS:
+                found = scores(record["rows"], ablation, variant, network)
+                each = (f"{rate:g}: {percent(x)}" for rate, x in found.items())
+                title = f"{ablation}: {variant.title}"
+                lines.append([title, TITLES[network], ", ".join(each) or "not run"])
+    return markdown([["variant", "network", "γ: validation accuracy"], *lines])
+
+
+def draw(rows: list[Record], folder: Path) -> None:
+    """A picture for each choice: accuracy over the rate, of both networks."""
+    for ablation, variants in ABLATIONS.items() if rows else ():
+        figure, axes = panels()
+        for axis, network in zip(axes, NETWORKS, strict=True):
+            for variant, marker in zip(variants, MARKERS, strict=False):
+                found = scores(rows, ablation, variant, network)
+                if not found:
+                    continue
+                rates = [rate / variant.times for rate in found]
+                y = [100 * mean(each) for each in found.values()]
+                error = [100 * stdev(each) for each in found.values()]
+                style: Any = {"marker": marker, "capsize": 3}
+                axis.errorbar(rates, y, error, label=variant.title, **style)
+            axis.set_xscale("log", base=2)
+            axis.set(xlabel="learning rate γ", title=TITLES[network])
+            axis.grid(alpha=0.3)
+        axes[0].set_ylabel("validation accuracy, %")
+        finish(figure, axes, folder / f"ablation-{ablation}.png")

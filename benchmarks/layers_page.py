@@ -1,0 +1,114 @@
+"""The tables of layers in docs/study.md: the paper's Table 4, and along training."""
+
+from typing import Any
+
+import numpy as np
+
+from benchmarks.tables import markdown
+
+Record = dict[str, Any]
+# ‖w‖, ‖∇w‖ and their ratio as Table 4 prints them, by its column.
+PAPER = {
+    "conv1.1": (1.86, 0.22, 8.48),
+    "conv1.0": (0.098, 0.017, 5.76),
+    "conv2.1": (5.546, 0.165, 33.6),
+    "conv2.0": (0.16, 0.002, 83.5),
+    "conv3.1": (9.40, 0.135, 69.9),
+    "conv3.0": (0.196, 0.0015, 127),
+    "conv4.0": (8.15, 0.109, 74.6),
+    "conv4.1": (0.196, 0.0013, 148),
+    "conv5.1": (6.65, 0.09, 73.6),
+    "conv5.0": (0.16, 0.0002, 69),
+    "fc6.1": (30.7, 0.26, 117),
+    "fc6.0": (6.4, 0.005, 1345),
+    "fc7.1": (20.5, 0.30, 68),
+    "fc7.0": (6.4, 0.013, 489),
+    "fc8.1": (20.2, 0.22, 93),
+    "fc8.0": (0.316, 0.016, 19),
+}
+# Of the fillers: standard deviation of weights and their number, then value of biases.
+FILLERS = {
+    "conv1": (0.01, 11 * 11 * 3 * 96, 0.01, 96),
+    "conv2": (0.01, 5 * 5 * 48 * 256, 0.01, 256),
+    "conv3": (0.01, 3 * 3 * 256 * 384, 0.01, 384),
+    "conv4": (0.01, 3 * 3 * 192 * 384, 0.01, 384),
+    "conv5": (0.01, 3 * 3 * 192 * 256, 0.01, 256),
+    "fc6": (0.005, 9216 * 4096, 0.1, 4096),
+    "fc7": (0.005, 4096 * 4096, 0.1, 4096),
+    "fc8": (0.01, 4096 * 1000, 0.01, 1000),
+}
+
+
+def leaf(column: str) -> tuple[str, float]:
+    """A column's leaf, and what its norm must be: std · √n."""
+    layer, _, end = column.partition(".")
+    std, weights, value, biases = FILLERS[layer]
+    # As the caption has it for conv4 alone, and the reverse everywhere else.
+    if (end == "1") != (layer == "conv4"):
+        return f"{layer}/kernel", std * np.sqrt(weights)
+    return f"{layer}/bias", value * np.sqrt(biases)
+
+
+def short(x: float) -> str:
+    return f"{x:.3g}" if x < 1000 else f"{x:.0f}"
+
+
+def table4(record: Record) -> str:
+    """A line for each leaf: the paper's numbers, the fillers' and ours."""
+    sets = record["leaves"]
+    head = ["Table 4", "leaf", "‖w‖", "fillers", "drawn", "‖∇w‖", *sets]
+    head += ["‖w‖/‖∇w‖", *sets]
+    lines = []
+    for column, (w, g, ratio) in PAPER.items():
+        name, expected = leaf(column)
+        ours = [found[name] for found in sets.values()]
+        lines.append(
+            [column, f"`{name}`", f"{w:g}", f"{expected:.4g}"]
+            + [f"{ours[0]['param_norm']:.4g}"]
+            + [f"{g:g}", *(short(x["grad_norm"]) for x in ours)]
+            + [f"{ratio:g}"]
+            + [short(x["param_norm"] / x["grad_norm"]) for x in ours]
+        )
+    return markdown([head, *lines])
+
+
+def spread(record: Record) -> str:
+    """Smallest and largest ratio, over weights and over all leaves."""
+    ratios = {"paper": {leaf(c)[0]: row[2] for c, row in PAPER.items()}} | {
+        name: {k: x["param_norm"] / x["grad_norm"] for k, x in found.items()}
+        for name, found in record["leaves"].items()
+    }
+    lines = []
+    for title, end in (("weights", "kernel"), ("all leaves", "")):
+        cells = []
+        for found in ratios.values():
+            some = {k: x for k, x in found.items() if k.endswith(end)}
+            low, high = (f(some, key=some.__getitem__) for f in (min, max))
+            low_high = short(some[low]), short(some[high]), some[high] / some[low]
+            cells.append(
+                f"{low_high[0]} ({low}) … {low_high[1]} ({high}): {low_high[2]:.0f}×"
+            )
+        lines.append([title, *cells])
+    return markdown([["‖w‖/‖∇w‖ over", *ratios], *lines])
+
+
+def along(record: Record) -> str:
+    """Norms and λ of the small nets at their first, a middle and the last record."""
+    text = ""
+    for network, found in record["networks"].items():
+        tables = found["tables"]
+        some = [tables[i] for i in (0, len(tables) // 6, len(tables) // 2, -1)]
+        text += f"\n`{network}`, γ = {found['learning_rate']:g}, seed {found['seed']},"
+        text += f" {found['updates']} updates, {found['accuracy']:.1%}:"
+        text += " ‖w‖ / ‖∇w‖ = ratio\n\n"
+        head = ["leaf", *(f"update {table['step']}" for table in some)]
+        lines = []
+        for name in tables[0]["layers"]:
+            cells = []
+            for table in some:
+                w, g = (table["layers"][name][k] for k in ("param_norm", "grad_norm"))
+                cells.append(f"{short(w)} / {short(g)} = {short(w / g)}")
+            lines.append([f"`{name}`", *cells])
+        text += markdown([head, *lines])
+        text += f"\n![Norms and rates of the layers](layers-{network}.png)\n"
+    return text
