@@ -39,7 +39,7 @@ FILLERS = {
 }
 
 
-def leaf(column: str) -> tuple[str, float]:
+def printed_leaf(column: str) -> tuple[str, float]:
     """A column's leaf, and what its norm must be: std · √n."""
     layer, _, end = column.partition(".")
     std, weights, value, biases = FILLERS[layer]
@@ -60,7 +60,7 @@ def table4(record: Record) -> str:
     head += ["‖w‖/‖∇w‖", *sets]
     lines = []
     for column, (w, g, ratio) in PAPER.items():
-        name, expected = leaf(column)
+        name, expected = printed_leaf(column)
         ours = [found[name] for found in sets.values()]
         lines.append(
             [column, f"`{name}`", f"{w:g}", f"{expected:.4g}"]
@@ -74,7 +74,7 @@ def table4(record: Record) -> str:
 
 def spread(record: Record) -> str:
     """Smallest and largest ratio, over weights and over all leaves."""
-    ratios = {"paper": {leaf(c)[0]: row[2] for c, row in PAPER.items()}} | {
+    ratios = {"paper": {printed_leaf(c)[0]: row[2] for c, row in PAPER.items()}} | {
         name: {k: x["param_norm"] / x["grad_norm"] for k, x in found.items()}
         for name, found in record["leaves"].items()
     }

@@ -13,6 +13,7 @@ import pytest
 from networks import KEY, make, named_leaves, random_images, random_variables, shapes
 
 import lars_optax
+from benchmarks.layers_page import PAPER, printed_leaf
 from examples.imagenet.models import image_pixels, networks
 from examples.imagenet.models.resnet import ResNet
 
@@ -92,11 +93,6 @@ BIASES = {
     "alexnet_bn": (0.01, 0.01, 0.01, 0.01, 0.01, 0.1, 0.1, 0.01),
     "alexnet_bn_train_val": (None, None, None, None, 0.1, 0.1, 0.1, 0),
 }
-# Columns .1 and .0 of the paper's Table 4, swapped for conv4.
-TABLE_4 = {
-    "kernel": (1.87, 5.54, 9.41, 8.15, 6.65, 30.7, 20.5, 20.2),
-    "bias": (0.098, 0.16, 0.196, 0.196, 0.16, 6.4, 6.4, 0.316),
-}
 
 
 @cache
@@ -126,12 +122,16 @@ def test_fillers_of_alexnet(network, width):
 
 
 def test_norms_at_the_first_step_are_those_of_table_4():
-    params = initial(make("alexnet_bn"), 227)
-    for leaf, norms in TABLE_4.items():
-        for layer, norm in zip(STDS, norms, strict=True):
-            found = np.linalg.norm(params[layer][leaf].ravel())
-            # Two or three digits are printed; 5 / √(2n) of conv1's 34,848 is 1.9 %.
-            np.testing.assert_allclose(found, norm, rtol=0.02)
+    params = named_leaves(initial(make("alexnet_bn"), 227))
+    assert len(params) == len(PAPER)
+    for column, (printed, *_) in PAPER.items():
+        name, expected = printed_leaf(column)
+        found = params[name].ravel()
+        # Of n draws of N(0, s) the norm has a standard deviation of s/√2.
+        error = 0.01 / np.sqrt(2) if name.endswith("kernel") else 0
+        assert abs(np.linalg.norm(found) - expected) < 4 * error + 1e-5 * expected
+        digit = 10.0 ** -len(f"{printed:g}".partition(".")[2])
+        assert abs(printed - expected) < 2 * error + digit / 2, column
 
 
 @pytest.mark.parametrize("zero", [False, True])

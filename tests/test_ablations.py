@@ -1,0 +1,34 @@
+"""Law: the variants of an ablation are as many different optimizers."""
+
+from dataclasses import replace
+from itertools import combinations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from benchmarks.ablations import ABLATIONS, STAGE, name
+from benchmarks.protocol import Cell
+from examples.imagenet.recipe import to_recipe
+
+
+def test_every_variant_trains_with_an_optimizer_of_its_own():
+    params = {"kernel": jnp.full((3, 3), 0.5), "bias": jnp.full(3, 0.1)}
+    cell = Cell("digits", "alexnet-small", 1600, "lars")
+    config = cell.config("mnist", 1.0, STAGE, 1)
+    seen = {}
+    for ablation, variants in ABLATIONS.items():
+        for variant in variants:
+            optimizer = replace(variant.optimizer, learning_rate=50.0 * variant.times)
+            recipe = to_recipe(replace(config, optimizer=optimizer))
+            tx = variant.make(recipe, 3200)
+            state, steps = tx.init(params), []
+            for i in range(12):  # two more than the study's warm-up
+                small = 0.01 * (i + 1)  # so that the decay is to be seen
+                grads = {"kernel": jnp.eye(3) * small, "bias": jnp.arange(3.0) * small}
+                updates, state = tx.update(grads, state, params)
+                steps += [x.ravel() for x in jax.tree.leaves(updates)]
+            seen[*name(ablation, variant).values()] = np.concatenate(steps)
+    assert len(seen) == 1 + sum(len(variants) - 1 for variants in ABLATIONS.values())
+    for mine, yours in combinations(seen.values(), 2):
+        assert np.abs(mine - yours).max() > 1e-5 * np.abs(mine).max()
