@@ -18,8 +18,9 @@ from dataclasses import asdict, replace
 from functools import cache, lru_cache
 from pathlib import Path
 from statistics import mean, stdev
+from typing import NamedTuple
 
-from benchmarks.protocol import FINAL, METHODS, Cell, Stage, cells
+from benchmarks.protocol import METHODS, Cell, Stage, cells
 from benchmarks.study_runs import RESULTS, Job, Record, missing, read, remaining
 from examples.imagenet.checkpoint import Checkpoints
 from examples.imagenet.data import Dataset
@@ -34,32 +35,41 @@ FASHION = "/usr/share/datasets/fashion-mnist"  # Debian's dataset-fashion-mnist
 VALIDATION = 5_000
 
 
+class Folders(NamedTuple):
+    """Where the data are."""
+
+    fashion_mnist: str = FASHION
+    cifar10: str = ""
+
+
 @cache
-def dataset(name: str, fashion: str) -> tuple[str, Dataset]:
+def dataset(name: str, folders: Folders) -> tuple[str, Dataset]:
     """Its source as the trainer has it, and its images."""
     if name == "digits":
         return "mnist", load("mnist")
-    if not Path(fashion).is_dir():
-        raise ValueError(
-            f"--fashion-mnist: {fashion!r} is no folder; give the one of its IDX files"
-            " (Debian's package dataset-fashion-mnist has them)"
-        )
-    return fashion, load(fashion, VALIDATION)
+    folder, what = {
+        "fashion-mnist": (folders.fashion_mnist, "its IDX files (Debian's package"
+                          " dataset-fashion-mnist has them)"),
+        "cifar10": (folders.cifar10, "train/CLASS/* and test/CLASS/*"),
+    }[name]  # fmt: skip
+    if not Path(folder).is_dir():
+        raise ValueError(f"--{name}: {folder!r} is no folder; give the one of {what}")
+    return folder, load(folder, VALIDATION, 32, "caffe")
 
 
 @lru_cache(1)
-def trainer(cell: Cell, rate: float, stage: Stage, fashion: str) -> Trainer:
+def trainer(cell: Cell, rate: float, stage: Stage, folders: Folders) -> Trainer:
     """Compiled once for all seeds."""
-    source, data = dataset(cell.data, fashion)
+    source, data = dataset(cell.data, folders)
     devices = start_devices(None)
     config = cell.config(source, rate, stage, len(devices))
     some = devices[: config.run.devices]
     return Trainer(config, data, some, METHODS[cell.method].make)
 
 
-def run(job: Job, fashion: str, about: Record) -> Record:
+def run(job: Job, folders: Folders, about: Record) -> Record:
     """Trains, from the last checkpoint if it was stopped, and keeps the result."""
-    bound = trainer(job.cell, job.rate, job.stage, fashion)
+    bound = trainer(job.cell, job.rate, job.stage, folders)
     out = OUT / f"{job.cell.name}/{job.rate:g}-{job.stage.split}-{job.seed}"
     out.mkdir(parents=True, exist_ok=True)
     config = replace(bound.config, run=replace(bound.config.run, seed=job.seed))
@@ -72,19 +82,20 @@ def run(job: Job, fashion: str, about: Record) -> Record:
     return record
 
 
-def again(name: str, seeds: int, fashion: str) -> tuple[list[float], list[float]]:
+def again(name: str, seeds: int, folders: Folders) -> tuple[list[float], list[float]]:
     """Test accuracies of a row: run anew from nothing, and those that are kept."""
     runs = read()
     have = {cell.name: cell for cell in cells() if runs.final(cell)}
     if name not in have:
         raise ValueError(f"--again: no row {name!r} is kept; have {', '.join(have)}")
-    if not 1 <= seeds <= len(FINAL.seeds):
-        raise ValueError(f"--seeds: got {seeds}; give 1 to {len(FINAL.seeds)}")
+    final = have[name].final
+    if not 1 <= seeds <= len(final.seeds):
+        raise ValueError(f"--seeds: got {seeds}; give 1 to {len(final.seeds)}")
     old = runs.final(have[name])
     accuracies, rate = [r["accuracy"] for r in old], old[0]["learning_rate"]
     new = []
-    for seed in FINAL.seeds[:seeds]:
-        bound = trainer(have[name], rate, FINAL, fashion)
+    for seed in final.seeds[:seeds]:
+        bound = trainer(have[name], rate, final, folders)
         log = OUT / "again.jsonl"
         log.parent.mkdir(parents=True, exist_ok=True)
         new.append(fit(bound, seed, log).accuracy)
@@ -95,7 +106,7 @@ def again(name: str, seeds: int, fashion: str) -> tuple[list[float], list[float]
     return new, accuracies
 
 
-def study(wanted: list[Cell], hours: float, fashion: str) -> None:
+def study(wanted: list[Cell], hours: float, folders: Folders) -> None:
     """Runs what is missing, cell by cell."""
     runs, about, end = read(), provenance(), time.monotonic() + 3600 * hours
     number, seconds = remaining(runs, wanted)
@@ -109,7 +120,7 @@ def study(wanted: list[Cell], hours: float, fashion: str) -> None:
             if time.monotonic() + runs.seconds(job) > end:
                 print(f"{hours:g} h are over; the same command goes on")
                 return
-            record = run(job, fashion, about)
+            record = run(job, folders, about)
             runs.records.append(record)
             lost = ", diverged" if record["diverged"] else ""
             left, seconds = remaining(runs, wanted)
@@ -130,22 +141,24 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", default=[""], help="parts of rows' names")
     parser.add_argument("--list", action="store_true", help="names and what is missing")
     parser.add_argument("--again", metavar="NAME", help="run that row from nothing")
-    parser.add_argument(
-        "--seeds", type=int, default=len(FINAL.seeds), help="of --again"
-    )
+    parser.add_argument("--seeds", type=int, default=3, help="of --again")
     parser.add_argument("--fashion-mnist", metavar="DIR", default=FASHION)
+    parser.add_argument("--cifar10", metavar="DIR", default="", help="on a GPU")
     given = parser.parse_args()
+    folders = Folders(given.fashion_mnist, given.cifar10)
     wanted = [cell for cell in cells() if any(part in cell.name for part in given.only)]
+    if not given.cifar10 and given.only == [""]:
+        wanted = [cell for cell in wanted if cell.data != "cifar10"]
     try:
         if not wanted:
             raise ValueError(f"--only: no row's name has {given.only}; --list has all")
         if given.again:
-            again(given.again, given.seeds, given.fashion_mnist)
+            again(given.again, given.seeds, folders)
         elif given.list:
             for cell in wanted:
                 print(f"{cell.name:50} {remaining(read(), [cell])[0]} runs to come")
         else:
-            study(wanted, given.hours, given.fashion_mnist)
+            study(wanted, given.hours, folders)
     except ValueError as error:
         raise SystemExit(f"error: {error}") from None
     except (Stopped, KeyboardInterrupt):

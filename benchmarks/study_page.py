@@ -34,6 +34,8 @@ def lost(records: list[dict[str, Any]]) -> str:
 
 def ladder(runs: Runs, some: list[Cell]) -> str:
     """Test accuracies of the chosen rates."""
+    if not any(runs.of(cell, stage) for cell in some for stage in (TUNING, cell.final)):
+        return "Not run.\n"
     head = ["batch", "optimizer", "rates tried", "chosen", "updates", "test accuracy"]
     lines = []
     for cell in some:
@@ -67,11 +69,11 @@ def sweep(runs: Runs, some: list[Cell]) -> str:
         if trials:
             lines.append([f"{cell.batch:,}", METHODS[cell.method].title, trials])
     head = ["batch", "optimizer", "rate: validation accuracy, %"]
-    return markdown([head, *lines])
+    return markdown([head, *lines]) if lines else "Not run.\n"
 
 
 def part(name: str) -> list[Cell]:
-    """The rows of one network, or of the digits."""
+    """The rows of one network, or of other data."""
     small = [cell for cell in cells() if cell.data == name]
     return small or [
         cell for cell in cells() if (cell.data, cell.network) == (DATA, name)
@@ -107,7 +109,7 @@ TABLES = [("protocol", "study.jsonl", rules)] + [
         "study.jsonl",
         partial(lambda make, some, x: make(Runs(x["rows"]), some), make, part(name)),
     )
-    for name in (*NETWORKS, "digits")
+    for name in (*NETWORKS, "digits", "cifar10")
     for mark, make in (("", ladder), ("trials ", sweep))
 ]
 TABLES += [

@@ -5,7 +5,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple
 
-from benchmarks.protocol import FINAL, TUNING, Cell, Stage
+from benchmarks.protocol import TUNING, Cell, Stage
 
 RESULTS = Path("benchmarks/results/study.jsonl")
 COMPILING = 15  # seconds, about
@@ -68,7 +68,7 @@ class Runs:
     def final(self, cell: Cell) -> list[Record]:
         """The runs at the best rate."""
         best = self.trials(cell)[1]
-        return [r for r in self.of(cell, FINAL) if r["learning_rate"] == best]
+        return [r for r in self.of(cell, cell.final) if r["learning_rate"] == best]
 
     def seconds(self, job: Job) -> float:
         """How long it should take by runs like it; 0 if there are none."""
@@ -92,7 +92,7 @@ def missing(runs: Runs, cell: Cell) -> list[Job]:
     rates, best = runs.trials(cell)
     jobs = [Job(cell, rate, TUNING, seed) for rate in rates for seed in TUNING.seeds]
     if best is not None:
-        jobs += [Job(cell, best, FINAL, seed) for seed in FINAL.seeds]
+        jobs += [Job(cell, best, cell.final, seed) for seed in cell.final.seeds]
     return [job for job in jobs if not runs.has(job)]
 
 
@@ -106,5 +106,5 @@ def remaining(runs: Runs, wanted: list[Cell]) -> tuple[int, float]:
             later = () if rates else cell.rates(lambda _: 1.0)
             few = later if len(later) > 1 else ()
             jobs += [Job(cell, rate, TUNING, s) for rate in few for s in TUNING.seeds]
-            jobs += [Job(cell, 1.0, FINAL, seed) for seed in FINAL.seeds]
+            jobs += [Job(cell, 1.0, cell.final, seed) for seed in cell.final.seeds]
     return len(jobs), sum(map(runs.seconds, jobs))

@@ -40,9 +40,9 @@ def test_every_final_run_has_the_best_of_its_trials_and_no_best_is_at_an_end():
     assert len({str(sorted(r.items())) for r in runs.records}) == len(runs.records)
     for cell in cells():
         tried = runs.of(cell, TUNING)
-        final = runs.of(cell, FINAL)
+        final = runs.of(cell, cell.final)
         assert final == runs.final(cell)
-        assert [r["seed"] for r in final] == list(FINAL.seeds)
+        assert [r["seed"] for r in final] == list(cell.final.seeds)
         (rate,) = {r["learning_rate"] for r in final}
         if cell.method in ("linear", "lars-sqrt"):
             base = cell._replace(batch=SMALL[cell.data], method="sgd")
@@ -117,6 +117,6 @@ def test_every_method_trains_with_an_optimizer_of_its_own():
 def test_the_cheapest_row_comes_out_again(monkeypatch, tmp_path):
     monkeypatch.chdir(ROOT)
     monkeypatch.setattr(study, "OUT", tmp_path)
-    (new,), old = study.again("digits/alexnet-small/1600/lars-all", 1, "")
+    (new,), old = study.again("digits/alexnet-small/1600/lars-all", 1, study.Folders())
     # Other devices and versions round otherwise, which is as good as another seed.
     assert new == pytest.approx(mean(old), abs=max(4 * stdev(old), 0.01))
