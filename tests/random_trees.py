@@ -162,3 +162,20 @@ def has_ratio(leaf, options):
     return leaf.adapted and norm(w) > 0 and (
         norm(step if options["denominator"] == "joint" else g) > 0
     )  # fmt: skip
+
+
+WILD = st.sampled_from([0.0, -0.0, 1.0, -3.0, 1e-30, 1e-40, 1e18, np.inf, np.nan])
+
+
+@st.composite
+def wild_leaves(draw):
+    """A parameter and its gradient, of any values; either may be None."""
+    shape = draw(st.sampled_from([*SHAPES, (0,), (2, 0)]))
+    dtype = jnp.dtype(draw(st.sampled_from([*SINGLE, "float64"])))
+    with np.errstate(over="ignore"):
+        w, g = (
+            np.resize(draw(st.lists(WILD, min_size=1, max_size=3)), max(1, size))[:size]
+            .astype(dtype).reshape(shape) for size in 2 * [int(np.prod(shape))]
+        )  # fmt: skip
+    absent = draw(st.integers(0, 5))
+    return None if absent == 5 else w, None if absent >= 4 else g

@@ -18,7 +18,6 @@ from random_trees import (
     FLOOR,
     OPTIONS,
     SHAPES,
-    SINGLE,
     Leaf,
     columns,
     has_ratio,
@@ -32,6 +31,7 @@ from random_trees import (
     tolerance,
     trees,
     updates_of,
+    wild_leaves,
 )
 from reference import trust_ratio
 
@@ -98,23 +98,6 @@ def test_nonfinite_values_stay_visible_and_in_their_own_leaf(tree, leaf, options
         same_bits(got, healthy)
     else:
         same_bits(got, healthy)  # reads no w: only w − update shows it
-
-
-WILD = st.sampled_from([0.0, -0.0, 1.0, -3.0, 1e-30, 1e-40, 1e18, np.inf, np.nan])
-
-
-@st.composite
-def wild_leaves(draw):
-    """A parameter and its gradient, of any values; either may be None."""
-    shape = draw(st.sampled_from([*SHAPES, (0,), (2, 0)]))
-    dtype = jnp.dtype(draw(st.sampled_from([*SINGLE, "float64"])))
-    with np.errstate(over="ignore"):
-        w, g = (
-            np.resize(draw(st.lists(WILD, min_size=1, max_size=3)), max(1, size))[:size]
-            .astype(dtype).reshape(shape) for size in 2 * [int(np.prod(shape))]
-        )  # fmt: skip
-    absent = draw(st.integers(0, 5))
-    return None if absent == 5 else w, None if absent >= 4 else g
 
 
 NESTED = st.recursive(

@@ -16,7 +16,6 @@ from examples.imagenet.pixels import for_evaluation, for_training
 AUGMENTS = ["caffe", "center", "rrc"]
 TALL = picture(0, 45, 37)
 
-
 # Pillow writes only CMYK, whose Adobe marker says transform 0.
 YCCK = bytearray(encoded(TALL, "JPEG", "CMYK"))
 YCCK[YCCK.index(b"Adobe") + 11] = 2

@@ -1,5 +1,4 @@
-"""Law: a recipe fills the configuration in, one flag changes one value, and both reach
-the optimizer, which moves every parameter of every network."""
+"""Law: recipes and flags reach the optimizer, which moves all of every network."""
 
 from dataclasses import fields, replace
 from typing import get_args
@@ -28,11 +27,9 @@ def test_a_recipe_survives_the_way_through_the_configuration(name):
     assert config.optimizer.layers == ("all" if recipe.mask is True else "weights")
     assert config.optimizer.name == recipe.algorithm
     assert config.model.network == recipe.network
-    assert (config.run.batch_size, config.run.epochs) == (
-        recipe.batch_size, recipe.epochs,
-    )  # fmt: skip
-    if not recipe.missing():
-        assert to_recipe(config) == recipe
+    assert config.run.batch_size == recipe.batch_size
+    assert config.run.epochs == recipe.epochs
+    assert recipe.missing() or to_recipe(config) == recipe
 
 
 # Flags with a value that Goyal's recipe does not have; names as in the configuration.
@@ -184,9 +181,9 @@ RULES = {"sgd": 0.1, "lars": 10.0}  # rates that move float32 weights in one ste
 def one_step(network, dtype="float32"):
     """State before, and by rule (state, metrics) after; one program, one backward."""
     width, side = SIZES[network]
-    model = make(network, classes=10, width=width, dtype=dtype)
-    if network.startswith("resnet"):  # two stages of one block have all kinds of leaves
-        model = model.clone(blocks=(1, 1))
+    # Two stages of one block have all kinds of leaves.
+    short = {"blocks": (1, 1)} if network.startswith("resnet") else {}
+    model = make(network, classes=10, width=width, dtype=dtype).clone(**short)
     variables = random_variables(model, side)
     setups = {
         name: make_setup(model, name=name, learning_rate=rate, warmup_epochs=0)
@@ -242,9 +239,9 @@ def test_bfloat16_keeps_parameters_statistics_and_loss_in_float32():
     start, results = one_step("alexnet-bn-small", "bfloat16")
     for state, metrics in results.values():
         numbers = (state.params, state.batch_stats, metrics["loss"], metrics["layers"])
-        for leaf in jax.tree.leaves(numbers):
-            assert leaf.dtype == np.float32
-            assert np.isfinite(leaf).all()
+        leaves = jax.tree.leaves(numbers)
+        assert {leaf.dtype for leaf in leaves} == {np.dtype(np.float32)}
+        assert all(np.isfinite(leaf).all() for leaf in leaves)
         moved = jax.tree.map(np.array_equal, state.params, start.params)
         assert not any(jax.tree.leaves(moved))
 
