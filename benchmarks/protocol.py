@@ -179,9 +179,9 @@ def cells() -> list[Cell]:
     main = ((128, "sgd"), (8192, "sgd"), (8192, "lars"))
     done = ("sgd", "lars", "lars-sqrt")
     others = [(8192, name) for name in METHODS if name not in done]
-    others.append((128, "lars"))
     rule = tuple((n, "lars-sqrt") for n in (512, 1024, 2048, 4096, 16_384))
     more = [(n, name) for n in (2048, 16_384) for name in ("sgd", "nesterov", "lars")]
+    more.append((128, "lars"))
     for part in (main, others, rule, more):
         found += [
             Cell("fashion-mnist", net, *each) for net in networks for each in part
