@@ -4,7 +4,7 @@ VENV := .venv
 PY := $(VENV)/bin/python
 STAMP := $(VENV)/.ready-$(JAX)
 
-.PHONY: help train test floor newest lint format report clean
+.PHONY: help train test floor newest lint docs format report clean
 .DEFAULT_GOAL := help
 
 help:
@@ -13,6 +13,7 @@ help:
 	@echo "make floor   run the package's tests on the oldest jax and optax it supports"
 	@echo "make newest  run them on the newest, which need Python 3.12"
 	@echo "make lint    check format, style and types"
+	@echo "make docs    build the documentation into site/"
 	@echo "make report  put the benchmarks' results into the tables of the pages"
 	@echo "make clean   remove the environment and what the runs wrote"
 
@@ -33,6 +34,9 @@ lint: $(STAMP)
 	$(PY) -m ruff check .
 	$(PY) -m mypy
 
+docs: $(STAMP)
+	NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --strict
+
 format: $(STAMP)
 	$(PY) -m ruff format .
 	$(PY) -m ruff check --fix .
@@ -46,4 +50,4 @@ $(STAMP): requirements.lock requirements-cuda.lock tools/make_venv.sh
 	@touch $@
 
 clean:
-	rm -rf $(VENV) .venv-floor .venv-newest runs .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) .venv-floor .venv-newest runs .pytest_cache .mypy_cache .ruff_cache site

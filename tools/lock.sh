@@ -7,7 +7,7 @@ lock() {
     uv pip compile --quiet --universal --python-version 3.11 --no-header \
         --annotation-style line --output-file "$@" pyproject.toml
 }
-lock requirements.lock --extra examples --extra test
+lock requirements.lock --extra examples --extra test --extra docs
 lock requirements-cuda.lock --constraint requirements.lock --extra cuda12 --extra cuda13
 # The oldest versions that pyproject.toml allows, and the tests' runner.
 grep '^dependencies = ' pyproject.toml | grep -o '[a-z]*>=[0-9.]*' | sed 's/>=/==/' |

@@ -1,7 +1,7 @@
 """Pictures of logs as PNG: accuracy and loss, and every layer's norms and rates.
 
 Curves differ by dash and marker, so they can be told apart without colour. What a log
-does not hold is not drawn.
+does not hold is not drawn. `plot_schedules` draws learning rates on axes it is given.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -10,17 +10,14 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
+import optax
+
+from lars_optax._plots import line_style
 
 from .log import Record, read_log
 
-# 4 and 7 have no common divisor: 28 curves differ by dash or marker.
-_DASHES = ("-", "--", ":", "-.")
-_MARKERS = ("o", "s", "^", "v", "D", "P", "*")
-_COLOURS = (
-    *("#08306b", "#d94801", "#238b45", "#756bb1"),
-    *("#000000", "#e7298a", "#1b9e9e", "#b8860b"),
-)
 _BOUNDS = {"accuracy": (0.01, 0.999), "loss": (0, 100)}  # of what is drawn
 _LOST = "diverged"
 _INSIDE = 4  # labels that fit into the picture of the curves
@@ -108,17 +105,10 @@ def _band(
     """Mean line and shaded range; a run that stopped early ends the mean there."""
     shared = reduce(np.intersect1d, [c["epoch"] for c in curves])
     values = np.stack([_drawn(c, key)[np.isin(c["epoch"], shared)] for c in curves])
-    colour = _COLOURS[i % len(_COLOURS)]
-    axes.plot(
-        shared,
-        values.mean(0),
-        _DASHES[i % len(_DASHES)],
-        color=colour,
-        marker=_MARKERS[i % len(_MARKERS)],
-        markevery=max(1, len(shared) // 6),
-        label=label,
-    )
-    axes.fill_between(shared, values.min(0), values.max(0), color=colour, alpha=0.2)
+    every, style = max(1, len(shared) // 6), line_style(i)
+    axes.plot(shared, values.mean(0), markevery=every, label=label, **style)
+    low, high = values.min(0), values.max(0)
+    axes.fill_between(shared, low, high, color=style["color"], alpha=0.2)
 
 
 def _drawn(points: Mapping[str, np.ndarray], key: str) -> np.ndarray:
@@ -165,6 +155,20 @@ def plot_layers(log: Sequence[Record], title: str, out: Path) -> None:
         axes.grid(color="0.85")
     _layer_key(figure, colours, {name.rpartition("/")[2] for name in drawn})
     figure.savefig(out, dpi=150)
+
+
+def plot_schedules(
+    schedules: Mapping[str, optax.Schedule], steps: int, axes: Any
+) -> None:
+    """Draw each label's learning rate at the steps from 0 to `steps` on `axes`."""
+    at = np.unique(np.linspace(0, steps, 2001).round().astype(int))
+    for i, (label, schedule) in enumerate(schedules.items()):
+        rates = np.broadcast_to(jax.vmap(schedule)(at), at.shape)
+        every = (i * len(at) // 30, max(1, len(at) // 6))  # first, distance
+        axes.plot(at, rates, label=label, markevery=every, **line_style(i))
+    axes.set(xlabel="step", ylabel="learning rate γ")
+    axes.grid(color="0.85")
+    axes.legend()
 
 
 def _in_order(names: Iterable[str]) -> list[str]:

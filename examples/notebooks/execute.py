@@ -1,0 +1,43 @@
+"""Runs the notebook of this folder in a Jupyter kernel and keeps its outputs.
+
+    pip install nbclient ipykernel
+    python examples/notebooks/execute.py
+
+Leaves out what differs from run to run or machine to machine: times, versions, the
+addresses in the text of a picture.
+"""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+NOTEBOOK = Path(__file__).parent / "lars_tour.ipynb"
+
+
+def strip(notebook: dict[str, Any]) -> None:
+    """Drop what would make two equal runs differ."""
+    notebook["metadata"] = {
+        "kernelspec": notebook["metadata"]["kernelspec"],
+        "language_info": {"name": "python"},
+    }
+    for cell in notebook["cells"]:
+        cell["metadata"] = {k: v for k, v in cell["metadata"].items() if k == "tags"}
+        for output in cell.get("outputs", ()):
+            if "image/png" in output.get("data", {}):
+                output["data"] = {"image/png": output["data"]["image/png"]}
+                output["metadata"] = {}
+
+
+def main() -> None:
+    execute = "from nbclient.cli import main; main()"
+    command = [sys.executable, "-c", execute, "--inplace", str(NOTEBOOK)]
+    subprocess.run(command, check=True)
+    notebook = json.loads(NOTEBOOK.read_text())
+    strip(notebook)
+    NOTEBOOK.write_text(json.dumps(notebook, indent=1, ensure_ascii=False) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,101 @@
+"""Law: what the pages show runs and prints what they say; what they link to exists."""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PAGES = sorted((ROOT / "docs").rglob("*.md"))
+LINKING = [ROOT / "README.md", ROOT / "CHANGELOG.md", ROOT / "benchmarks/README.md"]
+INDENTED = re.compile(r"^    (python -m (?:.*\\\n)*.*)$", re.MULTILINE)
+FENCED = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+LINK = re.compile(r"\]\((?!\w+:)([^)\s]+)\)|<img[^>]+src=\"(?!\w+:)([^\"]+)\"")
+IMAGENET = 1_281_167
+
+
+def name(page):
+    return str(page.relative_to(ROOT))
+
+
+def blocks(page):
+    """(language, text, line) of each fenced block."""
+    text = page.read_text()
+    for block in FENCED.finditer(text):
+        yield block[1], block[2], text.count("\n", 0, block.start()) + 1
+
+
+def commands():
+    for page in [*PAGES, *LINKING]:
+        shown = [(text, line) for kind, text, line in blocks(page) if kind == "bash"]
+        page_text = page.read_text()
+        for code in INDENTED.finditer(page_text):
+            shown.append((code[1], page_text.count("\n", 0, code.start()) + 1))
+        for text, line in shown:
+            for command in text.replace("\\\n", " ").splitlines():
+                yield pytest.param(command, id=f"{name(page)}:{line}")
+
+
+def prose(page):
+    return FENCED.sub("", page.read_text())
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name)
+def test_python_runs_and_prints_what_is_shown(page, capsys):
+    namespace, printed = {"__name__": "a_page"}, None
+    for language, text, line in blocks(page):
+        if language == "python":
+            # As many lines before it as in the page, for tracebacks.
+            code = compile("\n" * line + text, name(page), "exec")
+            exec(code, namespace)
+            printed = capsys.readouterr().out
+        elif language == "text" and printed is not None:
+            assert printed.split() == text.split(), f"{name(page)}:{line}"
+
+
+@pytest.mark.parametrize("command", list(commands()))
+def test_commands_name_modules_and_flags_that_exist(command):
+    words = shlex.split(command.removeprefix("$ "))
+    assert words[:2] == ["python", "-m"], command
+    path = ROOT / words[2].replace(".", "/")
+    assert path.with_suffix(".py").is_file() or (path / "__main__.py").is_file()
+    if words[2] != "examples.imagenet":
+        return
+    # They need the trainer's extra.
+    main = pytest.importorskip("examples.imagenet.main")
+    from examples.imagenet.plan import make_plan
+    from examples.imagenet.recipe import to_recipe
+
+    config = main.parse(words[3:])
+    to_recipe(config)  # refuses what a recipe leaves open
+    devices, processes = config.run.devices or 1, config.cluster.processes or 1
+    make_plan(config.run, devices, IMAGENET, processes)
+
+
+@pytest.mark.parametrize("page", [*LINKING, *PAGES], ids=name)
+def test_links_and_pictures_are_there(page):
+    for link in LINK.finditer(prose(page)):
+        target, _, anchor = (link[1] or link[2]).partition("#")
+        found = (page.parent / target).resolve() if target else page
+        assert found.is_file(), f"{name(page)} links to {target}"
+        assert found.is_relative_to(ROOT)
+        if anchor and found.suffix == ".md" and found.name != "api.md":
+            assert anchor in anchors(found), f"{name(page)} links to {target}#{anchor}"
+
+
+def anchors(page):
+    """Of the headings, as GitHub and MkDocs make them."""
+    heads = re.findall(r"^#+ (.*)$", prose(page), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", head).lower().replace(" ", "-") for head in heads}
+
+
+def test_every_page_is_in_the_navigation_and_every_public_name_in_the_reference():
+    import lars_optax
+
+    navigation = (ROOT / "mkdocs.yml").read_text()
+    for page in PAGES:
+        assert str(page.relative_to(ROOT / "docs")) in navigation
+    reference = (ROOT / "docs/api.md").read_text()
+    shown = set(re.findall(r"^::: lars_optax\.(\w+)", reference, re.MULTILINE))
+    assert shown == {n for n in vars(lars_optax) if not n.startswith("_")}
