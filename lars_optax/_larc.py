@@ -80,7 +80,7 @@ def larc(
       -0.02 -0.5
 
     References:
-      NVIDIA apex, apex/parallel/LARC.py, clip=True; nvcaffe's larc of December 2017
+      NVIDIA apex, apex/parallel/LARC.py, clip=True; nvcaffe's larc of late 2017
       clips likewise and leaves β‖w‖ out of the denominator.
     """
     check_sgd(learning_rate, momentum, nesterov)
