@@ -109,9 +109,10 @@ def load_idx(folder: str, validation_images: int) -> Dataset:
     found = {name: path for name in names if (path := _find(folder, name))}
     absent = [name for name in names if name not in found]
     if absent:
+        here = "lacks" if Path(folder).is_dir() else "there is no such folder; give"
         raise ValueError(
-            f"--data: {folder!r} is neither `mnist` nor `synthetic`, nor a folder with"
-            f" train/CLASS/*, nor one with {', '.join(absent)} (or the same with .gz)"
+            f"--data: {folder!r}: {here} train/CLASS/*, or {', '.join(absent)} (or the"
+            " same with .gz); `mnist` and `synthetic` need no files"
         )
     train, test = (_read_pair(found[a], found[b]) for a, b in _IDX_FILES)
     kept, held = hold_out(train.size, validation_images)
