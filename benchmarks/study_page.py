@@ -12,14 +12,14 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter
 
 from benchmarks import protocol
-from benchmarks.protocol import METHODS, TUNED, TUNING, Cell, cells
+from benchmarks.protocol import METHODS, TUNED, Cell, cells
 from benchmarks.study_runs import Runs
 from benchmarks.tables import markdown
 
 PAGE = Path("docs/study.md")
 DATA = "fashion-mnist"
 NETWORKS = {"alexnet-small": "without BatchNorm", "alexnet-bn-small": "with BatchNorm"}
-MARKERS = dict(zip(METHODS, "so^Dv*<PX", strict=True))
+MARKERS = dict(zip(METHODS, "so^Dv*<PXhd", strict=True))
 
 
 def percent(accuracies: list[float]) -> str:
@@ -34,7 +34,9 @@ def lost(records: list[dict[str, Any]]) -> str:
 
 def ladder(runs: Runs, some: list[Cell]) -> str:
     """Test accuracies of the chosen rates."""
-    if not any(runs.of(cell, stage) for cell in some for stage in (TUNING, cell.final)):
+    if not any(
+        runs.of(cell, stage) for cell in some for stage in (cell.tuning, cell.final)
+    ):
         return "Not run.\n"
     head = ["batch", "optimizer", "rates tried", "chosen", "updates", "test accuracy"]
     lines = []
@@ -60,7 +62,7 @@ def sweep(runs: Runs, some: list[Cell]) -> str:
     """Every trial: validation accuracy after the short runs."""
     lines = []
     for cell in some:
-        found = runs.of(cell, TUNING)
+        found = runs.of(cell, cell.tuning)
         trials = ", ".join(
             f"{r['learning_rate']:g}: {100 * r['accuracy']:.1f}"
             + " (diverged)" * r["diverged"]
@@ -130,7 +132,8 @@ def draw_sweep(runs: Runs, path: Path) -> None:
     figure, axes = panels()
     for axis, (network, title) in zip(axes, NETWORKS.items(), strict=True):
         for name, method in METHODS.items():
-            found = runs.of(Cell(DATA, network, TUNED[DATA], name), TUNING)
+            cell = Cell(DATA, network, TUNED[DATA], name)
+            found = runs.of(cell, cell.tuning)
             if found:
                 rates = [r["learning_rate"] for r in found]
                 scores = [100 * r["accuracy"] for r in found]

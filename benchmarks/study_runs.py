@@ -5,7 +5,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple
 
-from benchmarks.protocol import TUNING, Cell, Stage
+from benchmarks.protocol import Cell, Stage
 
 RESULTS = Path("benchmarks/results/study.jsonl")
 COMPILING = 15  # seconds, about
@@ -53,7 +53,7 @@ class Runs:
         if len(rates) < 2:
             return [], rates[0] if rates else None
         scores: dict[float, float] = {}
-        for r in self.of(cell, TUNING):
+        for r in self.of(cell, cell.tuning):
             scores[r["learning_rate"]] = -1 if r["diverged"] else r["accuracy"]
         while all(rate in scores for rate in rates):
             best = max(rates, key=scores.__getitem__)
@@ -90,7 +90,9 @@ def read(path: Path = RESULTS) -> Runs:
 def missing(runs: Runs, cell: Cell) -> list[Job]:
     """What of a cell can be run now; the final runs once the others are done."""
     rates, best = runs.trials(cell)
-    jobs = [Job(cell, rate, TUNING, seed) for rate in rates for seed in TUNING.seeds]
+    jobs = [
+        Job(cell, rate, cell.tuning, s) for rate in rates for s in cell.tuning.seeds
+    ]
     if best is not None:
         jobs += [Job(cell, best, cell.final, seed) for seed in cell.final.seeds]
     return [job for job in jobs if not runs.has(job)]
@@ -105,6 +107,7 @@ def remaining(runs: Runs, wanted: list[Cell]) -> tuple[int, float]:
         if best is None:  # not known yet
             later = () if rates else cell.rates(lambda _: 1.0)
             few = later if len(later) > 1 else ()
-            jobs += [Job(cell, rate, TUNING, s) for rate in few for s in TUNING.seeds]
+            stage = cell.tuning
+            jobs += [Job(cell, rate, stage, s) for rate in few for s in stage.seeds]
             jobs += [Job(cell, 1.0, cell.final, seed) for seed in cell.final.seeds]
     return len(jobs), sum(map(runs.seconds, jobs))
