@@ -93,7 +93,9 @@ METHODS = {
     "optax-lars": Method("optax.lars, as it comes", _ALL, (2.5, 2.5), optax_lars),
     "larc": Method("LARC", _SGD, (0.05, 0.05), larc),
     "sgd-long": Method("SGD, tuned at 30 epochs", _SGD, (0.025, 0.05), tuning=LONG),
-    "lars-long": Method("LARS of weights, tuned at 30 epochs", _LARS, (2.5, 2.5), tuning=LONG),
+    "lars-long": Method(
+        "LARS of weights, tuned at 30 epochs", _LARS, (2.5, 2.5), tuning=LONG
+    ),
 }
 SMALL = {"fashion-mnist": 128, "digits": 32, "cifar10": 128}  # the baseline's batch
 TUNED = {"fashion-mnist": 8192, "digits": 1600, "cifar10": 8192}

@@ -79,8 +79,11 @@ def time_to_accuracy(seeds: int, fashion: str) -> Record:
     for network in NETWORKS:
         small = Cell(DATA, network, SMALL[DATA], "sgd")
         large = Cell(DATA, network, TUNED[DATA], "lars")
-        if not (runs.final(small) and runs.final(large)):
-            raise SystemExit(f"error: the study has no final runs of {small.name} yet")
+        for cell in (small, large):
+            if not runs.final(cell):
+                raise SystemExit(
+                    f"error: the study has no final run of {cell.name} yet"
+                )
         target = mean(r["accuracy"] for r in runs.final(small)) - MARGIN
         for cell in (small, large):
             rate = runs.final(cell)[0]["learning_rate"]

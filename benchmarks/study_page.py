@@ -32,6 +32,14 @@ def lost(records: list[dict[str, Any]]) -> str:
     return f", {n} diverged" if n else ""
 
 
+def score(cell: Cell, final: list[dict[str, Any]]) -> str:
+    if not final:
+        return "not run"
+    wanted = len(cell.final.seeds)
+    some = "" if len(final) == wanted else f", {len(final)} of {wanted} seeds"
+    return percent([r["accuracy"] for r in final]) + some + lost(final)
+
+
 def ladder(runs: Runs, some: list[Cell]) -> str:
     """Test accuracies of the chosen rates."""
     if not any(
@@ -50,16 +58,14 @@ def ladder(runs: Runs, some: list[Cell]) -> str:
                 f"{rates[0]:g} … {rates[-1]:g}" if rates else "",
                 "" if best is None else f"{best:g}",
                 f"{final[0]['updates']:,}" if final else "",
-                percent([r["accuracy"] for r in final]) + lost(final)
-                if final
-                else "not run",
+                score(cell, final),
             ]
         )
     return markdown([head, *lines])
 
 
 def sweep(runs: Runs, some: list[Cell]) -> str:
-    """Every trial: validation accuracy after the short runs."""
+    """Every trial: its validation accuracy."""
     lines = []
     for cell in some:
         found = runs.of(cell, cell.tuning)

@@ -11,6 +11,7 @@ from lars_optax._masks import describe_mask as describe_mask
 from lars_optax._masks import exclude_bias_and_norm as exclude_bias_and_norm
 from lars_optax._masks import match_paths as match_paths
 from lars_optax._plots import plot_layer_stats as plot_layer_stats
+from lars_optax._record import RecordLayerStatsState as RecordLayerStatsState
 from lars_optax._record import record_layer_stats as record_layer_stats
 from lars_optax._schedules import epochs_to_steps as epochs_to_steps
 from lars_optax._schedules import linear_scaling as linear_scaling

@@ -86,7 +86,7 @@ def layer_stats(
 
 def stats_of(settings: Settings, grads: optax.Updates, params: optax.Params) -> Any:
     """`layer_stats` under settings that hold no schedule."""
-    layers = settings.layers(grads, params, settings.weight_decay)
+    layers = settings.layers(grads, params)
     found = [layer for layer in layers if layer is not None]
     ratios = iter(settings.trust_ratios([x for x in found if x.adapted]))
     arrays = [x.leaf.param for x in found] + [x.leaf.grad for x in found]

@@ -48,8 +48,7 @@ class Settings:
     clip_at: Any = None
 
     def __post_init__(self) -> None:
-        if not callable(self.weight_decay):
-            check_number("weight_decay", self.weight_decay)
+        check_number("weight_decay", self.weight_decay, schedule=True)
         check_number("trust_coefficient", self.trust_coefficient, open_low=True)
         check_number("eps", self.eps)
         check_number("fallback_ratio", self.fallback_ratio)
@@ -83,9 +82,10 @@ class Settings:
         )
 
     def layers(
-        self, updates: optax.Updates, params: optax.Params, weight_decay: Any
+        self, updates: optax.Updates, params: optax.Params
     ) -> list[Layer | None]:
         """One layer per leaf of `flatten(params)`; None where there is no gradient."""
+        weight_decay = self.weight_decay
         if params is None:
             raise ValueError(
                 "params is None, but LARS scales each update by its parameter's norm: "

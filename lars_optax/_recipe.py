@@ -6,13 +6,15 @@ from typing import Any, cast
 
 import optax
 
-from lars_optax._lars import scale_by_lars
+from lars_optax._layerwise import Settings
 from lars_optax._masks import BY_ROLE, Mask, check_mask, exclude_bias_and_norm
+from lars_optax._momentum import cast_to_params, check_dtype, wide_momentum
 from lars_optax._schedules import (
     epochs_to_steps,
     warmup_piecewise_constant_schedule,
     warmup_polynomial_decay_schedule,
 )
+from lars_optax._transform import transform
 from lars_optax._validate import check_count, check_number
 
 _CHOICES = {
@@ -165,24 +167,51 @@ class Recipe:
             transition_begin=0 if self.decay_from_start else None,
         )
 
-    def optimizer(self, num_examples: int) -> optax.GradientTransformationExtraArgs:
+    def optimizer(
+        self,
+        num_examples: int,
+        *,
+        stacked_axes: Any = None,
+        axis_name: Any = None,
+        accumulator_dtype: Any = None,
+    ) -> optax.GradientTransformationExtraArgs:
         """The optimizer, with its schedule for a data set of `num_examples`.
 
-        SGD adds the decay to the gradient; the momentum is in the recipe's order.
+        SGD adds the decay to the gradient; the momentum is in the recipe's order, and
+        none is kept where it is 0.
+
+        Args:
+          num_examples: of the training set; an epoch visits each once.
+          stacked_axes: as in `lars`; of no effect on SGD, which knows no layers.
+          axis_name: likewise.
+          accumulator_dtype: dtype of the momentum buffer, None for the parameters'.
+
+        Raises:
+          ValueError: naming the fields that the source leaves out.
         """
         self._require(*self.missing())
-        rate = optax.scale_by_learning_rate(self.schedule(num_examples))
-        trace = optax.trace(self.momentum, self.nesterov)
+        dtype = check_dtype(accumulator_dtype)
+        order = [
+            optax.scale_by_learning_rate(self.schedule(num_examples)),
+            wide_momentum(self.momentum, self.nesterov, dtype),
+        ]
+        if self.momentum_order == "unscaled":
+            order.reverse()
         if self.algorithm == "lars":
-            scale = scale_by_lars(
-                self.weight_decay,
-                self.mask,
-                self.trust_coefficient,
+            settings = Settings(
+                weight_decay=self.weight_decay,
+                weight_decay_mask=self.mask,
+                trust_coefficient=self.trust_coefficient,
+                eps=0.0,
                 trust_ratio_mask=self.mask,
+                denominator="separate",
                 fallback_ratio=self.fallback_ratio,
+                max_ratio=None,
+                stacked_axes=stacked_axes,
+                axis_name=axis_name,
             )
+            scale = transform(settings, wide=True)
         else:
             mask = exclude_bias_and_norm if self.mask == BY_ROLE else self.mask
             scale = optax.add_decayed_weights(self.weight_decay, mask)
-        order = (rate, trace) if self.momentum_order == "scaled" else (trace, rate)
-        return optax.chain(scale, *order)
+        return optax.chain(scale, *order, cast_to_params())

@@ -43,7 +43,7 @@ def transform(
         if scheduled:
             now = settings.at(state.count)
             state = ScaleByLarsState(count=optax.safe_increment(state.count))
-        layers = now.layers(updates, params, now.weight_decay)
+        layers = now.layers(updates, params)
         adapted = [layer for layer in layers if layer is not None and layer.adapted]
         ratios = iter(now.trust_ratios(adapted))
         _, old, structure = flatten(updates)

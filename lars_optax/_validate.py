@@ -12,17 +12,18 @@ def check_number(
     argument: str,
     value: Any,
     *,
-    low: float = 0.0,
     high: float = math.inf,
     open_low: bool = False,
     optional: bool = False,
+    schedule: bool = False,
 ) -> None:
-    """Raise ValueError unless `value` is one finite number, low <= value < high.
+    """Raise ValueError unless `value` is one finite number, 0 <= value < high.
 
-    With `open_low`, low < value. With `optional`, None passes. Of jax arrays only the
-    shape is checked: looking at the value would block, or fail on a tracer.
+    With `open_low`, 0 < value. With `optional`, None passes, and with `schedule` what
+    can be called. Of jax arrays only the shape is checked: looking at the value would
+    block, or fail on a tracer.
     """
-    if optional and value is None:
+    if (optional and value is None) or (schedule and callable(value)):
         return
     if isinstance(value, jax.Array):
         if value.shape != ():
@@ -34,19 +35,19 @@ def check_number(
         and value.dtype.kind in "iuf"
     )
     if not scalar or isinstance(value, bool | np.bool_):
-        raise ValueError(f"{argument} must be a number, got {value!r}.")
+        what = "a number or a schedule" if schedule else "a number"
+        raise ValueError(f"{argument} must be {what}, got {value!r}.")
     number = float(value)
-    above = number > low if open_low else number >= low
+    above = number > 0 if open_low else number >= 0
     if not (math.isfinite(number) and above and number < high):
-        bounds = f"{'>' if open_low else '>='} {low:g}"
+        bounds = "> 0" if open_low else ">= 0"
         bounds += "" if math.isinf(high) else f" and < {high:g}"
         raise ValueError(f"{argument} must be finite and {bounds}, got {value!r}.")
 
 
 def check_sgd(learning_rate: Any, momentum: Any, nesterov: Any) -> None:
     """Raise ValueError on what SGD with momentum cannot take."""
-    if not callable(learning_rate):
-        check_number("learning_rate", learning_rate)
+    check_number("learning_rate", learning_rate, schedule=True)
     check_number("momentum", momentum, high=1.0, optional=True)
     if not isinstance(nesterov, bool | np.bool_):
         raise ValueError(f"nesterov must be True or False, got {nesterov!r}.")
@@ -60,7 +61,8 @@ def is_zero(value: Any) -> bool:
 def check_count(argument: str, value: Any, *, low: int = 0, remedy: str = "") -> int:
     """A Python int >= low from a Python or NumPy integer, else ValueError."""
     if isinstance(value, bool) or not isinstance(value, numbers.Integral):
-        raise ValueError(f"{argument} must be a whole number, got {value!r}. {remedy}")
+        message = f"{argument} must be a whole number, an int, got {value!r}. {remedy}"
+        raise ValueError(message.rstrip())
     if value < low:
         raise ValueError(f"{argument} must be >= {low}, got {value!r}.")
     return int(value)

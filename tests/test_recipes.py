@@ -8,7 +8,7 @@ import pytest
 from reference import Lars
 from trees import PARAMS, assert_equal, recorded_grads, replay
 
-from lars_optax import recipes
+from lars_optax import lars, recipes
 
 IMAGENET = 1_281_167
 
@@ -221,3 +221,24 @@ def test_sgd_recipe_has_the_rate_inside_the_momentum_and_goyal_outside():
     goyal = recipes.get("goyal-resnet50-sgd-8192")
     goyal = goyal.replace(**short, warmup_epochs=1, boundaries=(2, 3))
     jax.tree.map(np.testing.assert_array_equal, steps(goyal), by_hand(goyal, False))
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+@pytest.mark.parametrize("momentum", [0.9, 0.0])
+def test_lars_recipe_is_lars_in_half_precision_and_of_stacked_layers(dtype, momentum):
+    recipe = recipes.get("mlperf-v1.0-resnet50-lars-8192")
+    recipe = recipe.replace(warmup_epochs=0, momentum=momentum)
+    random = np.random.default_rng(0)
+    draw = [{"kernel": random.normal(size=(3, 4, 5)) * 1e-4} for _ in range(4)]
+    params, *grads = jax.tree.map(lambda x: jnp.asarray(x, dtype), draw)
+    options = {"stacked_axes": 0, "accumulator_dtype": "float32"}
+    own = lars(
+        recipe.schedule(10**6), recipe.weight_decay, momentum=momentum, **options
+    )
+    tx = recipe.optimizer(10**6, **options)
+    for mine, theirs in zip(
+        replay(tx, params, grads), replay(own, params, grads), strict=True
+    ):
+        np.testing.assert_array_equal(mine["kernel"], theirs["kernel"])
+    held = sum(x.size for x in jax.tree.leaves(tx.init(params)))
+    assert held == 1 + (params["kernel"].size if momentum else 0)  # and a count

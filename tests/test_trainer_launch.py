@@ -4,6 +4,7 @@ trainer know, and the same thing everywhere. None of it was run on a cluster."""
 import re
 import shlex
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -11,9 +12,11 @@ import kubernetes_validate
 import pytest
 import yaml
 
+from examples.imagenet.__main__ import DIVERGED, REFUSED
 from examples.imagenet.main import parse
 
-LAUNCH = Path(__file__).parents[1] / "examples" / "imagenet" / "launch"
+ROOT = Path(__file__).parents[1]
+LAUNCH = ROOT / "examples" / "imagenet" / "launch"
 SLURM = LAUNCH / "slurm.sh"
 TRAINER = ["-m", "examples.imagenet"]
 # Of the options of sbatch, by their names in its manual page.
@@ -102,7 +105,8 @@ def test_slurm_starts_the_trainer_to_go_on_in_a_folder_that_a_requeue_keeps(tmp_
         pytest.param(143, 3600, 3, False, id="failed_too_often"),
         pytest.param(1, 60, 2, True, id="lost_a_process"),
         pytest.param(1, 60, 3, False, id="lost_processes_too_often"),
-        pytest.param(2, 3600, None, False, id="wrong_flag"),
+        pytest.param(REFUSED, 3600, None, False, id="wrong_flag"),
+        pytest.param(DIVERGED, 3600, None, False, id="diverged"),
     ],
 )
 def test_a_requeue_is_for_the_time_limit_and_a_few_failures(
@@ -198,7 +202,7 @@ def test_a_pod_that_fails_is_made_again_and_one_told_to_stop_does_not_count(docu
         if "onExitCodes" in rule
         for code in rule["onExitCodes"]["values"]
     }
-    assert codes == {143: "Ignore", 2: "FailJob"}
+    assert codes == {143: "Ignore", REFUSED: "FailJob", DIVERGED: "FailJob"}
     # A process that lost the others ends with 1: each pod of an accident counts.
     assert spec["backoffLimit"] >= 2 * spec["completions"]
 
@@ -213,3 +217,10 @@ def test_the_readmes_commands_start_processes_of_one_cluster():
         assert f"examples/imagenet/launch/{name}" in text
         assert "NOT RUN" in (LAUNCH / name).read_text().partition("\n\n")[0]
     assert "**Not run**" in text
+
+
+def test_what_is_refused_says_so_by_its_status():
+    command = [sys.executable, "-m", "examples.imagenet", "--recipe", "none"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == REFUSED, done.stderr
+    assert done.stderr.startswith("error: --recipe: no recipe is called 'none'")

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import small_runs as runs
 
+from examples.imagenet.__main__ import DIVERGED
 from examples.imagenet.checkpoint import Checkpoints
 from examples.imagenet.cluster import Stops
 from examples.imagenet.diagnose import first_not_finite
@@ -127,12 +128,12 @@ def test_a_lost_update_ends_the_run_and_leaves_its_checkpoints(tmp_path, step):
     assert steps == list(range(runs.UPDATES))
 
 
-def test_a_run_that_diverges_exits_with_1_and_one_line(tmp_path):
+def test_a_run_that_diverges_exits_with_a_status_and_one_line(tmp_path):
     folder, out = runs.write_data(tmp_path / "idx"), tmp_path / "out"
     words = "--optimizer sgd --learning-rate 1e30 --warmup-epochs 0.5"
     arguments = [*runs.flags(folder, out), *words.split()]
     process = runs.command_line(arguments, tmp_path / "cache")
-    assert process.returncode == 1, process.stderr
+    assert process.returncode == DIVERGED, process.stderr
     assert "Traceback" not in process.stderr
     assert "not finite, first" in process.stdout
     records = read_log(out / "log.jsonl")

@@ -1,8 +1,8 @@
 """Images read from class folders while training runs, as data.py's sources.
 
 Training's crop and mirror of image i are a function of (seed, epoch, i), whoever reads
-it and in whatever batch. An image that cannot be read is named and stands in as one
-colour: no single file ends a run. Refuses a folder that has gone altogether.
+it and in whatever batch. An image that cannot be read is named, and one colour stands
+in for it, unless the run ends there. Refuses a folder that has gone altogether.
 """
 
 import hashlib

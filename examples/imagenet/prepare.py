@@ -2,7 +2,7 @@
 
 `python -m examples.imagenet.prepare DIR` counts the images of each split and class and
 decodes every one in full. Exit status 0: nothing is missing or broken; 1: something is,
-and it is named. Changes nothing but what --archives unpacks.
+and it is named. Changes nothing in DIR but what --archives unpacks.
 """
 
 import os

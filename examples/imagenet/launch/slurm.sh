@@ -37,7 +37,7 @@ status=$?
 # 143; but --kill-on-bad-exit gives 143 to the others of one that failed, too. So the
 # clock tells the time limit, whose signal comes up to 60 s early, from a failure.
 left=$((SLURM_JOB_END_TIME - $(date +%s)))
-if ((status == 0 || status == 2)); then # finished, or flags the trainer does not take
+if ((status == 0 || status == 2 || status == 3)); then # finished, refused, diverged
   exit $status
 elif ((status == 143 && left <= 180)); then
   echo "time limit: going on from the last checkpoint"
