@@ -50,4 +50,4 @@ $(STAMP): requirements.lock requirements-cuda.lock tools/make_venv.sh
 	@touch $@
 
 clean:
-	rm -rf $(VENV) .venv-floor .venv-newest runs .pytest_cache .mypy_cache .ruff_cache site
+	rm -rf $(VENV) .venv-floor .venv-newest .venv-peers runs .pytest_cache .mypy_cache .ruff_cache site

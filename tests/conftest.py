@@ -55,3 +55,10 @@ def strict():
     """No implicit promotion of dtypes or ranks."""
     with jax.numpy_dtype_promotion("strict"), jax.numpy_rank_promotion("raise"):
         yield
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch):
+    """Where the trainer keeps listings of folders: none of the machine's own."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "home"))
+    return tmp_path / "home" / "lars_optax"

@@ -18,10 +18,7 @@ from examples.imagenet import folders, index
 from examples.imagenet.folders import ImageFolder, load_folder
 from examples.imagenet.pixels import decode, for_evaluation, for_training
 
-
-@pytest.fixture(autouse=True)
-def cache(tmp_path, monkeypatch):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "home"))
+pytestmark = pytest.mark.usefixtures("cache")
 
 
 @pytest.fixture

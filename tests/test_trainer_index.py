@@ -18,11 +18,7 @@ from image_trees import (
 
 from examples.imagenet import index
 
-
-@pytest.fixture(autouse=True)
-def cache(tmp_path, monkeypatch):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "home"))
-    return tmp_path / "home" / "lars_optax"
+pytestmark = pytest.mark.usefixtures("cache")
 
 
 @pytest.fixture

@@ -18,10 +18,7 @@ from image_trees import (
 from examples.imagenet import prepare
 from examples.imagenet.archives import Counts
 
-
-@pytest.fixture(autouse=True)
-def cache(tmp_path, monkeypatch):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "home"))
+pytestmark = pytest.mark.usefixtures("cache")
 
 
 def test_a_sound_tree_is_counted_and_ends_with_status_0(tmp_path, capsys):

@@ -11,11 +11,14 @@ case $1 in
 esac
 python=
 for candidate in $pythons; do
-    if "$candidate" -c "import sys; sys.exit(sys.version_info < (3, $newest_of))" \
-        2>/dev/null; then python=$candidate; break; fi
+    if "$candidate" -c "import sys, venv
+sys.exit(not (3, $newest_of) <= sys.version_info < (3, 14))" 2>/dev/null; then
+        python=$candidate
+        break
+    fi
 done
 if [ -z "$python" ]; then
-    echo "make $1: skipped, no Python 3.$newest_of or newer was found"
+    echo "make $1: skipped, no Python 3.$newest_of to 3.13 with venv was found"
     exit 0
 fi
 
