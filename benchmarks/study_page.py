@@ -9,7 +9,7 @@ from statistics import mean, stdev
 from typing import Any
 
 from matplotlib.figure import Figure
-from matplotlib.ticker import NullFormatter
+from matplotlib.ticker import NullFormatter, StrMethodFormatter
 
 from benchmarks import protocol
 from benchmarks.protocol import METHODS, TUNED, Cell, cells
@@ -19,7 +19,11 @@ from benchmarks.tables import markdown
 PAGE = Path("docs/study.md")
 DATA = "fashion-mnist"
 NETWORKS = {"alexnet-small": "without BatchNorm", "alexnet-bn-small": "with BatchNorm"}
-MARKERS = dict(zip(METHODS, "so^Dv*<PXhd", strict=True))
+# To be told apart without colour.
+STYLES: dict[str, Any] = {
+    name: {"marker": marker, "linestyle": ("-", "--", "-.", ":")[i % 4]}
+    for i, (name, marker) in enumerate(zip(METHODS, "so^Dv*<PXhd", strict=True))
+}
 
 
 def percent(accuracies: list[float]) -> str:
@@ -143,7 +147,7 @@ def draw_sweep(runs: Runs, path: Path) -> None:
             if found:
                 rates = [r["learning_rate"] for r in found]
                 scores = [100 * r["accuracy"] for r in found]
-                axis.plot(rates, scores, marker=MARKERS[name], label=method.title)
+                axis.plot(rates, scores, label=method.title, **STYLES[name])
         axis.set(xscale="log", xlabel="learning rate", title=title)
         axis.xaxis.set_minor_formatter(NullFormatter())
         axis.grid(alpha=0.3)
@@ -164,9 +168,10 @@ def draw_ladder(runs: Runs, path: Path) -> None:
                         points.append((cell.batch, mean(scores), stdev(scores)))
             if points:
                 x, y, error = zip(*sorted(points), strict=True)
-                style: Any = {"marker": MARKERS[name], "capsize": 3}
+                style = STYLES[name] | {"capsize": 3}
                 axis.errorbar(x, y, error, label=method.title, **style)
         axis.set_xscale("log", base=2)
+        axis.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
         axis.set(xlabel="batch", title=title)
         axis.grid(alpha=0.3)
     axes[0].set_ylabel("test accuracy, %")
