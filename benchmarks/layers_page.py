@@ -54,22 +54,20 @@ def short(x: float) -> str:
 
 
 def table4(record: Record) -> str:
-    """A line for each leaf: the paper's numbers, the fillers' and ours."""
+    """A line for each leaf: the paper's norms, the fillers' and ours; then the ratios."""
     sets = record["leaves"]
-    head = ["Table 4", "leaf", "‖w‖", "fillers", "drawn", "‖∇w‖", *sets]
-    head += ["‖w‖/‖∇w‖", *sets]
-    lines = []
+    norms = [["Table 4", "leaf", "‖w‖", "fillers", "drawn", "‖∇w‖", *sets]]
+    ratios = [["Table 4", "leaf", "‖w‖/‖∇w‖", *sets]]
     for column, (w, g, ratio) in PAPER.items():
         name, expected = printed_leaf(column)
         ours = [found[name] for found in sets.values()]
-        lines.append(
-            [column, f"`{name}`", f"{w:g}", f"{expected:.4g}"]
-            + [f"{ours[0]['param_norm']:.4g}"]
-            + [f"{g:g}", *(short(x["grad_norm"]) for x in ours)]
-            + [f"{ratio:g}"]
-            + [short(x["param_norm"] / x["grad_norm"]) for x in ours]
-        )
-    return markdown([head, *lines])
+        first = [column, f"`{name}`"]
+        drawn = f"{ours[0]['param_norm']:.4g}"
+        gradients = [short(x["grad_norm"]) for x in ours]
+        norms.append([*first, f"{w:g}", f"{expected:.4g}", drawn, f"{g:g}", *gradients])
+        own = [short(x["param_norm"] / x["grad_norm"]) for x in ours]
+        ratios.append([*first, f"{ratio:g}", *own])
+    return f"{markdown(norms)}\n{markdown(ratios)}"
 
 
 def spread(record: Record) -> str:
