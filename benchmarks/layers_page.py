@@ -54,7 +54,7 @@ def short(x: float) -> str:
 
 
 def table4(record: Record) -> str:
-    """A line for each leaf: the paper's norms, the fillers' and ours; then the ratios."""
+    """Of each leaf the paper's norms, the fillers' and ours; then the ratios."""
     sets = record["leaves"]
     norms = [["Table 4", "leaf", "‖w‖", "fillers", "drawn", "‖∇w‖", *sets]]
     ratios = [["Table 4", "leaf", "‖w‖/‖∇w‖", *sets]]
