@@ -19,7 +19,9 @@ from typing import Any, NamedTuple
 import optax
 
 import lars_optax
+from benchmarks import study_runs
 from benchmarks.protocol import METHODS, TUNED, Cell, Stage
+from benchmarks.study_page import NETWORKS
 from examples.imagenet.config import Optimizer
 from examples.imagenet.data import Dataset
 from examples.imagenet.engine import start_devices
@@ -32,7 +34,6 @@ from lars_optax.recipes import Recipe
 RESULTS = Path("benchmarks/results/ablations.jsonl")
 STAGE = Stage(30, (1, 2, 3), "validation")
 RATES = tuple(5.0 * 2**k for k in range(6))
-NETWORKS = ("alexnet-small", "alexnet-bn-small")
 Record = dict[str, Any]
 
 
@@ -115,12 +116,6 @@ ABLATIONS = {
 }
 
 
-def read() -> list[Record]:
-    """The runs there are."""
-    lines = RESULTS.read_text().splitlines() if RESULTS.is_file() else []
-    return [json.loads(line) for line in lines]
-
-
 def name(ablation: str, variant: Variant) -> Record:
     """What tells a variant's runs; those of the study stand for every ablation."""
     if variant == ABLATIONS[ablation][0]:
@@ -132,7 +127,7 @@ def run(variant: Variant, key: Record, data: Dataset, about: Record) -> None:
     """All its runs that are not there, seeds of a rate together."""
     devices = start_devices(None)
     wanted = [key | {"learning_rate": rate * variant.times} for rate in RATES]
-    have = read()
+    have = study_runs.read(RESULTS).records
     for one in wanted:
         if any(one.items() <= record.items() for record in have):
             continue

@@ -4,13 +4,12 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
-from benchmarks.ablations import ABLATIONS, NETWORKS, RATES, Variant, name
-from benchmarks.study_page import NETWORKS as TITLES
-from benchmarks.study_page import finish, panels, percent
+from benchmarks.ablations import ABLATIONS, RATES, Variant, name
+from benchmarks.study_page import NETWORKS, finish, panels, percent
 from benchmarks.tables import markdown
+from lars_optax._plots import line_style
 
 Record = dict[str, Any]
-MARKERS = "os^Dv"
 CLOSE = 0.01  # below the best
 
 
@@ -30,7 +29,7 @@ def part(ablation: str, record: Record) -> str:
     """The best rate's score, which rates come near, of each variant; the picture."""
     head = [ablation]
     for network in NETWORKS:
-        head += [f"{TITLES[network]}: best", "at γ", "within 1 point"]
+        head += [f"{NETWORKS[network]}: best", "at γ", "within 1 point"]
     lines = []
     for variant in ABLATIONS[ablation]:
         line = [variant.title]
@@ -62,7 +61,7 @@ def every(record: Record) -> str:
                 found = scores(record["rows"], ablation, variant, network)
                 each = (f"{rate:g}: {percent(x)}" for rate, x in found.items())
                 title = f"{ablation}: {variant.title}"
-                lines.append([title, TITLES[network], ", ".join(each) or "not run"])
+                lines.append([title, NETWORKS[network], ", ".join(each) or "not run"])
     return markdown([["variant", "network", "γ: validation accuracy"], *lines])
 
 
@@ -71,17 +70,17 @@ def draw(rows: list[Record], folder: Path) -> None:
     for ablation, variants in ABLATIONS.items() if rows else ():
         figure, axes = panels()
         for axis, network in zip(axes, NETWORKS, strict=True):
-            for variant, marker in zip(variants, MARKERS, strict=False):
+            for i, variant in enumerate(variants):
                 found = scores(rows, ablation, variant, network)
                 if not found:
                     continue
                 rates = [rate / variant.times for rate in found]
                 y = [100 * mean(each) for each in found.values()]
                 error = [100 * stdev(each) for each in found.values()]
-                style: Any = {"marker": marker, "capsize": 3}
+                style = line_style(i) | {"capsize": 3}
                 axis.errorbar(rates, y, error, label=variant.title, **style)
             axis.set_xscale("log", base=2)
-            axis.set(xlabel="learning rate γ", title=TITLES[network])
+            axis.set(xlabel="learning rate γ", title=NETWORKS[network])
             axis.grid(alpha=0.3)
         axes[0].set_ylabel("validation accuracy, %")
         finish(figure, axes, folder / f"ablation-{ablation}.png")

@@ -8,11 +8,11 @@ update of 4,096 images, eight times 512 of which BatchNorm takes the moments. Wi
 ImageNet its gradients are those of other real images: crops of scikit-learn's two
 photographs and, with --images, the first of class folders, centre crops of what is
 warped to 256×256 pixels. Labels are drawn from 1,000 classes; "own" has the folders'.
-Needs 16 GB of memory, and on two cores ten minutes for each.
+Needs 9 GB of memory, and about ten minutes of two cores for each.
 
 `training`: the study's final run of LARS at its large batch, seed 1, of each network.
 
-Writes benchmarks/results/table4.json or layers.json.
+Writes benchmarks/results/table4.json, or layers.json and docs/layers-*.png.
 """
 
 import argparse

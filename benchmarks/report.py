@@ -216,7 +216,8 @@ def main() -> None:
         page.write_text(text)
         print(f"written: {page}")
     study_page.draw(study_runs.read())
-    ablations_page.draw(ablations.read(), study_page.PAGE.parent)
+    runs = study_runs.read(ablations.RESULTS).records
+    ablations_page.draw(runs, study_page.PAGE.parent)
 
 
 if __name__ == "__main__":

@@ -15,15 +15,12 @@ from benchmarks import protocol
 from benchmarks.protocol import METHODS, TUNED, Cell, cells
 from benchmarks.study_runs import Runs
 from benchmarks.tables import markdown
+from lars_optax._plots import line_style
 
 PAGE = Path("docs/study.md")
 DATA = "fashion-mnist"
 NETWORKS = {"alexnet-small": "without BatchNorm", "alexnet-bn-small": "with BatchNorm"}
-# To be told apart without colour.
-STYLES: dict[str, Any] = {
-    name: {"marker": marker, "linestyle": ("-", "--", "-.", ":")[i % 4]}
-    for i, (name, marker) in enumerate(zip(METHODS, "so^Dv*<PXhd", strict=True))
-}
+STYLES = {name: line_style(i) for i, name in enumerate(METHODS)}
 
 
 def percent(accuracies: list[float]) -> str:

@@ -92,7 +92,6 @@ def larc(
         trust_ratio_mask=trust_ratio_mask,
         denominator=denominator,
         fallback_ratio=fallback_ratio,
-        max_ratio=None,
         stacked_axes=stacked_axes,
         axis_name=axis_name,
         clip_at=learning_rate,

@@ -208,7 +208,6 @@ def lars(
         trust_ratio_mask=trust_ratio_mask,
         denominator=denominator,
         fallback_ratio=fallback_ratio,
-        max_ratio=None,
         stacked_axes=stacked_axes,
         axis_name=axis_name,
     )

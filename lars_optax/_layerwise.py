@@ -31,18 +31,18 @@ class Layer(NamedTuple):
     axis_names: AxisNames
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Settings:
     """The arguments of `scale_by_lars`; raises ValueError on what cannot be meant."""
 
     weight_decay: Any
     weight_decay_mask: Mask
     trust_coefficient: Any
-    eps: Any
+    eps: Any = 0.0
     trust_ratio_mask: Mask
-    denominator: str
+    denominator: str = "separate"
     fallback_ratio: Any
-    max_ratio: Any
+    max_ratio: Any = None
     stacked_axes: Any
     axis_name: Any
     clip_at: Any = None

@@ -202,11 +202,8 @@ class Recipe:
                 weight_decay=self.weight_decay,
                 weight_decay_mask=self.mask,
                 trust_coefficient=self.trust_coefficient,
-                eps=0.0,
                 trust_ratio_mask=self.mask,
-                denominator="separate",
                 fallback_ratio=self.fallback_ratio,
-                max_ratio=None,
                 stacked_axes=stacked_axes,
                 axis_name=axis_name,
             )
