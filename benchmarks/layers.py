@@ -25,7 +25,7 @@ import numpy as np
 
 from benchmarks.input_pipeline import crop, photographs
 from benchmarks.protocol import FINAL, TUNED, Cell
-from benchmarks.study import FASHION, Folders, dataset
+from benchmarks.study import FASHION, Place, dataset
 from benchmarks.study_page import DATA, NETWORKS
 from benchmarks.study_runs import read
 from examples.imagenet.config import Config, Model, Network, Optimizer, Run
@@ -108,7 +108,7 @@ def training(fashion: str) -> None:
         rate = runs.trials(cell)[1]
         if rate is None:
             raise SystemExit(f"error: {cell.name} has no best rate yet; run the study")
-        source, data = dataset(DATA, Folders(fashion))
+        source, data = dataset(DATA, Place(fashion))
         devices = start_devices(None)
         config = cell.config(source, rate, FINAL, len(devices))
         config = replace(config, run=replace(config.run, layers_every=EVERY))

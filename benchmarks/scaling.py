@@ -23,7 +23,7 @@ from typing import Any, get_args
 import jax
 
 from benchmarks.protocol import FINAL, SMALL, TUNED, Cell
-from benchmarks.study import FASHION, Folders, trainer
+from benchmarks.study import FASHION, Place, trainer
 from benchmarks.study_page import DATA, NETWORKS
 from benchmarks.study_runs import read
 from benchmarks.tables import markdown
@@ -89,7 +89,7 @@ def time_to_accuracy(seeds: int, fashion: str) -> Record:
             rate = runs.final(cell)[0]["learning_rate"]
             for seed in FINAL.seeds[:seeds]:
                 path = LOGS / f"time-{network}-{cell.batch}-{seed}.jsonl"
-                fit(trainer(cell, rate, FINAL, Folders(fashion)), seed, path)
+                fit(trainer(cell, rate, FINAL, Place(fashion)), seed, path)
                 epochs = [r for r in read_log(path) if r["kind"] == "epoch"]
                 there = [r for r in epochs if r["accuracy"] >= target]
                 row = cell._asdict() | {"learning_rate": rate, "seed": seed}

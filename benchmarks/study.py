@@ -35,22 +35,23 @@ FASHION = "/usr/share/datasets/fashion-mnist"  # Debian's dataset-fashion-mnist
 VALIDATION = 5_000
 
 
-class Folders(NamedTuple):
-    """Where the data are."""
+class Place(NamedTuple):
+    """Where the data are, and how many devices to split a CPU into."""
 
     fashion_mnist: str = FASHION
     cifar10: str = ""
+    devices: int | None = None
 
 
 @cache
-def dataset(name: str, folders: Folders) -> tuple[str, Dataset]:
+def dataset(name: str, place: Place) -> tuple[str, Dataset]:
     """Its source as the trainer has it, and its images."""
     if name == "digits":
         return "mnist", load("mnist")
     folder, what = {
-        "fashion-mnist": (folders.fashion_mnist, "its IDX files (Debian's package"
+        "fashion-mnist": (place.fashion_mnist, "its IDX files (Debian's package"
                           " dataset-fashion-mnist has them)"),
-        "cifar10": (folders.cifar10, "train/CLASS/* and test/CLASS/*"),
+        "cifar10": (place.cifar10, "train/CLASS/* and test/CLASS/*"),
     }[name]  # fmt: skip
     if not Path(folder).is_dir():
         raise ValueError(f"--{name}: {folder!r} is no folder; give the one of {what}")
@@ -58,18 +59,18 @@ def dataset(name: str, folders: Folders) -> tuple[str, Dataset]:
 
 
 @lru_cache(1)
-def trainer(cell: Cell, rate: float, stage: Stage, folders: Folders) -> Trainer:
+def trainer(cell: Cell, rate: float, stage: Stage, place: Place) -> Trainer:
     """Compiled once for all seeds."""
-    source, data = dataset(cell.data, folders)
-    devices = start_devices(None)
+    source, data = dataset(cell.data, place)
+    devices = start_devices(place.devices)
     config = cell.config(source, rate, stage, len(devices))
     some = devices[: config.run.devices]
     return Trainer(config, data, some, METHODS[cell.method].make)
 
 
-def run(job: Job, folders: Folders, about: Record) -> Record:
+def run(job: Job, place: Place, about: Record) -> Record:
     """Trains, from the last checkpoint if it was stopped, and keeps the result."""
-    bound = trainer(job.cell, job.rate, job.stage, folders)
+    bound = trainer(job.cell, job.rate, job.stage, place)
     out = OUT / f"{job.cell.name}/{job.rate:g}-{job.stage.split}-{job.seed}"
     out.mkdir(parents=True, exist_ok=True)
     config = replace(bound.config, run=replace(bound.config.run, seed=job.seed))
@@ -82,7 +83,7 @@ def run(job: Job, folders: Folders, about: Record) -> Record:
     return record
 
 
-def again(name: str, seeds: int, folders: Folders) -> tuple[list[float], list[float]]:
+def again(name: str, seeds: int, place: Place) -> tuple[list[float], list[float]]:
     """Test accuracies of a row: run anew from nothing, and those that are kept."""
     runs = read()
     have = {cell.name: cell for cell in cells() if runs.final(cell)}
@@ -95,7 +96,7 @@ def again(name: str, seeds: int, folders: Folders) -> tuple[list[float], list[fl
     accuracies, rate = [r["accuracy"] for r in old], old[0]["learning_rate"]
     new = []
     for seed in final.seeds[:seeds]:
-        bound = trainer(have[name], rate, final, folders)
+        bound = trainer(have[name], rate, final, place)
         log = OUT / "again.jsonl"
         log.parent.mkdir(parents=True, exist_ok=True)
         new.append(fit(bound, seed, log).accuracy)
@@ -106,7 +107,7 @@ def again(name: str, seeds: int, folders: Folders) -> tuple[list[float], list[fl
     return new, accuracies
 
 
-def study(wanted: list[Cell], hours: float, folders: Folders) -> None:
+def study(wanted: list[Cell], hours: float, place: Place) -> None:
     """Runs what is missing, cell by cell."""
     runs, about, end = read(), provenance(), time.monotonic() + 3600 * hours
     number, seconds = remaining(runs, wanted)
@@ -120,7 +121,7 @@ def study(wanted: list[Cell], hours: float, folders: Folders) -> None:
             if time.monotonic() + runs.seconds(job) > end:
                 print(f"{hours:g} h are over; the same command goes on")
                 return
-            record = run(job, folders, about)
+            record = run(job, place, about)
             runs.records.append(record)
             lost = ", diverged" if record["diverged"] else ""
             left, seconds = remaining(runs, wanted)
@@ -144,8 +145,9 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3, help="of --again")
     parser.add_argument("--fashion-mnist", metavar="DIR", default=FASHION)
     parser.add_argument("--cifar10", metavar="DIR", default="", help="on a GPU")
+    parser.add_argument("--devices", type=int, help="to split a CPU into: its cores")
     given = parser.parse_args()
-    folders = Folders(given.fashion_mnist, given.cifar10)
+    place = Place(given.fashion_mnist, given.cifar10, given.devices)
     wanted = [cell for cell in cells() if any(part in cell.name for part in given.only)]
     if not given.cifar10 and given.only == [""]:
         wanted = [cell for cell in wanted if cell.data != "cifar10"]
@@ -153,12 +155,12 @@ def main() -> None:
         if not wanted:
             raise ValueError(f"--only: no row's name has {given.only}; --list has all")
         if given.again:
-            again(given.again, given.seeds, folders)
+            again(given.again, given.seeds, place)
         elif given.list:
             for cell in wanted:
                 print(f"{cell.name:50} {remaining(read(), [cell])[0]} runs to come")
         else:
-            study(wanted, given.hours, folders)
+            study(wanted, given.hours, place)
     except ValueError as error:
         raise SystemExit(f"error: {error}") from None
     except (Stopped, KeyboardInterrupt):

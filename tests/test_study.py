@@ -119,6 +119,6 @@ def test_every_method_trains_with_an_optimizer_of_its_own():
 def test_the_cheapest_row_comes_out_again(monkeypatch, tmp_path):
     monkeypatch.chdir(ROOT)
     monkeypatch.setattr(study, "OUT", tmp_path)
-    (new,), old = study.again("digits/alexnet-small/1600/lars-all", 1, study.Folders())
+    (new,), old = study.again("digits/alexnet-small/1600/lars-all", 1, study.Place())
     # Other devices and versions round otherwise, which is as good as another seed.
     assert new == pytest.approx(mean(old), abs=max(4 * stdev(old), 0.01))
