@@ -34,18 +34,18 @@ class Cluster:
     is needed. --out must be a folder that all of them share.
     """
 
+    #: Where process 0 listens and all others find it.
     coordinator: Annotated[str | None, tyro.conf.arg(metavar="HOST:PORT")] = None
-    """Where process 0 listens and all others find it."""
+    #: How many there are.
     processes: int | None = None
-    """How many there are."""
+    #: The number of this one, from 0.
     process: int | None = None
-    """The number of this one, from 0."""
+    #: A process that died is noticed, and ends the others, within that time: with
+    #: status 75 where a step fails first, else by JAX, which aborts [s].
     heartbeat_timeout: int = 60
-    """A process that died is noticed, and ends the others, within that time: with
-    status 75 where a step fails first, else by JAX, which aborts [s]."""
+    #: A process that while training made no step for that long ends itself with the
+    #: same status; 0 for never. Default: 600 of several processes, 0 of one [s].
     step_timeout: int | None = None
-    """A process that while training made no step for that long ends itself, with status
-    75; 0 for never. Default: 600 of several processes, 0 of one [s]."""
 
     def __post_init__(self) -> None:
         given = (self.coordinator, self.processes, self.process)

