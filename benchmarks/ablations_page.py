@@ -6,7 +6,7 @@ from typing import Any
 
 from benchmarks.ablations import ABLATIONS, RATES, Variant, name
 from benchmarks.study_page import NETWORKS, finish, panels, percent
-from benchmarks.tables import markdown
+from examples.imagenet.page import markdown_table
 from lars_optax._plots import line_style
 
 Record = dict[str, Any]
@@ -49,7 +49,7 @@ def part(ablation: str, record: Record) -> str:
             line += [f"{near[0]:g} … {near[-1]:g}" if len(near) > 1 else f"{best:g}"]
         lines.append(line)
     picture = f"\n![Accuracy over the rate](ablation-{ablation}.png)\n"
-    return markdown([head, *lines]) + picture
+    return markdown_table([head, *lines]) + picture
 
 
 def every(record: Record) -> str:
@@ -62,7 +62,7 @@ def every(record: Record) -> str:
                 each = (f"{rate:g}: {percent(x)}" for rate, x in found.items())
                 title = f"{ablation}: {variant.title}"
                 lines.append([title, NETWORKS[network], ", ".join(each) or "not run"])
-    return markdown([["variant", "network", "γ: validation accuracy"], *lines])
+    return markdown_table([["variant", "network", "γ: validation accuracy"], *lines])
 
 
 def draw(rows: list[Record], folder: Path) -> None:

@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.tables import markdown
+from examples.imagenet.page import markdown_table
 
 Record = dict[str, Any]
 # ‖w‖, ‖∇w‖ and their ratio as Table 4 prints them, by its column.
@@ -67,7 +67,7 @@ def table4(record: Record) -> str:
         norms.append([*first, f"{w:g}", f"{expected:.4g}", drawn, f"{g:g}", *gradients])
         own = [short(x["param_norm"] / x["grad_norm"]) for x in ours]
         ratios.append([*first, f"{ratio:g}", *own])
-    return f"{markdown(norms)}\n{markdown(ratios)}"
+    return f"{markdown_table(norms)}\n{markdown_table(ratios)}"
 
 
 def spread(record: Record) -> str:
@@ -87,7 +87,7 @@ def spread(record: Record) -> str:
                 f"{low_high[0]} ({low}) … {low_high[1]} ({high}): {low_high[2]:.0f}×"
             )
         lines.append([title, *cells])
-    return markdown([["‖w‖/‖∇w‖ over", *ratios], *lines])
+    return markdown_table([["‖w‖/‖∇w‖ over", *ratios], *lines])
 
 
 def along(record: Record) -> str:
@@ -107,6 +107,6 @@ def along(record: Record) -> str:
                 w, g = (table["layers"][name][k] for k in ("param_norm", "grad_norm"))
                 cells.append(f"{short(w)} / {short(g)} = {short(w / g)}")
             lines.append([f"`{name}`", *cells])
-        text += markdown([head, *lines])
+        text += markdown_table([head, *lines])
         text += f"\n![Norms and rates of the layers](layers-{network}.png)\n"
     return text

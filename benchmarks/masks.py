@@ -22,8 +22,8 @@ import jax.numpy as jnp
 from flax import nnx
 
 import lars_optax
-from benchmarks.tables import markdown
 from examples.imagenet.models import make_model
+from examples.imagenet.page import markdown_table
 from examples.imagenet.provenance import provenance
 
 RESULTS = Path("benchmarks/results/masks.json")
@@ -117,7 +117,7 @@ def main() -> None:
     record = provenance() | {"rows": rows}
     record["versions"] |= {x: version(x) for x in ("dm-haiku", "equinox")}
     RESULTS.write_text(json.dumps(record, indent=1) + "\n")
-    page = markdown(summary) + folds
+    page = markdown_table(summary) + folds
     RESULTS.with_suffix(".md").write_text(page)
     print(page)
 

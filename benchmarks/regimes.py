@@ -44,7 +44,7 @@ from benchmarks.oracle import (
     ratio,
     train,
 )
-from benchmarks.tables import markdown
+from examples.imagenet.page import markdown_table
 from examples.imagenet.provenance import provenance
 
 RESULTS = Path("benchmarks/results/regimes.json")
@@ -219,7 +219,9 @@ def table(record: dict[str, Any], readme: str | None = None) -> str:
     """All rows, or those of one of the README's tables."""
     rows = [row for row in record["rows"] if readme in (None, row["readme"])]
     head = ["regime", "`optax.lars`", "`lars_optax.lars`", "what happens"]
-    return markdown([head, *([show(row[x]) for x in Row._fields[:4]] for row in rows)])
+    return markdown_table(
+        [head, *([show(row[x]) for x in Row._fields[:4]] for row in rows)]
+    )
 
 
 def main() -> None:

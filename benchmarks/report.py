@@ -7,6 +7,7 @@ run says so. A test compares the pages with the results.
 """
 
 import json
+import re
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
@@ -22,8 +23,8 @@ from benchmarks import (
     study_runs,
 )
 from benchmarks.optimizer_step import BASE
-from benchmarks.tables import markdown, placed
 from examples.imagenet import demo
+from examples.imagenet.page import markdown_table
 
 README, BENCHMARKS = Path("README.md"), Path("benchmarks/README.md")
 RESULTS = Path("benchmarks/results")
@@ -64,7 +65,7 @@ def ratios(record: Record) -> str:
         each = [result["optimizers"].get(name) for result in results.values()]
         cells = [f"{x['ratio']:.2f}" if x else "not run" for x in each]
         lines.append([f"`{name}`" if "." in name else name, *cells])
-    return markdown([head, *lines])
+    return markdown_table([head, *lines])
 
 
 def rows(found: Record, fields: Mapping[str, tuple[str, float, str]]) -> str:
@@ -85,7 +86,7 @@ def rows(found: Record, fields: Mapping[str, tuple[str, float, str]]) -> str:
         ]
         for name, x in found.items()
     ]
-    return markdown([["", *some], *lines])
+    return markdown_table([["", *some], *lines])
 
 
 def steps(record: Record) -> str:
@@ -209,6 +210,15 @@ def read(path: Path) -> Record:
         record: Record = json.loads(text)
         return record
     return {"rows": [json.loads(line) for line in text.splitlines()]}
+
+
+def placed(text: str, name: str, table: str) -> str:
+    """The text with the table between its marks, `<!-- name -->`, made anew."""
+    marks = rf"(?s)(?<=<!-- {name} -->\n).*(?=<!-- end of {name} -->)"
+    new, count = re.subn(marks, lambda _: table, text)
+    if count != 1:
+        raise ValueError(f"found the marks <!-- {name} --> {count} times, not once")
+    return new
 
 
 def main() -> None:

@@ -26,14 +26,13 @@ from benchmarks.protocol import FINAL, SMALL, TUNED, Cell
 from benchmarks.study import FASHION, Place, trainer
 from benchmarks.study_page import DATA, NETWORKS
 from benchmarks.study_runs import read
-from benchmarks.tables import markdown
 from examples.imagenet import speed
 from examples.imagenet.config import Config, Data, Model, Network, Optimizer, Run
 from examples.imagenet.engine import start_devices
 from examples.imagenet.log import read_log
 from examples.imagenet.loop import fit
 from examples.imagenet.models import image_pixels
-from examples.imagenet.page import duration
+from examples.imagenet.page import duration, markdown_table
 from examples.imagenet.provenance import provenance
 from examples.imagenet.sources import load
 from examples.imagenet.summary import read_runs
@@ -107,7 +106,7 @@ def speeds(record: Record) -> str:
     found = [speed.Cell(**cell) for cell in record["cells"]]
     text = ""
     for table in speed.tables(found):
-        text += f"\n{table.title}\n\n{markdown([table.head, *table.rows])}"
+        text += f"\n{table.title}\n\n{markdown_table([table.head, *table.rows])}"
         text += f"\n{table.note}\n"
     if not speed.ratios(found):
         text += "\nOne device: no 2n to compare with.\n"
@@ -135,7 +134,7 @@ def times(record: Record) -> str:
                 ]
             )
     head = ["network", "batch", "optimizer", "target", "time to it", "seeds there"]
-    return markdown([[*head, "at the end", "all epochs"], *lines])
+    return markdown_table([[*head, "at the end", "all epochs"], *lines])
 
 
 def main() -> None:

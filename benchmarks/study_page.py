@@ -14,7 +14,7 @@ from matplotlib.ticker import NullFormatter, StrMethodFormatter
 from benchmarks import protocol
 from benchmarks.protocol import METHODS, TUNED, Cell, cells
 from benchmarks.study_runs import Runs
-from benchmarks.tables import markdown
+from examples.imagenet.page import markdown_table
 from lars_optax._plots import line_style
 
 PAGE = Path("docs/study.md")
@@ -62,7 +62,7 @@ def ladder(runs: Runs, some: list[Cell]) -> str:
                 score(cell, final),
             ]
         )
-    return markdown([head, *lines])
+    return markdown_table([head, *lines])
 
 
 def sweep(runs: Runs, some: list[Cell]) -> str:
@@ -78,7 +78,7 @@ def sweep(runs: Runs, some: list[Cell]) -> str:
         if trials:
             lines.append([f"{cell.batch:,}", METHODS[cell.method].title, trials])
     head = ["batch", "optimizer", "rate: validation accuracy, %"]
-    return markdown([head, *lines]) if lines else "Not run.\n"
+    return markdown_table([head, *lines]) if lines else "Not run.\n"
 
 
 def part(name: str) -> list[Cell]:

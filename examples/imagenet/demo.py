@@ -13,14 +13,13 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
-from rich.box import SIMPLE_HEAD
 from rich.console import Console
-from rich.table import Table
 
 from .config import Config, Data, Model, Optimizer, Run, Split
 from .engine import start_devices
 from .figures import plot_runs
 from .loop import Result, fit
+from .page import Table, markdown_table, show
 from .progress import progress
 from .provenance import provenance
 from .sources import load
@@ -132,17 +131,7 @@ def caption(devices: int) -> str:
 
 
 def markdown(rows: list[dict[str, Any]]) -> str:
-    lines = [_HEAD, ("---",) * len(_HEAD), *map(cells, rows)]
-    return "".join("| " + " | ".join(line) + " |\n" for line in lines)
-
-
-def show(rows: list[dict[str, Any]], note: str, console: Console) -> None:
-    table = Table(caption=note, box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
-    for i, head in enumerate(_HEAD):
-        table.add_column(head, justify="right" if i else "left")
-    for r in rows:
-        table.add_row(*cells(r))
-    console.print(table)
+    return markdown_table([_HEAD, *map(cells, rows)])
 
 
 def run_method(
@@ -181,7 +170,7 @@ def main() -> None:
     record = provenance() | {"protocol": note, "seeds": SEEDS, "rows": rows}
     record["seconds"] = time.perf_counter() - start
     (OUT / "table.json").write_text(json.dumps(record, indent=1) + "\n")
-    show(rows, note, console)
+    show([Table("", _HEAD, list(map(cells, rows)), note)], console)
     console.print(
         f"{record['seconds']:.0f} s in all, on {devices[0].platform}\n"
         f"table: {OUT / 'table.md'}, {OUT / 'table.json'}\n"

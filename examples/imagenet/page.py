@@ -38,11 +38,17 @@ def _markdown(part: Part) -> str:
             return f"![{part.stem}]({part.name})\n"
         case str():
             return f"{part}\n"
-    lines = [part.head, ["---"] + ["---:"] * (len(part.head) - 1), *part.rows]
-    table = "".join(f"| {' | '.join(line)} |\n" for line in lines)
+    table = markdown_table([part.head, *part.rows], numbers="---:")
     return f"## {part.title}\n\n{table}" + (
         f"\n{part.caption}\n" if part.caption else ""
     )
+
+
+def markdown_table(rows: Iterable[Sequence[str]], numbers: str = "---") -> str:
+    """The first row is the head; all columns but the first are aligned as `numbers`."""
+    head, *rest = rows
+    lines = [head, ["---"] + [numbers] * (len(head) - 1), *rest]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
 def show(parts: Iterable[Part], console: Console) -> None:
@@ -52,7 +58,7 @@ def show(parts: Iterable[Part], console: Console) -> None:
             console.print(text, markup=False, highlight=False, soft_wrap=True)
             continue
         table = RichTable(
-            title=Text(part.title),
+            title=Text(part.title) if part.title else None,
             caption=Text(part.caption) if part.caption else None,
             box=SIMPLE_HEAD,
             pad_edge=False,
