@@ -108,7 +108,13 @@ def format_layer_stats(stats: Any) -> str:
     """A table of `layer_stats`, a row per layer; a stacked leaf has a row per slice.
 
     Columns are the leaf's path, ‖w‖, ‖g‖, ‖w‖/‖g‖ and the ratio that multiplies the
-    decayed gradient. Needs concrete values, not tracers.
+    decayed gradient.
+
+    Args:
+      stats: the tree `layer_stats` returns, or a state of `record_layer_stats` holds.
+
+    Raises:
+      ValueError: on tracers, and on leaves that are no `LayerStats`.
     """
     flat, _ = jax.tree_util.tree_flatten_with_path(
         stats, is_leaf=lambda x: isinstance(x, LayerStats)

@@ -20,6 +20,14 @@ _STEPS = "Steps are counted; epochs_to_steps turns epochs into steps."
 def epochs_to_steps(epochs: float, num_examples: int, batch_size: int) -> int:
     """Steps in so many epochs: round(epochs · num_examples / batch_size).
 
+    Args:
+      epochs: passes over the training examples, 0 or more; need not be whole.
+      num_examples: training examples of one epoch.
+      batch_size: examples of one update, over all devices and accumulated steps.
+
+    Raises:
+      ValueError: on negative or non-finite values, and counts below 1.
+
     Example:
       >>> epochs_to_steps(90, 1_281_167, 8192)
       14075
@@ -35,6 +43,14 @@ def linear_scaling(base_value: float, batch_size: int, base_batch_size: int) -> 
 
     For SGD (Krizhevsky 2014; Goyal et al. 2017; section 2.3 of the LARS paper).
 
+    Args:
+      base_value: the learning rate that is right at `base_batch_size`.
+      batch_size: examples of one update, over all devices and accumulated steps.
+      base_batch_size: that of `base_value`.
+
+    Raises:
+      ValueError: on a negative or non-finite rate, and batches that are not above 0.
+
     Example:
       >>> linear_scaling(0.1, 8192, 256)
       3.2
@@ -48,6 +64,8 @@ def sqrt_scaling(base_value: float, batch_size: int, base_batch_size: int) -> fl
     It keeps the variance of an SGD step constant (section 2.3 of the LARS paper). The
     rates that paper found for LARS grow more slowly: 5, 10 and 14 at batches of 512,
     4096 and 8192 (Table 5), where this gives 5, 14.1 and 20.
+
+    Args and errors are those of `linear_scaling`.
 
     Example:
       >>> sqrt_scaling(5.0, 2048, 512)
