@@ -20,6 +20,7 @@ from lars_optax._plots import line_style
 PAGE = Path("docs/study.md")
 DATA = "fashion-mnist"
 NETWORKS = {"alexnet-small": "without BatchNorm", "alexnet-bn-small": "with BatchNorm"}
+FLOOR = 78  # %, below which a picture says the number alone
 STYLES = {name: line_style(i) for i, name in enumerate(METHODS)}
 
 
@@ -146,6 +147,7 @@ def draw_sweep(runs: Runs, path: Path) -> None:
                 scores = [100 * r["accuracy"] for r in found]
                 axis.plot(rates, scores, label=method.title, **STYLES[name])
         axis.set(xscale="log", xlabel="learning rate", title=title)
+        axis.set_ylim(bottom=FLOOR)
         axis.xaxis.set_minor_formatter(NullFormatter())
         axis.grid(alpha=0.3)
     axes[0].set_ylabel("validation accuracy, %")
@@ -165,11 +167,21 @@ def draw_ladder(runs: Runs, path: Path) -> None:
                         points.append((cell.batch, mean(scores), stdev(scores)))
             if points:
                 x, y, error = zip(*sorted(points), strict=True)
-                style = STYLES[name] | {"capsize": 3}
-                axis.errorbar(x, y, error, label=method.title, **style)
+                drawn = [max(FLOOR, value) for value in y]
+                style = STYLES[name] | {"capsize": 3, "clip_on": False}
+                axis.errorbar(x, drawn, error, label=method.title, **style)
+                for at, value in zip(x, y, strict=True):
+                    if value < FLOOR:
+                        axis.annotate(
+                            f"{value:.0f} %",
+                            (at, FLOOR),
+                            **{"xytext": (-8, 4), "textcoords": "offset points"},
+                            **{"ha": "right", "color": STYLES[name]["color"]},
+                        )
         axis.set_xscale("log", base=2)
         axis.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
         axis.set(xlabel="batch", title=title)
+        axis.set_ylim(bottom=FLOOR)
         axis.grid(alpha=0.3)
     axes[0].set_ylabel("test accuracy, %")
     finish(figure, axes, path)

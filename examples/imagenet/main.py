@@ -62,7 +62,9 @@ def main(arguments: Sequence[str] | None = None) -> Result | None:
     except (DataLost, NotSaved, CopiesDiffer, OSError) as error:
         _give_up(f"error: {error}", 1)
     except KeyboardInterrupt:
-        why = "stopped; only a run under way, with --checkpoints, saves first"
+        why = (
+            "stopped; nothing is saved before the first update or with --checkpoints 0"
+        )
         _give_up(why, 128 + signal.SIGINT)
     except jax.errors.JaxRuntimeError as error:
         if jax.process_count() == 1:
