@@ -22,6 +22,11 @@ DATA = "fashion-mnist"
 NETWORKS = {"alexnet-small": "without BatchNorm", "alexnet-bn-small": "with BatchNorm"}
 FLOOR = 78  # %, below which a picture says the number alone
 STYLES = {name: line_style(i) for i, name in enumerate(METHODS)}
+STYLES |= {  # hollow, otherwise as with short trials
+    name: STYLES[name.removesuffix("-long")] | {"markerfacecolor": "white"}
+    for name in METHODS
+    if name.endswith("-long")
+}
 
 
 def percent(accuracies: list[float]) -> str:
@@ -193,6 +198,6 @@ def finish(figure: Figure, axes: Any, path: Path) -> None:
         found |= dict(zip(*reversed(axis.get_legend_handles_labels()), strict=True))
     if found:
         figure.legend(
-            list(found.values()), list(found), loc="outside lower center", ncols=4
+            list(found.values()), list(found), loc="outside lower center", ncols=3
         )
     figure.savefig(path, dpi=120, metadata={"Software": None})
