@@ -7,7 +7,7 @@ By hand, with each case shown:
 
     python tests/test_optax_suite.py
 
-The others state in our own words, and need nothing, what no other file here does.
+The others state the same laws in our own words, and need nothing.
 """
 
 import importlib
@@ -149,6 +149,46 @@ def test_reaches_the_minimum(loss, start, minimum):
     np.testing.assert_allclose(params, minimum, atol=0.01 * np.linalg.norm(minimum))
 
 
+def test_maps_over_the_parameters_in_its_state():
+    """Optax's test_optimization, tree_map_params: it finds the momentum, no count."""
+    params = {"a": jnp.ones((2, 3)), "b": jnp.ones(4)}
+    optimizer = lars(lambda count: 1.0, weight_decay=lambda count: 0.1)
+    state = optimizer.init(params)
+    mapped = optax.tree.map_params(optimizer, lambda m: m + 1, state)
+    for leaf in jax.tree.leaves(optax.tree.get(mapped, "trace")):
+        np.testing.assert_array_equal(leaf, 1)
+    counts = optax.tree.get_all_with_path(mapped, "count")
+    assert [int(value) for _, value in counts] == [0, 0]
+
+
+def test_ignores_extra_arguments():
+    """Optax's test_optimizers_accept_extra_args."""
+    params = jnp.array([1.0, 2.0])
+    optimizer = lars(1.0)
+    state = optimizer.init(params)
+    plain, _ = optimizer.update(params, state, params)
+    extra, _ = optimizer.update(params, state, params, value=1.0, not_an_argument=2)
+    np.testing.assert_array_equal(extra, plain)
+
+
+def test_is_the_same_inside_inject_hyperparams():
+    """Optax's test_optimizers_can_be_wrapped_in_inject_hyperparams."""
+    params = [-jnp.ones((2, 3)), jnp.ones((2, 5, 2))]
+    grads = [jnp.full((2, 3), 0.2), -jnp.ones((2, 5, 2))]
+    plain, injected = lars(1.0, 0.1), optax.inject_hyperparams(lars)(1.0, 0.1)
+    state, injected_state = plain.init(params), jax.jit(injected.init)(params)
+    for _ in range(2):
+        expected, state = jax.jit(plain.update)(grads, state, params)
+        updates, injected_state = jax.jit(injected.update)(
+            grads, injected_state, params
+        )
+        # float32 constants folded by the compiler or not: a rounding or two apart.
+        for ours, theirs in ((updates, expected), (injected_state.inner_state, state)):
+            jax.tree.map(
+                lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), ours, theirs
+            )
+
+
 @pytest.mark.parametrize("dtype", HALF + FULL)
 def test_keeps_shapes_and_dtypes(dtype):
     """Optax's test_preserve_dtype and test_state_shape_dtype_shard_stability."""
@@ -159,6 +199,22 @@ def test_keeps_shapes_and_dtypes(dtype):
         updates, new_state = jax.jit(optimizer.update)(params, state, params)
         assert updates.dtype == params.dtype
         assert jax.tree.map(jax.typeof, new_state) == jax.tree.map(jax.typeof, state)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+def test_waits_inside_multi_steps(dtype):
+    """Optax's test_gradient_accumulation, and the update when its turn comes."""
+    params = jnp.array([1.0, 2.0], dtype)
+    accumulated = optax.MultiSteps(lars(1.0), every_k_schedule=4)
+    state = accumulated.init(params)
+    for _ in range(3):
+        updates, state = accumulated.update(params, state, params)
+        np.testing.assert_array_equal(updates, jnp.zeros_like(params))
+    updates, state = accumulated.update(params, state, params)
+    expected, _ = lars(1.0).update(params, lars(1.0).init(params), params)
+    # The mean of four equal gradients is that gradient, to a rounding of its dtype.
+    tolerance = 2 * float(jnp.finfo(dtype).eps)
+    np.testing.assert_allclose(updates, expected, rtol=tolerance)
 
 
 def test_state_is_made_from_shapes_and_keeps_its_sharding():
