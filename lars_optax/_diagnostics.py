@@ -10,7 +10,7 @@ import optax
 from lars_optax._layerwise import Settings, norms_of
 from lars_optax._masks import BY_ROLE, Mask
 from lars_optax._text import columns
-from lars_optax._tree import flatten, path_string, replace_leaves
+from lars_optax._tree import Path, flatten, path_string, replace_leaves
 
 
 class LayerStats(NamedTuple):
@@ -18,7 +18,7 @@ class LayerStats(NamedTuple):
 
     param_norm: jax.Array  # ‖w‖
     grad_norm: jax.Array  # ‖g‖
-    trust_ratio: jax.Array  # what multiplies g + βw: λ or the fallback ratio
+    trust_ratio: jax.Array  # what `lars` multiplies g + βw by: λ, or fallback_ratio
 
 
 def layer_stats(
@@ -42,6 +42,8 @@ def layer_stats(
     weight decay. Inside one jit with the optimizer's update on the same gradients this
     reads no array of an adapted layer again: XLA shares the reductions. (With
     denominator="joint" and decay, ‖g‖ is one reduction more.)
+
+    Args: the gradients, the parameters, then as `scale_by_lars`.
 
     Returns:
       A tree like `params` with a `LayerStats` at each leaf, None where the gradient is
@@ -111,7 +113,8 @@ def format_layer_stats(stats: Any) -> str:
     decayed gradient.
 
     Args:
-      stats: the tree `layer_stats` returns, or a state of `record_layer_stats` holds.
+      stats: what `layer_stats` returns, or, of a state with `record_layer_stats` in it,
+        `optax.tree.get(state, "layer_stats")`.
 
     Raises:
       ValueError: on tracers, and on leaves that are no `LayerStats`.
@@ -123,7 +126,8 @@ def format_layer_stats(stats: Any) -> str:
     for path, leaf in flat:
         if not isinstance(leaf, LayerStats):
             raise ValueError(
-                "format_layer_stats needs the tree that layer_stats returns; found "
+                "format_layer_stats needs the tree that layer_stats returns, of a state"
+                ' optax.tree.get(state, "layer_stats"); found '
                 f"{type(leaf).__name__} at {path_string(path)!r}."
             )
         if any(isinstance(x, jax.core.Tracer) for x in leaf):
@@ -135,7 +139,12 @@ def format_layer_stats(stats: Any) -> str:
         for i in np.ndindex(values[0].shape):
             param_norm, grad_norm, ratio = (float(x[i]) for x in values)
             quotient = param_norm / grad_norm if grad_norm else float("inf")
-            name = path_string(path) + (f"[{i[0]}]" if i else "")
             cells = (param_norm, grad_norm, quotient, ratio)
-            rows.append((name, *(f"{x:.4g}" for x in cells)))
+            rows.append((layer_name(path, i), *(f"{x:.4g}" for x in cells)))
     return columns(rows)
+
+
+def layer_name(path: Path, index: tuple[int, ...]) -> str:
+    """Of a leaf, or of one of the layers it stacks; "parameters" if it has no path."""
+    number = f"[{', '.join(map(str, index))}]" if index else ""
+    return (path_string(path) or "parameters") + number

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from lars_optax._diagnostics import LayerStats
+from lars_optax._diagnostics import LayerStats, layer_name
 from lars_optax._record import RecordLayerStatsState
 from lars_optax._tree import Path, flatten, is_empty, path_string, quote, some
 
@@ -112,9 +112,7 @@ def series_of(trees: Sequence[Any], quantity: str) -> dict[str, np.ndarray]:
             for i, at_step in found.items():
                 values[i] = at_step
             for k in np.ndindex(shape):
-                number = f"[{', '.join(map(str, k))}]" if k else ""
-                name = (path_string(path) or "parameters") + number
-                series[name] = values[(slice(None), *k)]
+                series[layer_name(path, k)] = values[(slice(None), *k)]
     if not series:
         raise ValueError(f"history holds no statistics. Append to it {_WANTED}.")
     return series

@@ -7,7 +7,7 @@ import optax
 
 from lars_optax._layerwise import Settings
 from lars_optax._masks import BY_ROLE, Mask
-from lars_optax._momentum import check_dtype, end_of_chain
+from lars_optax._momentum import cast_to_params, check_dtype, wide_momentum
 from lars_optax._transform import transform
 from lars_optax._validate import check_sgd
 
@@ -60,8 +60,8 @@ def scale_by_lars(
       denominator: "separate" or "joint".
       fallback_ratio: ≥ 0. 1, the authors' solver and MLPerf, gives leaves without a
         ratio the raw learning rate, about 1/η times a weight's: right with BatchNorm,
-        where it was tuned. In a net without it, at the learning rates LARS takes,
-        biases then diverge: use about 0.02, or trust_ratio_mask=True, the paper's.
+        where it was tuned. Too much in a net without it at LARS's learning rates, for
+        biases that start at zero in either mask: use about 0.02.
       max_ratio: an upper bound of λ, None for none. It does not bound fallback_ratio.
       stacked_axes: for leaves that stack several layers, as `nn.scan` and vmapped
         ensembles make them: the axis of the layers, an int for all leaves, or a prefix
@@ -75,8 +75,9 @@ def scale_by_lars(
     Returns:
       A transformation whose update needs `params`. Updates have the dtype of their
       parameter; norms are taken in float32 at least. It has a state, the count of
-      updates, only when `weight_decay` is a schedule. A None gradient stays None. A
-      layer whose norm is not finite becomes NaN, and does not stand still unseen.
+      updates, only when `weight_decay` is a schedule. A None gradient stays None. An
+      adapted layer whose norm is not finite becomes NaN, and does not stand still
+      unseen.
       (`optax.apply_if_finite` looks at gradients alone: it skips the step of an
       infinite one, not that of finite ones whose norm overflows.) In float32 a norm is
       right up to 1.8e19 and, element by element, down to about 1e-19, where squares
@@ -84,8 +85,10 @@ def scale_by_lars(
 
     Raises:
       ValueError: on arguments out of range, a mask that is False, has an unknown name
-        or does not fit the parameters, a default mask that selects no leaf, missing
-        params, and updates unlike params. Traced and jax values are not checked.
+        or does not fit the parameters, a default mask that selects no leaf, axes or
+        specs that do not fit, missing params, params or updates that are not
+        floating-point, and updates unlike params. Traced and jax values are not
+        checked.
 
     Example:
       >>> import jax.numpy as jnp, optax
@@ -168,8 +171,8 @@ def lars(
       momentum: μ, 0 ≤ μ < 1; None or 0 for none.
       nesterov: whether the momentum is Nesterov's.
       denominator: "separate" or "joint".
-      fallback_ratio: ≥ 0, in place of λ where there is none. Set about 0.02, or
-        trust_ratio_mask=True, for a net without BatchNorm.
+      fallback_ratio: ≥ 0, in place of λ where there is none. Set about 0.02 for a net
+        without BatchNorm.
       stacked_axes: where leaves stack several layers.
       axis_name: what parameters are sharded over, inside `shard_map` and `pmap`.
       accumulator_dtype: dtype of the momentum buffer, None for the parameters'. Sums
@@ -215,5 +218,6 @@ def lars(
     return optax.chain(
         transform(settings, wide=True),
         optax.scale_by_learning_rate(learning_rate),
-        end_of_chain(momentum, bool(nesterov), dtype),
+        wide_momentum(momentum, bool(nesterov), dtype),
+        cast_to_params(),
     )

@@ -92,6 +92,9 @@ def match_paths(*patterns: str, invert: bool = False) -> Callable[[Any], Any]:
       raises ValueError if a pattern matches no leaf, or if it is called with a step
       count, as `optax.inject_hyperparams` does with callables not in `static_args`.
 
+    Raises:
+      ValueError: without a pattern, and on what is no regular expression.
+
     Example:
       >>> import jax.numpy as jnp
       >>> params = {"conv": {"kernel": jnp.ones(2)}, "head": {"kernel": jnp.ones(2)}}
@@ -107,12 +110,13 @@ def match_paths(*patterns: str, invert: bool = False) -> Callable[[Any], Any]:
         paths, leaves, structure = flatten(params)
         names = [None if is_empty(x) else path_string(path)
                  for path, x in zip(paths, leaves, strict=True)]  # fmt: skip
+        known = [name for name in names if name is not None]
         for pattern in compiled:
-            if not any(pattern.search(name) for name in names if name is not None):
-                known = ", ".join(repr(name) for name in names[:8] if name is not None)
+            if not any(map(pattern.search, known)):
                 raise ValueError(
-                    f"match_paths: the pattern {pattern.pattern!r} is found in no "
-                    f"path of the tree. Its paths begin: {known}."
+                    f"match_paths: the pattern {pattern.pattern!r} is found in no path "
+                    f"of the tree. Its paths begin: {', '.join(map(repr, known[:8]))}. "
+                    "In optax.partition and optax.masked these are one group's."
                 )
         return structure.unflatten(
             x
@@ -143,6 +147,12 @@ def describe_mask(mask: Mask, params: optax.Params, *, stacked_axes: Any = None)
       params: the parameters, or their `jax.eval_shape`.
       stacked_axes: as given to the optimizer.
 
+    Returns:
+      A line for each leaf, with paths as `match_paths` sees them, then the totals.
+
+    Raises:
+      ValueError: on what the optimizer refuses for a mask, or for `stacked_axes`.
+
     Example:
       >>> import jax.numpy as jnp
       >>> params = {"kernel": jnp.ones((2, 3)), "bias": jnp.ones(3)}
@@ -168,7 +178,7 @@ def describe_mask(mask: Mask, params: optax.Params, *, stacked_axes: Any = None)
 
 def check_mask(mask: Mask, argument: str) -> None:
     """Refuse at construction what cannot be a mask: bare False, None, unknown names."""
-    if mask is None or (isinstance(mask, bool | np.bool_) and not mask):
+    if mask is None or (_is_bool(mask) and not mask):
         raise ValueError(
             f"{argument} is {mask}. If that is meant, pass a tree of False: "
             "lambda params: jax.tree.map(lambda _: False, params). If it comes from "

@@ -10,30 +10,13 @@ import optax
 from lars_optax._validate import is_zero
 
 
-def end_of_chain(
-    momentum: Any, nesterov: bool, accumulator_dtype: Any
-) -> optax.GradientTransformation:
-    """Momentum, none for None or 0, and updates in the dtype of their parameters.
-
-    Neither a wide momentum nor a wide learning rate widens the buffer or the updates.
-    """
-    if momentum is None or is_zero(momentum):
-        return cast_to_params()
-    trace = wide_momentum(momentum, nesterov, accumulator_dtype)
-
-    def update_fn(updates: optax.Updates, state: Any, params: Any = None) -> Any:
-        updates, state = trace.update(updates, state, params)
-        return _cast_like(updates, params), state
-
-    return optax.GradientTransformation(trace.init, update_fn)
-
-
 def wide_momentum(
     momentum: Any, nesterov: bool, accumulator_dtype: Any
 ) -> optax.GradientTransformation:
     """Momentum, none for None or 0, that sums in the updates' dtype.
 
-    Its buffer has `accumulator_dtype`, or that of the parameters.
+    Its buffer has `accumulator_dtype`, or that of the parameters. Raises ValueError on
+    complex parameters and a real one.
     """
     if momentum is None or is_zero(momentum):
         return optax.identity()
@@ -42,6 +25,12 @@ def wide_momentum(
     trace = optax.trace(momentum, nesterov)
 
     def init_fn(params: optax.Params) -> Any:
+        real = accumulator_dtype and jnp.issubdtype(accumulator_dtype, jnp.floating)
+        if real and any(map(jnp.iscomplexobj, jax.tree.leaves(params))):
+            raise ValueError(
+                f"accumulator_dtype={accumulator_dtype} holds no momentum of complex "
+                "parameters; leave it None."
+            )
         return optax.trace(momentum, nesterov, accumulator_dtype).init(params)
 
     def update_fn(updates: optax.Updates, state: Any, params: Any = None) -> Any:
@@ -66,18 +55,17 @@ def wide_momentum(
 
 def cast_to_params() -> optax.GradientTransformation:
     """Updates in the dtype of their parameters."""
-    return optax.stateless(_cast_like)
 
-
-def _cast_like(tree: Any, like: Any) -> Any:
     def cast(x: Any, y: Any) -> Any:
         return None if x is None else x.astype(jnp.result_type(y))
 
-    return jax.tree.map(cast, tree, like, is_leaf=lambda x: x is None)
+    return optax.stateless(
+        lambda tree, like: jax.tree.map(cast, tree, like, is_leaf=lambda x: x is None)
+    )
 
 
 def check_dtype(accumulator_dtype: Any) -> Any:
-    """A floating-point dtype or None, else ValueError."""
+    """A floating-point or complex dtype, or None; else ValueError."""
     if accumulator_dtype is None:
         return None
     try:

@@ -4,10 +4,11 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any, cast
 
+import jax
 import optax
 
 from lars_optax._layerwise import Settings
-from lars_optax._masks import BY_ROLE, Mask, check_mask, exclude_bias_and_norm
+from lars_optax._masks import Mask, check_mask
 from lars_optax._momentum import cast_to_params, check_dtype, wide_momentum
 from lars_optax._schedules import (
     epochs_to_steps,
@@ -138,9 +139,15 @@ class Recipe:
             )
 
     def schedule(self, num_examples: int) -> optax.Schedule:
-        """The learning rate over steps, for a data set of `num_examples`.
+        """The learning rate over steps.
 
         Epochs become round(epochs · num_examples / batch_size) steps.
+
+        Args:
+          num_examples: of the training set; an epoch visits each once.
+
+        Raises:
+          ValueError: naming the fields that the source leaves out.
         """
         self._require("learning_rate", "warmup_epochs", "warmup_start")
         check_count("num_examples", num_examples, low=1)
@@ -177,13 +184,13 @@ class Recipe:
     ) -> optax.GradientTransformationExtraArgs:
         """The optimizer, with its schedule for a data set of `num_examples`.
 
-        SGD adds the decay to the gradient; the momentum is in the recipe's order, and
-        none is kept where it is 0.
+        SGD is LARS with every ratio 1; the momentum is in the recipe's order, and none
+        is kept where it is 0.
 
         Args:
           num_examples: of the training set; an epoch visits each once.
-          stacked_axes: as in `lars`; of no effect on SGD, which knows no layers.
-          axis_name: likewise.
+          stacked_axes: as in `lars`; with SGD it counts only in what is decayed.
+          axis_name: as in `lars`; of no effect on SGD, which takes no norms.
           accumulator_dtype: dtype of the momentum buffer, None for the parameters'.
 
         Raises:
@@ -197,18 +204,18 @@ class Recipe:
         ]
         if self.momentum_order == "unscaled":
             order.reverse()
-        if self.algorithm == "lars":
-            settings = Settings(
-                weight_decay=self.weight_decay,
-                weight_decay_mask=self.mask,
-                trust_coefficient=self.trust_coefficient,
-                trust_ratio_mask=self.mask,
-                fallback_ratio=self.fallback_ratio,
-                stacked_axes=stacked_axes,
-                axis_name=axis_name,
-            )
-            scale = transform(settings, wide=True)
-        else:
-            mask = exclude_bias_and_norm if self.mask == BY_ROLE else self.mask
-            scale = optax.add_decayed_weights(self.weight_decay, mask)
-        return optax.chain(scale, *order, cast_to_params())
+        adapts = self.algorithm == "lars"
+        settings = Settings(
+            weight_decay=self.weight_decay,
+            weight_decay_mask=self.mask,
+            trust_coefficient=self.trust_coefficient,
+            trust_ratio_mask=self.mask if adapts else _nothing,
+            fallback_ratio=self.fallback_ratio if adapts else 1.0,
+            stacked_axes=stacked_axes,
+            axis_name=axis_name,
+        )
+        return optax.chain(transform(settings, wide=True), *order, cast_to_params())
+
+
+def _nothing(params: optax.Params) -> Any:
+    return jax.tree.map(lambda _: False, params)

@@ -65,7 +65,13 @@ def sqrt_scaling(base_value: float, batch_size: int, base_batch_size: int) -> fl
     rates that paper found for LARS grow more slowly: 5, 10 and 14 at batches of 512,
     4096 and 8192 (Table 5), where this gives 5, 14.1 and 20.
 
-    Args and errors are those of `linear_scaling`.
+    Args:
+      base_value: the learning rate that is right at `base_batch_size`.
+      batch_size: examples of one update, over all devices and accumulated steps.
+      base_batch_size: that of `base_value`.
+
+    Raises:
+      ValueError: on a negative or non-finite rate, and batches that are not above 0.
 
     Example:
       >>> sqrt_scaling(5.0, 2048, 512)
@@ -121,7 +127,8 @@ def warmup_polynomial_decay_schedule(
       A schedule. It can be jitted and vmapped.
 
     Raises:
-      ValueError: on negative or non-finite values, W ≥ T, b > W, an unknown warm-up.
+      ValueError: on negative or non-finite values, steps that are no ints, a power of
+        0, W ≥ T, b > W, an unknown warm-up.
 
     Example:
       >>> rate = warmup_polynomial_decay_schedule(0.0, 8.0, 2, 6)
@@ -175,8 +182,8 @@ def warmup_piecewise_constant_schedule(
       warmup: "linear" or "constant".
 
     Raises:
-      ValueError: on negative or non-finite values, a boundary inside the warm-up, an
-        unknown warm-up.
+      ValueError: on negative or non-finite values, steps that are no ints, a boundary
+        inside the warm-up, an unknown warm-up.
 
     Example:
       >>> rate = warmup_piecewise_constant_schedule(0.0, 4.0, 2, {3: 0.5, 5: 0.5})

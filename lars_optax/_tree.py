@@ -154,6 +154,11 @@ def _check_leaf(path: Path, grad: Any, weight: Any) -> None:
         )
     else:
         check_dtype_of(path, weight)
+        if not jnp.issubdtype(jnp.result_type(grad), jnp.inexact):
+            raise ValueError(
+                f"the update at {quote(path)} has dtype {jnp.result_type(grad)}; it "
+                "must be floating-point, as jax.grad makes it."
+            )
 
 
 def check_dtype_of(path: Path, weight: Any) -> None:

@@ -36,7 +36,8 @@ def check_number(
     )
     if not scalar or isinstance(value, bool | np.bool_):
         what = "a number or a schedule" if schedule else "a number"
-        raise ValueError(f"{argument} must be {what}, got {value!r}.")
+        hint = " Schedules of it need optax.inject_hyperparams." * callable(value)
+        raise ValueError(f"{argument} must be {what}, got {value!r}.{hint}")
     number = float(value)
     above = number > 0 if open_low else number >= 0
     if not (math.isfinite(number) and above and number < high):
@@ -54,8 +55,8 @@ def check_sgd(learning_rate: Any, momentum: Any, nesterov: Any) -> None:
 
 
 def is_zero(value: Any) -> bool:
-    """True for a Python or NumPy 0; an array's value is not looked at."""
-    return isinstance(value, numbers.Real) and value == 0
+    """True for a Python or NumPy 0; a jax array's value is not looked at."""
+    return isinstance(value, numbers.Real | np.ndarray) and bool(np.all(value == 0))
 
 
 def check_count(argument: str, value: Any, *, low: int = 0, remedy: str = "") -> int:

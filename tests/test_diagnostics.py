@@ -99,6 +99,22 @@ def test_zero_gradient_prints_an_infinite_quotient():
 def test_other_trees_are_refused():
     with pytest.raises(ValueError, match=r"layer_stats.*'kernel'"):
         lars_optax.format_layer_stats({"kernel": jnp.ones(2)})
+    state = lars_optax.record_layer_stats().init(PARAMS)
+    with pytest.raises(ValueError, match=r"optax\.tree\.get\(state"):
+        lars_optax.format_layer_stats(state)
+
+
+def test_a_leaf_without_a_path_and_layers_on_two_axes_have_names():
+    def names(stats):
+        rows = lars_optax.format_layer_stats(stats).splitlines()[1:]
+        return [row.split("  ")[0] for row in rows]
+
+    w = jnp.ones((2, 3, 3))
+    assert names(lars_optax.layer_stats(w, w)) == ["parameters"]
+    steps = jax.vmap(lambda g: lars_optax.layer_stats(g, w, stacked_axes=0))
+    assert names(steps(jnp.stack([w, w]))) == [
+        f"parameters[{i}, {k}]" for i in range(2) for k in range(2)
+    ]
 
 
 def test_under_scan_the_table_of_every_step_is_kept():

@@ -77,7 +77,7 @@ def test_traced_hyperparameters_are_not_validated():
 
 
 @pytest.mark.parametrize("mask", ["weight_decay_mask", "trust_ratio_mask"])
-@pytest.mark.parametrize("value", [False, np.False_])
+@pytest.mark.parametrize("value", [False, np.False_, np.array(False), jnp.array(False)])
 def test_bare_false_names_static_args(mask, value):
     with pytest.raises(ValueError, match=f"{mask} is False.*static_args"):
         lars_optax.lars(0.1, **{mask: value})
@@ -162,10 +162,38 @@ def test_updates_unlike_params_name_the_path(grads, message):
         tx.update(grads, tx.init(PARAMS), PARAMS)
 
 
-def test_integer_parameters_are_refused():
+def test_integers_are_refused_by_path():
     params = {"kernel": jnp.ones((2, 2)), "steps": jnp.arange(4).reshape(2, 2)}
     with pytest.raises(ValueError, match="'steps' has dtype int32"):
         step(lars_optax.scale_by_lars(), params, params)
+    grads = PARAMS | {"head": jnp.ones((2, 2), bool)}
+    with pytest.raises(ValueError, match="update at 'head' has dtype bool"):
+        step(lars_optax.scale_by_lars(), grads)
+
+
+@pytest.mark.parametrize("argument", ["momentum", "trust_coefficient", "eps"])
+def test_a_schedule_where_none_can_be_names_inject_hyperparams(argument):
+    value = optax.constant_schedule(0.5)
+    with pytest.raises(ValueError, match=rf"{argument}.*optax\.inject_hyperparams"):
+        lars_optax.lars(0.1, **{argument: value})
+    tx = optax.inject_hyperparams(lars_optax.lars)(0.1, **{argument: value})
+    assert step(tx)[1].hyperparams[argument] == 0.5
+
+
+def test_a_real_buffer_for_complex_parameters_is_refused():
+    tx = lars_optax.lars(0.1, accumulator_dtype="float32")
+    with pytest.raises(ValueError, match=r"accumulator_dtype=float32 .* leave it None"):
+        tx.init({"kernel": jnp.ones((2, 2), "complex64")})
+
+
+def test_a_pattern_of_another_group_is_told_the_paths_of_its_own():
+    mask = lars_optax.match_paths("^head", invert=True)
+    tx = optax.masked(lars_optax.lars(0.1, 0.1, mask), {"conv": True, "head": False})
+    with pytest.raises(ValueError, match=r"begin: 'conv/bias', .*optax\.masked"):
+        step(tx)
+    many = {f"layer{i}": optax.MaskedNode() for i in range(9)} | {"tail": jnp.ones(2)}
+    with pytest.raises(ValueError, match="begin: 'tail'"):
+        mask(many)
 
 
 @pytest.mark.parametrize(

@@ -223,6 +223,26 @@ def test_sgd_recipe_has_the_rate_inside_the_momentum_and_goyal_outside():
     jax.tree.map(np.testing.assert_array_equal, steps(goyal), by_hand(goyal, False))
 
 
+@pytest.mark.parametrize("order", ["scaled", "unscaled"])
+def test_sgd_recipe_sums_in_a_float32_buffer_and_decays_no_stacked_vector(order):
+    recipe = recipes.get("goyal-resnet50-sgd-8192")
+    recipe = recipe.replace(warmup_epochs=0, momentum_order=order, weight_decay=0.5)
+    tx = recipe.optimizer(10**6, stacked_axes=0, accumulator_dtype="float32")
+    tree = {"kernel": jnp.ones((2, 3, 4)), "gain": jnp.ones((2, 4))}
+    params = jax.tree.map(lambda x: x.astype("bfloat16"), tree)
+    grads = jax.tree.map(lambda x: x * jnp.bfloat16(1e-2), params)
+    state = tx.init(params)
+    for _ in range(2):
+        updates, state = tx.update(grads, state, params)
+    rate = -recipe.learning_rate if order == "scaled" else 1.0
+    sums = {name: 1.9 * rate * (float(jnp.bfloat16(1e-2)) + decay)
+            for name, decay in (("kernel", 0.5), ("gain", 0.0))}  # fmt: skip
+    trace = optax.tree.get(state, "trace")
+    assert {x.dtype.name for x in updates.values()} == {"bfloat16"}
+    for name, expected in sums.items():
+        np.testing.assert_allclose(trace[name], expected, rtol=1e-6)
+
+
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 @pytest.mark.parametrize("momentum", [0.9, 0.0])
 def test_lars_recipe_is_lars_in_half_precision_and_of_stacked_layers(dtype, momentum):

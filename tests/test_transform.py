@@ -75,7 +75,7 @@ def test_state_is_only_a_count_and_only_for_a_schedule():
         assert int(optax.tree.get(state, "count")) == count + 1
 
 
-@pytest.mark.parametrize("momentum", [None, 0, 0.0])
+@pytest.mark.parametrize("momentum", [None, 0, 0.0, np.float32(0), np.array(0.0)])
 def test_no_momentum_keeps_no_buffer(momentum):
     tx = lars_optax.lars(0.5, momentum=momentum)
     assert not jax.tree.leaves(tx.init(PARAMS))
