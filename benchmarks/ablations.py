@@ -10,7 +10,6 @@ benchmarks/results/ablations.jsonl; what is there is not run again.
 """
 
 import argparse
-import json
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -25,6 +24,7 @@ from benchmarks.study_page import NETWORKS
 from examples.imagenet.config import Optimizer
 from examples.imagenet.data import Dataset
 from examples.imagenet.engine import start_devices
+from examples.imagenet.log import strict_json
 from examples.imagenet.loop import fit
 from examples.imagenet.provenance import provenance
 from examples.imagenet.sources import load
@@ -94,8 +94,14 @@ ABLATIONS = {
     "momentum": (
         Variant("after the rate (scaled)", _LARS),
         Variant("before it (unscaled)", replace(_LARS, momentum_order="unscaled")),
-        # Here the momentum does not lengthen steps, up to tenfold as in the others.
-        Variant("before λ and the rate (post), rates × 10", _LARS, post, 10),
+        # Here the momentum does not lengthen steps, up to tenfold as in the others; but
+        # those of leaves without a λ it does.
+        Variant(
+            "before λ and the rate (post), rates × 10, others' ratio / 10",
+            replace(_LARS, fallback_ratio=0.002),
+            post,
+            10,
+        ),
     ),
     "excluded": (
         _others_at(0.02),
@@ -144,7 +150,7 @@ def run(variant: Variant, key: Record, data: Dataset, about: Record) -> None:
             for seed in STAGE.seeds
         ]
         with RESULTS.open("a") as file:
-            file.writelines(json.dumps(row | about) + "\n" for row in found)
+            file.writelines(strict_json(row | about) + "\n" for row in found)
         scores = ", ".join(f"{row['accuracy']:.2%}" for row in found)
         print(*one.values(), scores, flush=True)
 

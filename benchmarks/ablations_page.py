@@ -6,8 +6,8 @@ from typing import Any
 
 from benchmarks.ablations import ABLATIONS, RATES, Variant, name
 from benchmarks.study_page import NETWORKS, finish, panels, percent
+from examples.imagenet.figures import line_style
 from examples.imagenet.page import markdown_table
-from lars_optax._plots import line_style
 
 Record = dict[str, Any]
 CLOSE = 0.01  # below the best
@@ -46,7 +46,7 @@ def part(ablation: str, record: Record) -> str:
                 percent(found[best]),
                 f"{best:g}" if whole else f"{best:g}, so far",
             ]
-            line += [f"{near[0]:g} … {near[-1]:g}" if len(near) > 1 else f"{best:g}"]
+            line += [", ".join(f"{rate:g}" for rate in near)]
         lines.append(line)
     picture = f"\n![Accuracy over the rate](ablation-{ablation}.png)\n"
     return markdown_table([head, *lines]) + picture

@@ -5,8 +5,8 @@ validation. Also the digits of `make train`, 3,200 to train on, as rows that are
 to repeat; as that demo's settings had been seen before, they are no evidence. On a GPU
 also CIFAR-10's JPEG files, 45,000 to train on, randomly cropped and mirrored.
 Networks: `alexnet-small`, without BatchNorm and with it; `resnet-small` for CIFAR-10.
-BatchNorm takes the moments of 512 images, or of the batch where that is smaller,
-whatever the number of devices.
+BatchNorm takes the moments of 512 images, or of the largest equal part of the batch
+below that, whatever the number of devices.
 
 Every optimizer has β = 5e-4, μ = 0.9 and one schedule: a linear warm-up from 0 over a
 sixth of the epochs, then (1 − t/T)². At the baseline's and at the tuned batch size each
@@ -21,7 +21,8 @@ nothing: linear scaling of SGD has the baseline's best rate times the ratio of b
 to see what short trials cost.
 
 The table has the test accuracy of the last update; nothing is chosen by test images. A
-run that diverges ends, and counts with its last finite state. Nothing is left out.
+run that diverges ends, and counts with the state of its last update. Nothing is left
+out.
 
 η is 0.001, for LARC 0.02. SGD, LARC and LARS of "weights" decay the weights alone, the
 others all leaves. What LARS does not adapt, and leaves at 0, have the ratio 0.02 (the
@@ -40,7 +41,7 @@ import lars_optax
 from examples.imagenet.config import Config, Data, Model, Optimizer, Run, Split
 from lars_optax.recipes import Recipe
 
-SLOT = 512  # images of which BatchNorm takes the moments
+SLOT = 512  # images of which BatchNorm takes the moments, at most
 RATES, FEW = 6, 3  # learning rates at the tuned sizes, and at the others
 
 
@@ -132,7 +133,8 @@ class Cell(NamedTuple):
 
     def config(self, source: str, rate: float, stage: Stage, devices: int) -> Config:
         """Of runs on at most so many devices; a seed is still to be given."""
-        slots = math.gcd(self.batch, max(1, self.batch // SLOT))
+        few = -(-self.batch // SLOT)
+        slots = next(n for n in range(few, self.batch + 1) if self.batch % n == 0)
         used = math.gcd(slots, devices)
         optimizer = METHODS[self.method].optimizer
         warmup = stage.epochs / 6

@@ -65,7 +65,8 @@ def measure(network: Any, dtype: str, batches: list[int]) -> Record:
                 ),
             )
             path = LOGS / f"{network}-{batch}-{count}.jsonl"
-            fit(Trainer(config, data, devices[:count]), 0, path)
+            if fit(Trainer(config, data, devices[:count]), 0, path).diverged:
+                raise SystemExit(f"error: {network} diverged at a batch of {batch}")
             logs.append(str(path))
     # As many as the paper's; the noise is as many images as ImageNet.
     found = speed.cells(read_runs(logs), epochs=100)
@@ -143,7 +144,8 @@ def main() -> None:
     parser.add_argument("--network", choices=get_args(Network))
     parser.add_argument("--dtype", choices=["float32", "bfloat16"])
     parser.add_argument("--batches", nargs=2, type=int, default=[512, 4096])
-    parser.add_argument("--seeds", type=int, default=len(FINAL.seeds))
+    seeds = range(1, len(FINAL.seeds) + 1)
+    parser.add_argument("--seeds", type=int, choices=seeds, default=seeds[-1])
     parser.add_argument("--fashion-mnist", metavar="DIR", default=FASHION)
     given = parser.parse_args()
     start_devices(None)

@@ -11,7 +11,6 @@ long they should take, by the runs there are, and begins none that would end aft
 """
 
 import argparse
-import json
 import shutil
 import time
 from dataclasses import asdict, replace
@@ -25,6 +24,7 @@ from benchmarks.study_runs import RESULTS, Job, Record, missing, read, remaining
 from examples.imagenet.checkpoint import Checkpoints
 from examples.imagenet.data import Dataset
 from examples.imagenet.engine import start_devices
+from examples.imagenet.log import strict_json
 from examples.imagenet.loop import Stopped, fit
 from examples.imagenet.provenance import provenance
 from examples.imagenet.sources import load
@@ -53,7 +53,7 @@ def dataset(name: str, place: Place) -> tuple[str, Dataset]:
                           " dataset-fashion-mnist has them)"),
         "cifar10": (place.cifar10, "train/CLASS/* and test/CLASS/*"),
     }[name]  # fmt: skip
-    if not Path(folder).is_dir():
+    if not folder or not Path(folder).is_dir():
         raise ValueError(f"--{name}: {folder!r} is no folder; give the one of {what}")
     return folder, load(folder, VALIDATION, 32, "caffe")
 
@@ -78,7 +78,7 @@ def run(job: Job, place: Place, about: Record) -> Record:
     result = fit(bound, job.seed, out / "log.jsonl", checkpoints=saved)
     record = job.key | asdict(result) | about
     with RESULTS.open("a") as file:
-        file.write(json.dumps(record) + "\n")
+        file.write(strict_json(record) + "\n")
     shutil.rmtree(out / "checkpoints")
     return record
 
@@ -109,6 +109,8 @@ def again(name: str, seeds: int, place: Place) -> tuple[list[float], list[float]
 
 def study(wanted: list[Cell], hours: float, place: Place) -> None:
     """Runs what is missing, cell by cell."""
+    for name in {cell.data for cell in wanted}:
+        dataset(name, place)  # not there? Tell it now, not in hours
     runs, about, end = read(), provenance(), time.monotonic() + 3600 * hours
     number, seconds = remaining(runs, wanted)
     known = f"{seconds / 3600:.1f} h by the runs there are"

@@ -1,6 +1,7 @@
 """The tables of docs/study.md and its pictures, of the runs that are runs.
 
-What is not there yet says so; nothing is left out.
+What is not there yet says so; nothing is left out, but in the picture of the batches
+rows of one seed.
 """
 
 from functools import partial
@@ -14,8 +15,8 @@ from matplotlib.ticker import NullFormatter, StrMethodFormatter
 from benchmarks import protocol
 from benchmarks.protocol import METHODS, TUNED, Cell, cells
 from benchmarks.study_runs import Runs
+from examples.imagenet.figures import line_style
 from examples.imagenet.page import markdown_table
-from lars_optax._plots import line_style
 
 PAGE = Path("docs/study.md")
 DATA = "fashion-mnist"

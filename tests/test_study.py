@@ -84,6 +84,13 @@ def test_what_is_to_come_shrinks_with_every_run():
     assert remaining(done, some)[0] == number - 1
 
 
+def test_data_that_are_not_there_are_told_before_the_first_run(monkeypatch):
+    monkeypatch.setattr(study, "run", None)
+    some = [cell for cell in cells() if cell.data in ("digits", "cifar10")]
+    with pytest.raises(ValueError, match="--cifar10: '' is no folder"):
+        study.study(some, 1, study.Place())
+
+
 @pytest.mark.parametrize("devices", range(1, 9))
 def test_every_batch_divides_into_slots(devices):
     for cell in cells():
@@ -91,7 +98,7 @@ def test_every_batch_divides_into_slots(devices):
         assert run.devices <= devices
         plan = make_plan(run, run.devices, 55_000, 1)
         assert plan.slot * plan.accumulate * run.devices == cell.batch
-        assert plan.slot == min(cell.batch, 512) or cell.data == "digits"
+        assert plan.slot == {32: 32, 128: 128, 1600: 400}.get(cell.batch, 512)
 
 
 def test_every_method_trains_with_an_optimizer_of_its_own():

@@ -175,7 +175,7 @@ def contents(folder):
             "--momentum 0.8 --bn sync",
             ["--momentum was 0.9", "--bn was 'local'"],
         ),
-        ("--augment rrc --pixels 32", ["--pixels was None", "--augment was None"]),
+        ("--augment rrc --pixels 32", ["--pixels was None", "--augment was 'caffe'"]),
     ],
 )
 def test_checkpoint_of_another_run_is_refused_by_flag(old, flags, named):

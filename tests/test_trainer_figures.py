@@ -31,6 +31,17 @@ def test_a_mean_is_of_the_same_epochs_and_ends_where_a_run_diverged(figures, tmp
     assert [line.get_xydata().tolist() for line in right.lines] == [[[1, 3]], [[1, 2]]]
 
 
+def test_a_run_that_diverges_right_after_an_epoch_has_its_last_score_there(
+    figures, tmp_path
+):
+    whole = [config(), step(0), epoch(1, 0.25, 1), step(1), epoch(2, 0.6, 2)]
+    lost = [config(), step(0), epoch(1, 0.5, 1), LOST, epoch(1, 0.75, 1)]
+    plot_logs({"both": [whole, lost]}, tmp_path / "a.png")
+    mean, cross = figures[0].axes[0].lines
+    assert mean.get_xydata().tolist() == [[1, 0.5]]
+    assert cross.get_xydata().tolist() == [[1, 0.75]]
+
+
 def test_many_curves_differ_by_dash_or_marker_and_have_their_key_below(
     figures, tmp_path
 ):

@@ -72,6 +72,13 @@ def test_a_half_written_last_line_is_none(tmp_path, cut):
     assert path.read_bytes() == whole
 
 
+def test_another_line_that_is_no_json_is_named(tmp_path):
+    path = tmp_path / "log.jsonl"
+    path.write_text('{"kind": "config"}\n\0\0\n{"kind": "result"}\n')
+    with pytest.raises(ValueError, match=r"log\.jsonl: line 2 is no JSON: .*take it"):
+        write(path, [], resume_at=4)
+
+
 def test_a_new_log_forgets_the_old_one_and_a_lost_one_is_begun(tmp_path):
     path = tmp_path / "in" / "a" / "new" / "folder" / "log.jsonl"
     assert read_log(path) == []

@@ -102,6 +102,16 @@ def test_imagenets_images_are_counted_where_its_classes_are(
     assert (short in capsys.readouterr().out) == (train < 4)
 
 
+def test_without_a_report_the_working_directory_need_not_be_writable(
+    tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setattr(prepare.os, "access", lambda path, mode: False)
+    assert prepare.main([str(write_classes(tmp_path, {"cat": 2}))]) == 0
+    with pytest.raises(SystemExit):
+        prepare.main([str(tmp_path), "--report", "a.tsv"])
+    assert "--report: got 'a.tsv'" in capsys.readouterr().err
+
+
 def test_a_missing_directory_is_answered_with_how_to_get_imagenet(tmp_path):
     with pytest.raises(SystemExit, match=r"^error: --data: ") as stopped:
         prepare.main([str(tmp_path / "absent")])

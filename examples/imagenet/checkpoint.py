@@ -211,7 +211,8 @@ def exist(out: str | Path) -> bool:
 
 def remove(out: str | Path) -> None:
     """Deletes checkpoints and log."""
-    shutil.rmtree(Path(out) / _FOLDER, ignore_errors=True)
+    if (folder := Path(out) / _FOLDER).is_dir():
+        shutil.rmtree(folder)
     (Path(out) / LOG).unlink(missing_ok=True)
 
 

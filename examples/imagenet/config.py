@@ -56,10 +56,9 @@ class Data:
     #: Default: what the network is meant for [pixels].
     pixels: int | None = None
     #: Of class folders. `caffe`: warped to 256×256 (8/7 of small --pixels), random crop
-    #: and mirror. `center`: the centre crop. `rrc`: random-resized crop and mirror,
-    #: which is the default of Goyal's and MLPerf's recipes; else `caffe`, as likely the
-    #: paper's, which is silent.
-    augment: Augment | None = None
+    #: and mirror, likely the paper's, which is silent. `rrc`: random-resized crop and
+    #: mirror, the default of Goyal's and MLPerf's recipes. `center`: the centre crop.
+    augment: Augment = "caffe"
     #: Where a file of class folders cannot be read: end the run with a checkpoint (of
     #: several processes without), or go on with an image of the mean colour. Both name
     #: it; `examples.imagenet.prepare` finds all.

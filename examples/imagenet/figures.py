@@ -14,7 +14,7 @@ import jax
 import numpy as np
 import optax
 
-from lars_optax._plots import line_style
+from lars_optax._plots import line_style as line_style
 
 from .log import Record, read_log
 
@@ -28,7 +28,8 @@ _IN_KEY = 14  # lines of a legend
 
 def curve(log: Sequence[Record]) -> dict[str, np.ndarray]:
     """By epoch: its number, the evaluation's accuracy, the mean training loss."""
-    epochs = [record for record in log if record["kind"] == "epoch"]
+    # A run that diverges right after an epoch has two evaluations at its end.
+    epochs = list({r["epoch"]: r for r in log if r["kind"] == "epoch"}.values())
     updates = [record for record in log if record["kind"] == "step"]
     steps = np.array([update["step"] for update in updates])
     losses = np.array([_number(update["loss"]) for update in updates])

@@ -46,7 +46,7 @@ class Log:
             return
         self._show(record)
         try:
-            self._file.write(json.dumps(_strict(record), allow_nan=False) + "\n")
+            self._file.write(strict_json(record) + "\n")
             self._file.flush()
         except OSError as error:
             raise OSError(f"--out: {self._file.name}: {error.strerror}") from error
@@ -62,11 +62,24 @@ class Log:
 
 
 def read_log(path: Path) -> list[Record]:
-    """The records; a last line that a killed process left unfinished is none."""
+    """The records; a last line that a killed process left unfinished is none.
+
+    Raises ValueError on any other line that is no JSON.
+    """
     if not path.exists():
         return []
     *lines, _unfinished = path.read_text().split("\n")
-    return [json.loads(line) for line in lines]
+    return [_record(path, number, line) for number, line in enumerate(lines, 1)]
+
+
+def _record(path: Path, number: int, line: str) -> Record:
+    try:
+        record: Record = json.loads(line)
+    except json.JSONDecodeError:
+        raise ValueError(
+            f"{path}: line {number} is no JSON: {line[:40]!r}; take it out"
+        ) from None
+    return record
 
 
 def _cut(path: Path, updates: int) -> None:
@@ -84,8 +97,12 @@ def _updates_done(record: Record) -> float:
     return step + 1 if record["kind"] in _COUNTED_FROM_0 else step
 
 
+def strict_json(record: Record) -> str:
+    """On one line. JSON has no NaN: what is not finite becomes null."""
+    return json.dumps(_strict(record), allow_nan=False)
+
+
 def _strict(value: Any) -> Any:
-    """Strict JSON has no NaN: what is not finite becomes null."""
     if isinstance(value, dict):
         return {key: _strict(part) for key, part in value.items()}
     lost = isinstance(value, float) and not math.isfinite(value)

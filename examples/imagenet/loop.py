@@ -78,6 +78,7 @@ def fit(
         stops = stack.enter_context(Stops()) if listens else None
         if restored and not restored[1]["evaluated"]:
             training.evaluate_epoch()
+            recorder.restart_clock()
         return training.run(checkpoints, stops)
 
 

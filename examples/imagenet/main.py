@@ -30,7 +30,7 @@ from .loop import Result, Stopped, fit
 from .models import image_pixels
 from .pipeline import DataLost
 from .progress import progress
-from .recipe import augment, configure
+from .recipe import configure
 from .sources import load
 from .trainer import Trainer
 
@@ -119,9 +119,8 @@ def _settings(trainer: Trainer) -> dict[str, Any]:
 def _trainer(config: Config) -> Trainer:
     devices = _devices(config)
     pixels = config.data.pixels or image_pixels(config.model.network)
-    data = load(
-        config.data.source, config.data.validation_images, pixels, augment(config)
-    )
+    source, held_out = config.data.source, config.data.validation_images
+    data = load(source, held_out, pixels, config.data.augment)
     return Trainer(config, data, devices)
 
 

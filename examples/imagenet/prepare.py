@@ -49,9 +49,11 @@ class Arguments:
     def __post_init__(self) -> None:
         check(self.workers > 0, "workers", self.workers, "give 1 or more")
         # Before hours of decoding, not after them.
-        folder = os.path.dirname(self.report or "") or "."
-        ok = os.access(folder, os.W_OK) and not os.path.isdir(self.report or "")
-        check(ok, "report", self.report, "give a file in a folder that can be written")
+        if self.report is not None:
+            folder = os.path.dirname(self.report) or "."
+            ok = os.access(folder, os.W_OK) and not os.path.isdir(self.report)
+            remedy = "give a file in a folder that can be written"
+            check(ok, "report", self.report, remedy)
 
 
 class Image(NamedTuple):

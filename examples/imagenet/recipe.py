@@ -13,9 +13,8 @@ import jax
 import lars_optax
 from lars_optax import recipes
 
-from .config import Config, Model, Optimizer, Run
+from .config import Config, Data, Model, Optimizer, Run
 from .flags import flag
-from .pixels import Augment
 
 # Fields of the same name and meaning in both.
 _SHARED = [
@@ -33,8 +32,10 @@ def configure(recipe_name: str | None) -> Config:
         raise ValueError(f"--recipe: {error}") from None
     network: Any = recipe.network
     algorithm: Any = recipe.algorithm
+    by_scale = recipe.name.startswith(("goyal", "mlperf"))
     return Config(
         recipe=recipe.name,
+        data=Data(augment="rrc" if by_scale else "caffe"),
         model=Model(network=network),
         optimizer=Optimizer(
             name=algorithm,
@@ -71,12 +72,6 @@ def to_recipe(config: Config) -> recipes.Recipe:
             f" give {', '.join(known)}"
         )
     return recipe
-
-
-def augment(config: Config) -> Augment:
-    """What is done to images of class folders, where no flag says it."""
-    by_scale = (config.recipe or "").startswith(("goyal", "mlperf"))
-    return config.data.augment or ("rrc" if by_scale else "caffe")
 
 
 def changes(config: Config) -> list[str]:

@@ -8,7 +8,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import chain, count
-from json import JSONDecodeError
 from pathlib import Path
 from typing import Any
 
@@ -129,9 +128,6 @@ def _read(path: Path) -> list[Record]:
         raise ValueError("no log there; give a run's folder or its .jsonl file")
     try:
         log = read_log(path)
-    except JSONDecodeError as error:
-        line = f"{error.doc[:40]!r}…"
-        raise ValueError(f"a line is no JSON: {line}; take it out of the log") from None
     except UnicodeDecodeError:
         raise ValueError("not a text; give a run's folder or its .jsonl file") from None
     if not log:
