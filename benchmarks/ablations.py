@@ -1,6 +1,6 @@
 """What the paper leaves open, a choice at a time, on the digits of `make train`.
 
-    python -m benchmarks.ablations [--only TITLE …]
+    python -m benchmarks.ablations [--only TITLE …] [--devices N]
 
 LARS at a batch of 1,600, its other choices as in the study: every variant has the same
 six rates, seeds and 30 epochs, and all of it is published, so nothing is chosen. The
@@ -129,9 +129,10 @@ def name(ablation: str, variant: Variant) -> Record:
     return {"ablation": ablation, "variant": variant.title}
 
 
-def run(variant: Variant, key: Record, data: Dataset, about: Record) -> None:
+def run(
+    variant: Variant, key: Record, data: Dataset, about: Record, devices: list[Any]
+) -> None:
     """All its runs that are not there, seeds of a rate together."""
-    devices = start_devices(None)
     wanted = [key | {"learning_rate": rate * variant.times} for rate in RATES]
     have = study_runs.read(RESULTS).records
     for one in wanted:
@@ -158,13 +159,15 @@ def run(variant: Variant, key: Record, data: Dataset, about: Record) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--only", nargs="+", choices=ABLATIONS, default=list(ABLATIONS))
+    parser.add_argument("--devices", type=int, help="to split a CPU into: its cores")
     given = parser.parse_args()
     data, about = load("mnist"), provenance()
+    devices = start_devices(given.devices)
     for ablation in given.only:
         for variant in ABLATIONS[ablation]:
             for network in NETWORKS:
                 key = name(ablation, variant) | {"network": network}
-                run(variant, key, data, about)
+                run(variant, key, data, about, devices)
 
 
 if __name__ == "__main__":
