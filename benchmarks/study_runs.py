@@ -45,7 +45,8 @@ class Runs:
 
     def has(self, job: Job) -> bool:
         """Whether that run is among them."""
-        return any(job.key.items() <= record.items() for record in self.records)
+        key = job.key.items()
+        return any(key <= record.items() for record in self.records)
 
     def trials(self, cell: Cell) -> tuple[list[float], float | None]:
         """The rates that are to be tried by now, and the best once that is all."""

@@ -1,5 +1,6 @@
 """Eight virtual CPU devices, and JAX's strictest checks, for every test."""
 
+import gc
 import os
 from importlib.util import find_spec
 
@@ -22,6 +23,13 @@ if find_spec("hypothesis"):  # not where the package is tested alone
 
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_platforms", "cpu")
+# Tracing makes millions of objects, each operation with the stack it came from.
+jax.config.update("jax_traceback_in_locations_limit", 1)
+
+
+def pytest_collection_finish():
+    gc.freeze()
+    gc.set_threshold(50_000, 20, 50)
 
 
 @pytest.fixture(scope="module", autouse=True)

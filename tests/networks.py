@@ -1,6 +1,6 @@
 """The networks of the trainer's tests: made, shaped and filled without compiling."""
 
-from functools import partial
+from functools import cache, partial
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +16,7 @@ def make(network, classes=1000, **options):
     return make_model(network, classes=classes, **options)
 
 
+@cache
 def shapes(model, side):
     """What `init` would return, as shapes and dtypes."""
     images = jnp.zeros((1, side, side, 3), jnp.uint8)

@@ -33,10 +33,11 @@ def split(seed, n):
 
 def config(**run):
     """Three epochs of 8 updates on 2 devices, a network with BatchNorm."""
+    kept = {"layers_every": 3, "eval_batch_size": 32} | run
     return Config(
         model=Model(network="alexnet-bn-small", width=0.25),
         optimizer=Optimizer(learning_rate=5.0, warmup_epochs=1),
-        run=Run(batch_size=16, epochs=3, layers_every=3, **run),
+        run=Run(batch_size=16, epochs=3, **kept),
     )
 
 
@@ -67,7 +68,12 @@ def flags(folder, out):
     words = "--network alexnet-bn-small --width 0.25 --learning-rate 5 --epochs 3"
     words += " --warmup-epochs 1 --batch-size 16 --devices 2 --layers-every 3"
     words += f" --checkpoint-every 2 --validation-images 32 --data {folder}"
+    words += " --eval-batch-size 32"
     return [*words.split(), "--out", str(out)]
+
+
+# Code that comes first where no picture is looked at: drawing takes a second.
+UNDRAWN = "import examples.imagenet.main as m\nm.plot_runs = lambda *_: None\n"
 
 
 def begin(arguments, cache_folder, first=""):
@@ -79,6 +85,7 @@ def begin(arguments, cache_folder, first=""):
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
         "JAX_PLATFORMS": "cpu",
         "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
+        "PYTHONDONTWRITEBYTECODE": "",
     }
     return subprocess.Popen(
         [sys.executable, "-c", f"{first}\n{last}", *arguments],

@@ -91,8 +91,11 @@ def types(tree):
 def train(tx, params, grads, **extra):
     """Updates and state after two steps, in which MultiSteps takes one."""
     state = tx.init(params)
+    # These two would compile both of their ways anew at each update.
+    conditional = isinstance(state, optax.MultiStepsState | optax.ApplyIfFiniteState)
+    update = jax.jit(tx.update) if conditional else tx.update
     for _ in range(2):
-        updates, state = tx.update(grads, state, params, **extra)
+        updates, state = update(grads, state, params, **extra)
     return updates, state
 
 

@@ -54,7 +54,7 @@ def test_of_equal_pixels_the_first_of_a_window_has_the_gradient(size, dtype):
         window = x[n, 2 * i : 2 * i + 3, 2 * j : 2 * j + 3, c]
         row, column = np.unravel_index(window.argmax(), window.shape)
         expected[n, 2 * i + row, 2 * j + column, c] += cotangent[n, i, j, c]
-    (found,) = pull(jnp.asarray(cotangent, dtype))
+    (found,) = jax.jit(pull)(jnp.asarray(cotangent, dtype))
     assert found.dtype == dtype
     assert_close(np.float64(found), expected, 1e-6 if dtype == "float32" else 2**-7)
 

@@ -206,11 +206,11 @@ def test_waits_inside_multi_steps(dtype):
     """Optax's test_gradient_accumulation, and the update when its turn comes."""
     params = jnp.array([1.0, 2.0], dtype)
     accumulated = optax.MultiSteps(lars(1.0), every_k_schedule=4)
-    state = accumulated.init(params)
+    state, update = accumulated.init(params), jax.jit(accumulated.update)
     for _ in range(3):
-        updates, state = accumulated.update(params, state, params)
+        updates, state = update(params, state, params)
         np.testing.assert_array_equal(updates, jnp.zeros_like(params))
-    updates, state = accumulated.update(params, state, params)
+    updates, state = update(params, state, params)
     expected, _ = lars(1.0).update(params, lars(1.0).init(params), params)
     # The mean of four equal gradients is that gradient, to a rounding of its dtype.
     tolerance = 2 * float(jnp.finfo(dtype).eps)

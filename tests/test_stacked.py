@@ -1,6 +1,6 @@
 """Laws of stacked layers as frameworks make them: each trains as it does by itself."""
 
-from functools import partial, reduce
+from functools import cache, partial, reduce
 
 import flax.linen as nn
 import jax
@@ -86,6 +86,7 @@ def take(tree, axis):
     return [jax.tree.map(f, jax.device_get(tree)) for f in slices]
 
 
+@cache
 def linen_scan(axis):
     def cut(tree, axis=axis):
         blocks = {f"block{i}": x for i, x in enumerate(take(tree["blocks"], axis))}
@@ -96,6 +97,7 @@ def linen_scan(axis):
     return params, linen_grads(net), cut, linen_grads(LinenNet()), axes
 
 
+@cache
 def nnx_scan():
     def cut(tree, axis=0):
         blocks = nnx.State(dict(enumerate(take(tree["blocks"], axis))))

@@ -51,7 +51,9 @@ def start(folder):
 
     def run(name, first="", existing="resume"):
         words = [*runs.flags(data, folder / name), "--existing", existing]
-        return folder / name, runs.command_line(words, folder / "cache", first)
+        return folder / name, runs.command_line(
+            words, folder / "cache", runs.UNDRAWN + first
+        )
 
     return run
 

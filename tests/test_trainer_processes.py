@@ -55,7 +55,7 @@ def together(folder):
             runs.begin(
                 [*words, "--process", str(i)],
                 folder / "cache",
-                first if i == process else "",
+                runs.UNDRAWN + (first if i == process else ""),
             )
             for i in range(2)
         ]
@@ -73,7 +73,7 @@ def alone(out, *more):
     """One process with four devices: the same slots, the same order of images."""
     words = runs.flags(out.parent / "idx", out.with_name(f"{out.name}-alone"))
     words += [*more, "--devices", "4"]
-    process = runs.command_line(words, out.parent / "cache")
+    process = runs.command_line(words, out.parent / "cache", runs.UNDRAWN)
     assert process.returncode == 0, process.stderr
     return out.with_name(f"{out.name}-alone")
 
@@ -122,7 +122,7 @@ def test_sigterm_on_any_process_stops_all_at_one_step(together):
     # On as many devices of one process, which the run need not notice.
     words = [*runs.flags(out.parent / "idx", out), *sgd, "--devices", "4"]
     words += ["--existing", "resume"]
-    process = runs.command_line(words, out.parent / "cache")
+    process = runs.command_line(words, out.parent / "cache", runs.UNDRAWN)
     assert process.returncode == 0, process.stderr
     assert "changed" not in process.stdout
     assert_same_run(out, alone(out, *sgd))

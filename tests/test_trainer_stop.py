@@ -165,7 +165,7 @@ def poison(state, layer, leaf, value):
 )
 def test_the_first_thing_not_finite_is_named(poisons, found):
     trainer = runs.trainer()
-    state, batch = trainer.init(0), trainer.batch(0, 0)
+    state, batch = jax.device_get(trainer.init(0)), trainer.batch(0, 0)
     for each in poisons:
         state = poison(state, *each)
     name = first_not_finite(trainer.model, state, batch, trainer.plan.slot)
@@ -174,7 +174,7 @@ def test_the_first_thing_not_finite_is_named(poisons, found):
 
 def test_an_image_that_is_not_finite_is_found_in_any_slot():
     trainer = runs.trainer()
-    state, batch = trainer.init(0), trainer.batch(0, 0)
+    state, batch = jax.device_get(trainer.init(0)), trainer.batch(0, 0)
     for image in (0, 15):
         images = batch.images.astype(np.float32)
         images[image, 4, 4] = np.inf

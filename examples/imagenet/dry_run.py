@@ -20,7 +20,7 @@ def describe(trainer: Trainer) -> str:
     """The run in words and numbers, for `--dry-run`."""
     recipe, plan, model = trainer.recipe, trainer.plan, trainer.model
     examples, updates = trainer.data.train.size, trainer.updates
-    state = jax.eval_shape(trainer.init, 0)
+    state = trainer.shapes
     parameters = sum(leaf.size for leaf in jax.tree.leaves(state.params))
     side = "×".join(str(n) for n in trainer.data.image_shape)
     lines = [

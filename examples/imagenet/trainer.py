@@ -81,7 +81,7 @@ class Trainer:
         }  # updates done to epochs done
         self.model = build_model(config, data)
         self.tx = make_optimizer(self.recipe, data.train.size)
-        schedule = jax.vmap(self.recipe.schedule(data.train.size))
+        schedule = jax.jit(jax.vmap(self.recipe.schedule(data.train.size)))
         self.rates = np.asarray(schedule(np.arange(self.updates)))
         self.step = parallelize(
             partial(
@@ -100,11 +100,10 @@ class Trainer:
         self.eval_step = parallelize(
             partial(eval_step, model=self.model), devices, engine=run.engine
         )
-        state = jax.eval_shape(self.init, 0)
-        self._has_batch_norm = bool(state.batch_stats)
+        self.shapes = jax.eval_shape(self.init, 0)
         self.layer_names = [
             jax.tree_util.keystr(path, simple=True, separator="/")
-            for path, _ in jax.tree_util.tree_leaves_with_path(state.params)
+            for path, _ in jax.tree_util.tree_leaves_with_path(self.shapes.params)
         ]
         self._compiled = False
 
@@ -130,7 +129,7 @@ class Trainer:
         plan, sync = self.plan, self.config.model.bn == "sync"
         devices = plan.processes * plan.devices
         found = {"devices": devices}
-        if self._has_batch_norm:
+        if self.shapes.batch_stats:
             together = plan.slot * (devices * plan.solvers if sync else 1)
             found["images of which BatchNorm takes the moments"] = together
         if getattr(self.model, "dropout", 0):
