@@ -3,10 +3,11 @@
     python -m benchmarks.ablations [--only TITLE …] [--devices N]
 
 LARS at a batch of 1,600, its other choices as in the study: every variant has the same
-six rates, seeds and 30 epochs, and all of it is published, so nothing is chosen. The
-scores are of the validation images. Digits are few and easy: a difference here says
-that a choice can matter, equality not that it never does. Each variant adds its runs to
-benchmarks/results/ablations.jsonl; what is there is not run again.
+six rates (post ten times those), seeds and 30 epochs, and all of it is published, so
+nothing is chosen. The scores are of the validation images. Digits are few and easy: a
+difference here says that a choice can matter, equality not that it never does. Each
+variant adds its runs to benchmarks/results/ablations.jsonl; what is there is not run
+again.
 """
 
 import argparse

@@ -109,9 +109,9 @@ def again(name: str, seeds: int, place: Place) -> tuple[list[float], list[float]
 
 def study(wanted: list[Cell], hours: float, place: Place) -> None:
     """Runs what is missing, cell by cell."""
-    for name in {cell.data for cell in wanted}:
-        dataset(name, place)  # not there? Tell it now, not in hours
     runs, about, end = read(), provenance(), time.monotonic() + 3600 * hours
+    for name in {cell.data for cell in wanted if missing(runs, cell)}:
+        dataset(name, place)  # not there? Tell it now, not in hours
     number, seconds = remaining(runs, wanted)
     known = f"{seconds / 3600:.1f} h by the runs there are"
     print(
@@ -151,8 +151,8 @@ def main() -> None:
     given = parser.parse_args()
     place = Place(given.fashion_mnist, given.cifar10, given.devices)
     wanted = [cell for cell in cells() if any(part in cell.name for part in given.only)]
-    if not given.cifar10 and given.only == [""]:
-        wanted = [cell for cell in wanted if cell.data != "cifar10"]
+    if not given.cifar10:
+        wanted = [cell for cell in wanted if cell.data != "cifar10"] or wanted
     try:
         if not wanted:
             raise ValueError(f"--only: no row's name has {given.only}; --list has all")

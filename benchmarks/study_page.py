@@ -1,7 +1,7 @@
 """The tables of docs/study.md and its pictures, of the runs that are runs.
 
-What is not there yet says so; nothing is left out, but in the picture of the batches
-rows of one seed.
+What is not there yet says so; nothing is left out of the tables. The picture of the
+batches lacks rows of one seed, that of the rates scores below FLOOR.
 """
 
 from functools import partial

@@ -76,8 +76,7 @@ def scale_by_lars(
       A transformation whose update needs `params`. Updates have the dtype of their
       parameter; norms are taken in float32 at least. It has a state, the count of
       updates, only when `weight_decay` is a schedule. A None gradient stays None. An
-      adapted layer whose norm is not finite becomes NaN, and does not stand still
-      unseen.
+      adapted layer whose norm is not finite becomes NaN: it does not stand still.
       (`optax.apply_if_finite` looks at gradients alone: it skips the step of an
       infinite one, not that of finite ones whose norm overflows.) In float32 a norm is
       right up to 1.8e19 and, element by element, down to about 1e-19, where squares
@@ -182,7 +181,8 @@ def lars(
       A transformation whose update needs `params`.
 
     Raises:
-      ValueError: as `scale_by_lars`, and for γ and μ out of range.
+      ValueError: as `scale_by_lars`, for γ and μ out of range, and for an
+        `accumulator_dtype` that is none, or is real where parameters are complex.
 
     Example:
       >>> import jax, jax.numpy as jnp, optax

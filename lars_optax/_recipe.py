@@ -2,13 +2,14 @@
 
 import dataclasses
 from collections.abc import Mapping
+from functools import partial
 from typing import Any, cast
 
 import jax
 import optax
 
 from lars_optax._layerwise import Settings
-from lars_optax._masks import Mask, check_mask
+from lars_optax._masks import BY_ROLE, Mask, check_mask, exclude_bias_and_norm
 from lars_optax._momentum import cast_to_params, check_dtype, wide_momentum
 from lars_optax._schedules import (
     epochs_to_steps,
@@ -190,7 +191,7 @@ class Recipe:
         Args:
           num_examples: of the training set; an epoch visits each once.
           stacked_axes: as in `lars`; with SGD it counts only in what is decayed.
-          axis_name: as in `lars`; of no effect on SGD, which takes no norms.
+          axis_name: as in `lars`; checked, but of no effect on SGD.
           accumulator_dtype: dtype of the momentum buffer, None for the parameters'.
 
         Raises:
@@ -204,18 +205,18 @@ class Recipe:
         ]
         if self.momentum_order == "unscaled":
             order.reverse()
-        adapts = self.algorithm == "lars"
+        decayed = adapted = self.mask
+        if self.algorithm == "sgd":
+            adapted = partial(jax.tree.map, lambda _: False)
+            if self.mask == BY_ROLE:  # biases alone are nothing odd here
+                decayed = partial(exclude_bias_and_norm, stacked_axes=stacked_axes)
         settings = Settings(
             weight_decay=self.weight_decay,
-            weight_decay_mask=self.mask,
+            weight_decay_mask=decayed,
             trust_coefficient=self.trust_coefficient,
-            trust_ratio_mask=self.mask if adapts else _nothing,
-            fallback_ratio=self.fallback_ratio if adapts else 1.0,
+            trust_ratio_mask=adapted,
+            fallback_ratio=self.fallback_ratio if self.algorithm == "lars" else 1.0,
             stacked_axes=stacked_axes,
             axis_name=axis_name,
         )
         return optax.chain(transform(settings, wide=True), *order, cast_to_params())
-
-
-def _nothing(params: optax.Params) -> Any:
-    return jax.tree.map(lambda _: False, params)

@@ -115,7 +115,7 @@ def check_updates(updates: Any, params: Any) -> None:
     """Raise ValueError unless gradients and parameters match leaf by leaf.
 
     Both trees have the same paths, and each pair of leaves the same shape; a gradient
-    may be None. Parameters are floating-point or complex.
+    may be None. All are floating-point or complex.
     """
     grad_paths, grads, grad_structure = flatten(updates)
     paths, weights, structure = flatten(params)

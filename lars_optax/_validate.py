@@ -36,7 +36,8 @@ def check_number(
     )
     if not scalar or isinstance(value, bool | np.bool_):
         what = "a number or a schedule" if schedule else "a number"
-        hint = " Schedules of it need optax.inject_hyperparams." * callable(value)
+        hint = " optax.inject_hyperparams schedules arguments of an optimizer."
+        hint *= callable(value)
         raise ValueError(f"{argument} must be {what}, got {value!r}.{hint}")
     number = float(value)
     above = number > 0 if open_low else number >= 0
@@ -56,7 +57,7 @@ def check_sgd(learning_rate: Any, momentum: Any, nesterov: Any) -> None:
 
 def is_zero(value: Any) -> bool:
     """True for a Python or NumPy 0; a jax array's value is not looked at."""
-    return isinstance(value, numbers.Real | np.ndarray) and bool(np.all(value == 0))
+    return isinstance(value, numbers.Real | np.ndarray) and bool(value == 0)
 
 
 def check_count(argument: str, value: Any, *, low: int = 0, remedy: str = "") -> int:

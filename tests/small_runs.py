@@ -33,7 +33,7 @@ def split(seed, n):
 
 def config(**run):
     """Three epochs of 8 updates on 2 devices, a network with BatchNorm."""
-    kept = {"layers_every": 3, "eval_batch_size": 32} | run
+    kept = {"layers_every": 3, "eval_batch_size": 20} | run
     return Config(
         model=Model(network="alexnet-bn-small", width=0.25),
         optimizer=Optimizer(learning_rate=5.0, warmup_epochs=1),
@@ -68,7 +68,7 @@ def flags(folder, out):
     words = "--network alexnet-bn-small --width 0.25 --learning-rate 5 --epochs 3"
     words += " --warmup-epochs 1 --batch-size 16 --devices 2 --layers-every 3"
     words += f" --checkpoint-every 2 --validation-images 32 --data {folder}"
-    words += " --eval-batch-size 32"
+    words += " --eval-batch-size 20"
     return [*words.split(), "--out", str(out)]
 
 

@@ -223,6 +223,13 @@ def test_sgd_recipe_has_the_rate_inside_the_momentum_and_goyal_outside():
     jax.tree.map(np.testing.assert_array_equal, steps(goyal), by_hand(goyal, False))
 
 
+def test_sgd_recipe_takes_biases_alone():
+    tx = recipes.get("goyal-resnet50-sgd-8192").optimizer(10**6)
+    params = {"bias": jnp.ones(3)}
+    updates, _ = tx.update(params, tx.init(params), params)
+    np.testing.assert_allclose(updates["bias"], -0.1 * 1.9, rtol=1e-6)  # Nesterov
+
+
 @pytest.mark.parametrize("order", ["scaled", "unscaled"])
 def test_sgd_recipe_sums_in_a_float32_buffer_and_decays_no_stacked_vector(order):
     recipe = recipes.get("goyal-resnet50-sgd-8192")

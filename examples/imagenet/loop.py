@@ -146,7 +146,8 @@ class _Training:
             if ends_epoch or saves or stop or recorder.unlogged == run.log_every:
                 if not recorder.flush(self.state):
                     self.done = int(self.state.step)
-                    self._evaluate(self.trainer.epoch(self.done))
+                    done, trainer = self.done, self.trainer
+                    self._evaluate(trainer.epochs.get(done, trainer.epoch(done)))
                     return self._result(diverged=True)
                 self.evaluate_epoch()
                 if checkpoints:

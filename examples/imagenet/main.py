@@ -145,7 +145,11 @@ def _prepare_out(run: Run) -> None:
                 " another --out"
             )
         if run.existing == "replace":
-            remove(run.out)
+            try:
+                remove(run.out)
+            except OSError as error:
+                remedy = "delete it yourself, or give another --out"
+                raise ValueError(f"--out: {run.out!r}: {error}; {remedy}") from None
         elif not run.checkpoints:
             raise ValueError("--checkpoints: got 0; --existing resume needs 1 or more")
 

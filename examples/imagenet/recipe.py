@@ -6,6 +6,7 @@ a recipe again, which makes schedule and optimizer. Refuses values left unstated
 
 from collections.abc import Callable
 from dataclasses import asdict, fields
+from functools import partial
 from typing import Any
 
 import jax
@@ -85,18 +86,20 @@ def changes(config: Config) -> list[str]:
         for key, value in now[group].items()
         if value != before[group][key]
     ] + [
-        f"{flag(key)} {before['run'][key]!r} → {now['run'][key]!r}"
-        for key in ("batch_size", "epochs")
-        if now["run"][key] != before["run"][key]
+        f"{flag(key)} {before[group][key]!r} → {now[group][key]!r}"
+        for group, key in (
+            ("run", "batch_size"),
+            ("run", "epochs"),
+            ("data", "augment"),
+        )
+        if now[group][key] != before[group][key]
     ]
 
 
 def layer_stats(recipe: recipes.Recipe) -> Callable[[Any, Any], Any]:
     """(gradients, parameters) to the norms and ratios the recipe's optimizer takes."""
     lars = recipe.algorithm == "lars"
-
-    def none(params: Any) -> Any:
-        return jax.tree.map(lambda leaf: False, params)
+    none = partial(jax.tree.map, lambda _: False)
 
     def stats(grads: Any, params: Any) -> Any:
         return lars_optax.layer_stats(
