@@ -74,11 +74,10 @@ def draw(rows: list[Record], folder: Path) -> None:
                 found = scores(rows, ablation, variant, network)
                 if not found:
                     continue
-                rates = [rate / variant.times for rate in found]
                 y = [100 * mean(each) for each in found.values()]
                 error = [100 * stdev(each) for each in found.values()]
                 style = line_style(i) | {"capsize": 3}
-                axis.errorbar(rates, y, error, label=variant.title, **style)
+                axis.errorbar(list(found), y, error, label=variant.title, **style)
             axis.set_xscale("log", base=2)
             axis.set(xlabel="learning rate γ", title=NETWORKS[network])
             axis.grid(alpha=0.3)

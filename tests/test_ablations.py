@@ -19,7 +19,7 @@ def test_every_variant_trains_with_an_optimizer_of_its_own():
     seen = {}
     for ablation, variants in ABLATIONS.items():
         for variant in variants:
-            optimizer = replace(variant.optimizer, learning_rate=50.0 * variant.times)
+            optimizer = replace(variant.optimizer, learning_rate=50.0)
             recipe = to_recipe(replace(config, optimizer=optimizer))
             tx = variant.make(recipe, 3200)
             state, steps = tx.init(params), []
