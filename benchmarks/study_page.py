@@ -163,14 +163,16 @@ def draw_sweep(runs: Runs, path: Path) -> None:
 def draw_ladder(runs: Runs, path: Path) -> None:
     figure, axes = panels()
     for axis, (network, title) in zip(axes, NETWORKS.items(), strict=True):
-        for name, method in METHODS.items():
+        for i, (name, method) in enumerate(METHODS.items()):
+            beside = 1.05 ** (i - len(METHODS) / 2)  # so that none hides another
             points = []
             for cell in cells():
                 final = runs.final(cell)
                 if (cell.data, cell.network, cell.method) == (DATA, network, name):
                     scores = [100 * r["accuracy"] for r in final]
                     if len(scores) > 1:
-                        points.append((cell.batch, mean(scores), stdev(scores)))
+                        at = cell.batch * beside
+                        points.append((at, mean(scores), stdev(scores)))
             if points:
                 x, y, error = zip(*sorted(points), strict=True)
                 drawn = [max(FLOOR, value) for value in y]
