@@ -1,12 +1,12 @@
 """The tables and pictures of the ablations in docs/study.md."""
 
 from pathlib import Path
-from statistics import mean, stdev
+from statistics import mean
 from typing import Any
 
 from benchmarks.ablations import ABLATIONS, RATES, Variant, name
 from benchmarks.study_page import NETWORKS, finish, panels, percent
-from examples.imagenet.figures import line_style
+from examples.imagenet.figures import line_style, spread_accuracies
 from examples.imagenet.page import markdown_table
 
 Record = dict[str, Any]
@@ -74,12 +74,17 @@ def draw(rows: list[Record], folder: Path) -> None:
                 found = scores(rows, ablation, variant, network)
                 if not found:
                     continue
-                y = [100 * mean(each) for each in found.values()]
-                error = [100 * stdev(each) for each in found.values()]
+                y = [mean(each) for each in found.values()]
+                low, high = zip(
+                    *((mean(x) - min(x), max(x) - mean(x)) for x in found.values()),
+                    strict=True,
+                )
                 style = line_style(i) | {"capsize": 3}
-                axis.errorbar(list(found), y, error, label=variant.title, **style)
+                axis.errorbar(list(found), y, (low, high), label=variant.title, **style)
             axis.set_xscale("log", base=2)
+            axis.set_xticks(RATES, [f"{rate:g}" for rate in RATES])
             axis.set(xlabel="learning rate γ", title=NETWORKS[network])
             axis.grid(alpha=0.3)
-        axes[0].set_ylabel("validation accuracy, %")
+            spread_accuracies(axis)
+        axes[0].set_ylabel("validation accuracy: mean and range")
         finish(figure, axes, folder / f"ablation-{ablation}.png")
