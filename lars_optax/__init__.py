@@ -1,13 +1,13 @@
 """LARS, Layer-wise Adaptive Rate Scaling, for Optax. Anything not here is private."""
 
 from lars_optax import recipes as recipes
+from lars_optax._describe import describe_mask as describe_mask
 from lars_optax._diagnostics import LayerStats as LayerStats
 from lars_optax._diagnostics import format_layer_stats as format_layer_stats
 from lars_optax._diagnostics import layer_stats as layer_stats
 from lars_optax._larc import larc as larc
 from lars_optax._lars import lars as lars
 from lars_optax._lars import scale_by_lars as scale_by_lars
-from lars_optax._masks import describe_mask as describe_mask
 from lars_optax._masks import exclude_bias_and_norm as exclude_bias_and_norm
 from lars_optax._masks import match_paths as match_paths
 from lars_optax._plots import plot_layer_stats as plot_layer_stats

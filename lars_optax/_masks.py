@@ -1,4 +1,4 @@
-"""Which leaves a transform applies to: by role, by path, and a printed view.
+"""Which leaves a transform applies to: by role, by path, or as a tree.
 
 True in a mask means applied, as in every Optax mask. A mask is True, a tree of bool or
 a prefix of one, a callable from params to such a tree, or "exclude_bias_and_norm".
@@ -16,7 +16,6 @@ import optax
 
 from lars_optax._layers import resolve_stacked_axes
 from lars_optax._roles import is_weight
-from lars_optax._text import columns
 from lars_optax._tree import (
     broadcast_prefix,
     flatten,
@@ -137,43 +136,6 @@ def _compile(pattern: str) -> re.Pattern[str]:
         raise ValueError(
             f"match_paths: {pattern!r} is not a regular expression: {error}."
         ) from error
-
-
-def describe_mask(mask: Mask, params: optax.Params, *, stacked_axes: Any = None) -> str:
-    """A table of what a mask selects: path, shape, yes or no, and a line of totals.
-
-    Args:
-      mask: any mask that `lars` accepts.
-      params: the parameters, or their `jax.eval_shape`.
-      stacked_axes: as given to the optimizer.
-
-    Returns:
-      A line for each leaf, with paths as `match_paths` sees them, then the totals.
-
-    Raises:
-      ValueError: on what the optimizer refuses for a mask, or for `stacked_axes`.
-
-    Example:
-      >>> import jax.numpy as jnp
-      >>> params = {"kernel": jnp.ones((2, 3)), "bias": jnp.ones(3)}
-      >>> print(describe_mask("exclude_bias_and_norm", params))
-      bias    (3,)    no
-      kernel  (2, 3)  yes
-      1 of 2 leaves, 6 of 9 parameters
-    """
-    paths, leaves, _ = flatten(params)
-    stacked = resolve_stacked_axes(stacked_axes, params)
-    chosen = resolve_mask(mask, "mask", params, stacked)
-    rows, sizes = [], {True: 0, False: 0}
-    for path, leaf, yes in zip(paths, leaves, chosen, strict=True):
-        if not is_empty(leaf):
-            shape = np.shape(leaf)
-            rows.append((path_string(path), str(shape), "yes" if yes else "no"))
-            sizes[yes] += int(np.prod(shape))
-    count = sum(row[-1] == "yes" for row in rows)
-    total = f"{sizes[True]:,} of {sum(sizes.values()):,} parameters"
-    lines = columns(rows).splitlines()
-    return "\n".join([*lines, f"{count} of {len(rows)} leaves, {total}"])
 
 
 def check_mask(mask: Mask, argument: str) -> None:

@@ -41,7 +41,8 @@ print(f"Python {platform.python_version()}, jax {jax.__version__},"
 PY
 tests=
 for law in against_reference chains contracts diagnostics equivalence errors larc layers \
-    precision published recipes record schedules sharding transform wrappers; do
+    precision published recipe_optimizers recipes record schedules sharding transform \
+    wrappers; do
     tests="$tests tests/test_$law.py"
 done
 # shellcheck disable=SC2086
