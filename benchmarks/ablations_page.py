@@ -4,6 +4,8 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
+import numpy as np
+
 from benchmarks.ablations import ABLATIONS, RATES, Variant, name
 from benchmarks.study_page import NETWORKS, finish, panels, percent
 from examples.imagenet.figures import line_style, spread_accuracies
@@ -74,13 +76,12 @@ def draw(rows: list[Record], folder: Path) -> None:
                 found = scores(rows, ablation, variant, network)
                 if not found:
                     continue
-                y = [mean(each) for each in found.values()]
-                low, high = zip(
-                    *((mean(x) - min(x), max(x) - mean(x)) for x in found.values()),
-                    strict=True,
-                )
+                each = np.array(list(found.values()))
+                y = each.mean(1)
+                # Of equal scores the mean can be off by a rounding.
+                error = np.maximum([y - each.min(1), each.max(1) - y], 0)
                 style = line_style(i) | {"capsize": 3}
-                axis.errorbar(list(found), y, (low, high), label=variant.title, **style)
+                axis.errorbar(list(found), y, error, label=variant.title, **style)
             axis.set_xscale("log", base=2)
             axis.set_xticks(RATES, [f"{rate:g}" for rate in RATES])
             axis.set(xlabel="learning rate γ", title=NETWORKS[network])

@@ -188,7 +188,7 @@ def draw_ladder(runs: Runs, path: Path) -> None:
                         )
         axis.set_xscale("log", base=2)
         axis.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
-        axis.set(xlabel="batch", title=title)
+        axis.set(xlabel="batch, its rows side by side", title=title)
         axis.set_ylim(bottom=FLOOR)
         axis.grid(alpha=0.3)
     axes[0].set_ylabel("test accuracy, %")
