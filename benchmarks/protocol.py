@@ -18,7 +18,7 @@ diverged runs last, for 30 epochs from seeds 1, 2 and 3 (CIFAR-10: to 5). Two ru
 nothing: linear scaling of SGD has the baseline's best rate times the ratio of batches,
 √ scaling of LARS its best rate at the tuned batch times the root of that ratio. Rows
 "tuned at 30 epochs", whose every trial has as many, were added after the first results,
-to see what short trials cost.
+to see what short trials cost. What two rows ask for is run once.
 
 The table has the test accuracy of the last update; nothing is chosen by test images. A
 run that diverges ends, and counts with the state of its last update. Nothing is left
@@ -67,6 +67,11 @@ class Method(NamedTuple):
     lowest: tuple[float, float]  # rates without and with BatchNorm, at the tuned size
     make: Callable[[Recipe, int], Any] = Recipe.optimizer
     tuning: Stage = TUNING
+
+    @property
+    def trains(self) -> tuple[Any, ...]:
+        """Methods for which it is equal differ in how the rate is chosen alone."""
+        return self.optimizer, self.make
 
 
 def optax_lars(recipe: Recipe, images: int) -> Any:

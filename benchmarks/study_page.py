@@ -50,9 +50,7 @@ def score(cell: Cell, final: list[dict[str, Any]]) -> str:
 
 def ladder(runs: Runs, some: list[Cell]) -> str:
     """Test accuracies of the chosen rates."""
-    if not any(
-        runs.of(cell, stage) for cell in some for stage in (cell.tuning, cell.final)
-    ):
+    if not any(runs.tried(cell) or runs.final(cell) for cell in some):
         return "Not run.\n"
     head = ["batch", "optimizer", "rates tried", "chosen", "updates", "test accuracy"]
     lines = []
@@ -76,7 +74,7 @@ def sweep(runs: Runs, some: list[Cell]) -> str:
     """Every trial: its validation accuracy."""
     lines = []
     for cell in some:
-        found = runs.of(cell, cell.tuning)
+        found = runs.tried(cell)
         trials = ", ".join(
             f"{r['learning_rate']:g}: {100 * r['accuracy']:.1f}"
             + " (diverged)" * r["diverged"]
@@ -147,7 +145,7 @@ def draw_sweep(runs: Runs, path: Path) -> None:
     for axis, (network, title) in zip(axes, NETWORKS.items(), strict=True):
         for name, method in METHODS.items():
             cell = Cell(DATA, network, TUNED[DATA], name)
-            found = runs.of(cell, cell.tuning)
+            found = runs.tried(cell)
             if found:
                 rates = [r["learning_rate"] for r in found]
                 scores = [100 * r["accuracy"] for r in found]

@@ -5,7 +5,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple
 
-from benchmarks.protocol import Cell, Stage
+from benchmarks.protocol import METHODS, RULES, Cell, Stage
 
 RESULTS = Path("benchmarks/results/study.jsonl")
 COMPILING = 15  # seconds, about
@@ -37,16 +37,31 @@ class Runs:
     def __init__(self, records: list[Record]) -> None:
         self.records = records
 
-    def of(self, cell: Cell, stage: Stage) -> list[Record]:
-        """By rate and seed."""
-        wanted = cell._asdict() | {"epochs": stage.epochs, "split": stage.split}
-        found = [r for r in self.records if wanted.items() <= r.items()]
-        return sorted(found, key=lambda r: (r["learning_rate"], r["seed"]))
+    def tried(self, cell: Cell) -> list[Record]:
+        """Its trials, by rate; none where the rate is that of another row."""
+        found = [] if cell.method in RULES else self._like(cell, cell.tuning)
+        return sorted(found, key=lambda r: r["learning_rate"])
+
+    def final(self, cell: Cell) -> list[Record]:
+        """The runs at the best rate, by seed."""
+        best = self.trials(cell)[1]
+        found = self._like(cell, cell.final)
+        some = [r for r in found if r["learning_rate"] == best]
+        return sorted(some, key=lambda r: r["seed"])
 
     def has(self, job: Job) -> bool:
         """Whether that run is among them."""
-        key = job.key.items()
-        return any(key <= record.items() for record in self.records)
+        one = {"learning_rate": job.rate, "seed": job.seed}.items()
+        return any(one <= r.items() for r in self._like(job.cell, job.stage))
+
+    def _like(self, cell: Cell, stage: Stage) -> list[Record]:
+        """Also those of rows that differ in how the rate is chosen alone."""
+        trains = METHODS[cell.method].trains
+        alike = {name for name, method in METHODS.items() if method.trains == trains}
+        rest = cell._asdict() | {"epochs": stage.epochs, "split": stage.split}
+        del rest["method"]
+        some = [r for r in self.records if rest.items() <= r.items()]
+        return [r for r in some if r["method"] in alike]
 
     def trials(self, cell: Cell) -> tuple[list[float], float | None]:
         """The rates that are to be tried by now, and the best once that is all."""
@@ -54,7 +69,7 @@ class Runs:
         if len(rates) < 2:
             return [], rates[0] if rates else None
         scores: dict[float, float] = {}
-        for r in self.of(cell, cell.tuning):
+        for r in self.tried(cell):
             scores[r["learning_rate"]] = -1 if r["diverged"] else r["accuracy"]
         while all(rate in scores for rate in rates):
             best = max(rates, key=scores.__getitem__)
@@ -65,11 +80,6 @@ class Runs:
             else:
                 return rates, best
         return rates, None
-
-    def final(self, cell: Cell) -> list[Record]:
-        """The runs at the best rate."""
-        best = self.trials(cell)[1]
-        return [r for r in self.of(cell, cell.final) if r["learning_rate"] == best]
 
     def seconds(self, job: Job) -> float:
         """How long it should take by runs like it; 0 if there are none."""

@@ -39,9 +39,8 @@ def test_every_final_run_has_the_best_of_its_trials_and_no_best_is_at_an_end():
     runs = run_all(peak)
     assert len({str(sorted(r.items())) for r in runs.records}) == len(runs.records)
     for cell in cells():
-        tried = runs.of(cell, cell.tuning)
-        final = runs.of(cell, cell.final)
-        assert final == runs.final(cell)
+        tried = runs.tried(cell)
+        final = runs.final(cell)
         assert [r["seed"] for r in final] == list(cell.final.seeds)
         (rate,) = {r["learning_rate"] for r in final}
         if cell.method in ("linear", "lars-sqrt"):
@@ -61,6 +60,10 @@ def test_every_final_run_has_the_best_of_its_trials_and_no_best_is_at_an_end():
         assert rates[0] < rate < rates[-1]
         np.testing.assert_allclose(np.divide(rates[1:], rates[:-1]), 2)
     assert remaining(runs, cells())[0] == 0
+    # Where tuning finds the rate of the square-root rule, the runs are the same.
+    ends = [r["batch"] for r in runs.records if r["split"] == "test"
+            and r["method"] == "lars"]  # fmt: skip
+    assert not {2048, 16_384} & set(ends)
 
 
 def test_a_run_that_diverged_is_never_the_best():
