@@ -23,7 +23,6 @@ DATA = "fashion-mnist"
 NETWORKS = {"alexnet-small": "without BatchNorm", "alexnet-bn-small": "with BatchNorm"}
 FLOOR = 78  # %, below which a picture says the number alone
 STYLES = {name: line_style(i) for i, name in enumerate(METHODS)}
-STYLES["larc"]["color"] = "#8c8c8c"  # the ninth would have SGD's
 STYLES |= {  # hollow, otherwise as with short trials
     name: STYLES[name.removesuffix("-long")] | {"markerfacecolor": "white"}
     for name in METHODS

@@ -15,12 +15,12 @@ from lars_optax._history import Line, merged, records, series_of
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-# 4 and 7 have no common divisor: 28 lines differ by dash or marker.
+# 4, 7 and 9 have no common divisor: lines that share one differ by the others.
 _DASHES = ("-", "--", ":", "-.")
 _MARKERS = ("o", "s", "^", "v", "D", "P", "*")
 _COLOURS = (
     *("#08306b", "#d94801", "#238b45", "#756bb1"),
-    *("#000000", "#e7298a", "#1b9e9e", "#b8860b"),
+    *("#000000", "#e7298a", "#1b9e9e", "#b8860b", "#8c8c8c"),
 )
 _FEW = 24  # lines that can be told apart
 _NAMED = 12  # lines that are named where there are more

@@ -122,6 +122,8 @@ def test_few_lines_differ_without_colour(ax):
     plot_layer_stats([{f"w{i}": stats(1 + i) for i in range(24)}] * 2, ax=ax)
     styles = {(line.get_linestyle(), line.get_marker()) for line in ax.lines}
     assert len(styles) == len(named(ax)) == 24
+    shades = {(line.get_linestyle(), line.get_color()) for line in ax.lines}
+    assert len(shades) == 24  # markers are few and far between
 
 
 def test_of_many_lines_some_are_named_and_shades_go_with_the_depth(ax):
