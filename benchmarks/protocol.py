@@ -98,11 +98,14 @@ METHODS = {
     "lars-all": Method("LARS of all leaves", _ALL, (2.5, 2.5)),
     "optax-lars": Method("optax.lars, as it comes", _ALL, (2.5, 2.5), optax_lars),
     "larc": Method("LARC", _SGD, (0.05, 0.05), larc),
-    "sgd-long": Method("SGD, tuned at 30 epochs", _SGD, (0.025, 0.05), tuning=LONG),
-    "lars-long": Method(
-        "LARS of weights, tuned at 30 epochs", _LARS, (2.5, 2.5), tuning=LONG
-    ),
 }
+TUNED_LONG = {
+    f"{name}-long": METHODS[name]._replace(
+        title=f"{METHODS[name].title}, tuned at 30 epochs", tuning=LONG
+    )
+    for name in ("sgd", "nesterov", "lars", "lars-all")
+}
+METHODS |= TUNED_LONG
 SMALL = {"fashion-mnist": 128, "digits": 32, "cifar10": 128}  # the baseline's batch
 TUNED = {"fashion-mnist": 8192, "digits": 1600, "cifar10": 8192}
 LOWEST_SMALL = (0.005, 0.01)
@@ -197,11 +200,11 @@ def cells() -> list[Cell]:
     found = [Cell("digits", networks[0], *each) for each in
              ((32, "sgd"), (1600, "sgd"), (1600, "lars-all"))]  # fmt: skip
     main = ((128, "sgd"), (8192, "sgd"), (8192, "lars"))
-    done = ("sgd", "lars", "lars-sqrt", "sgd-long", "lars-long")
+    done = ("sgd", "lars", "lars-sqrt", *TUNED_LONG)
     others = [(8192, name) for name in METHODS if name not in done]
     rule = tuple((n, "lars-sqrt") for n in (512, 1024, 2048, 4096, 16_384))
     more = [(n, name) for n in (2048, 16_384) for name in ("sgd", "nesterov", "lars")]
-    more += [(8192, "sgd-long"), (8192, "lars-long"), (128, "lars")]
+    more += [*((8192, name) for name in TUNED_LONG), (128, "lars")]
     for part in (main, others, rule, more):
         found += [
             Cell("fashion-mnist", net, *each) for net in networks for each in part

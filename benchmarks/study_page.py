@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter, StrMethodFormatter
 
 from benchmarks import protocol
-from benchmarks.protocol import METHODS, TUNED, Cell, cells
+from benchmarks.protocol import METHODS, TUNED, TUNED_LONG, Cell, cells
 from benchmarks.study_runs import Runs
 from examples.imagenet.figures import line_style
 from examples.imagenet.page import markdown_table
@@ -25,8 +25,7 @@ FLOOR = 78  # %, below which a picture says the number alone
 STYLES = {name: line_style(i) for i, name in enumerate(METHODS)}
 STYLES |= {  # hollow, otherwise as with short trials
     name: STYLES[name.removesuffix("-long")] | {"markerfacecolor": "white"}
-    for name in METHODS
-    if name.endswith("-long")
+    for name in TUNED_LONG
 }
 
 
