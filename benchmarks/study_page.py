@@ -161,7 +161,7 @@ def draw_ladder(runs: Runs, path: Path) -> None:
     figure, axes = panels()
     for axis, (network, title) in zip(axes, NETWORKS.items(), strict=True):
         for i, (name, method) in enumerate(METHODS.items()):
-            beside = 1.05 ** (i - len(METHODS) / 2)  # so that none hides another
+            beside = 1.04 ** (i - len(METHODS) / 2)  # so that none hides another
             points = []
             for cell in cells():
                 final = runs.final(cell)
@@ -173,8 +173,10 @@ def draw_ladder(runs: Runs, path: Path) -> None:
             if points:
                 x, y, error = zip(*sorted(points), strict=True)
                 drawn = [max(FLOOR, value) for value in y]
+                below = [min(e, d - FLOOR) for e, d in zip(error, drawn, strict=True)]
+                above = [e * (d > FLOOR) for e, d in zip(error, drawn, strict=True)]
                 style = STYLES[name] | {"capsize": 3, "clip_on": False}
-                axis.errorbar(x, drawn, error, label=method.title, **style)
+                axis.errorbar(x, drawn, [below, above], label=method.title, **style)
                 for at, value in zip(x, y, strict=True):
                     if value < FLOOR:
                         axis.annotate(
