@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import small_runs as runs
 
+from examples.imagenet.checkpoint import cause
 from examples.imagenet.log import read_log
 from examples.imagenet.train import TrainState
 
@@ -134,3 +135,18 @@ def test_a_disk_that_fills_up_ends_the_run_and_loses_no_checkpoint(start, whole)
     out, process = start("full")
     assert process.returncode == 0, process.stderr
     assert_same_run(out, whole)
+
+
+def test_the_cause_of_a_failed_write_outlives_the_shortening():
+    """tensorstore adds what it knows behind it: of an open array a page."""
+    full = "No space left on device"
+    spec = r"{\"path\":\"it\'s [\"here\"]" + "p" * 200 + "}"
+    message = (
+        f'Error writing "{"d" * 200}": Failed to write 75 bytes: {full}'
+        f"\n[os_error_code='28'] [source locations='a.cc:1'] [spec='{spec}']"
+    )
+    shown = cause(ValueError(message))
+    assert shown.startswith("… ddd")
+    assert shown.endswith(f"75 bytes: {full}")
+    assert len(shown) == 162
+    assert cause(OSError(28, full)) == f"[Errno 28] {full}"

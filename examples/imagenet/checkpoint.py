@@ -7,6 +7,7 @@ what else changes.
 
 import math
 import os
+import re
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -49,8 +50,19 @@ _NAMES = {
 }
 
 
+# As in " [os_error_code='28']", which tensorstore adds behind its messages: of an array
+# that could not be opened the whole description.
+_ADDED = re.compile(r""" \[[\w ]+='(?:[^'\\]|\\.)*'\]""")
+
+
 class NotSaved(Exception):
     """A checkpoint could not be written; those before it are whole."""
+
+
+def cause(error: Exception) -> str:
+    """The end of the message in one line: orbax and tensorstore name the cause last."""
+    text = _ADDED.sub("", " ".join(str(error).split()))
+    return text if len(text) <= 160 else f"… {text[-160:]}"
 
 
 class Checkpoints:
@@ -154,10 +166,8 @@ class Checkpoints:
             left = f"the newest whole one is of step {whole}"
             if whole is None:
                 left = "there is none"
-            # The cause stands at the end of what can be a page.
-            reason = " ".join(str(error).split())[-160:]
             raise NotSaved(
-                f"--out: a checkpoint could not be saved (… {reason}); {left}"
+                f"--out: a checkpoint could not be saved ({cause(error)}); {left}"
             ) from error
 
     def _whole(self) -> int | None:
