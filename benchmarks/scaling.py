@@ -9,7 +9,8 @@ projected times are epochs × images / speed, as the paper's. Virtual devices of
 share its cores, so that there the ratios say nothing of machines.
 
 `time`: seconds of training until the test accuracy is first within half a point of the
-study's small-batch SGD, for that and for LARS at the large batch, at the study's rates.
+study's small-batch SGD, for that and for LARS at 16 and 64 times its batch, at the
+study's rates.
 
 Writes benchmarks/results/scaling_DEVICE.json, time_DEVICE.json.
 """
@@ -40,6 +41,7 @@ from examples.imagenet.trainer import Trainer
 
 RESULTS, LOGS = Path("benchmarks/results"), Path("runs/scaling")
 UPDATES, RECORD = 30, 5  # of each cell; updates in a record of speed
+LARGE = (2048, TUNED[DATA])
 MARGIN = 0.005  # of the baseline's accuracy
 Record = dict[str, Any]
 
@@ -74,18 +76,18 @@ def measure(network: Any, dtype: str, batches: list[int]) -> Record:
 
 
 def time_to_accuracy(seeds: int, fashion: str) -> Record:
-    """Of the small batch and the large one, for each network."""
+    """Of the small batch and the large ones, for each network."""
     runs, rows = read(), []
     for network in NETWORKS:
         small = Cell(DATA, network, SMALL[DATA], "sgd")
-        large = Cell(DATA, network, TUNED[DATA], "lars")
-        for cell in (small, large):
+        large = [Cell(DATA, network, batch, "lars") for batch in LARGE]
+        for cell in (small, *large):
             if not runs.final(cell):
                 raise SystemExit(
                     f"error: the study has no final run of {cell.name} yet"
                 )
         target = mean(r["accuracy"] for r in runs.final(small)) - MARGIN
-        for cell in (small, large):
+        for cell in (small, *large):
             rate = runs.final(cell)[0]["learning_rate"]
             for seed in FINAL.seeds[:seeds]:
                 path = LOGS / f"time-{network}-{cell.batch}-{seed}.jsonl"
