@@ -113,10 +113,10 @@ def study(wanted: list[Cell], hours: float, place: Place) -> None:
     for name in {cell.data for cell in wanted if missing(runs, cell)}:
         dataset(name, place)  # not there? Tell it now, not in hours
     number, seconds = remaining(runs, wanted)
-    known = f"{seconds / 3600:.1f} h by the runs there are"
-    print(
-        f"{number} runs to come, {known if seconds else 'nothing yet tells how long'}"
-    )
+    long = "nothing yet tells how long"
+    if seconds or not number:
+        long = f"{seconds / 3600:.1f} h by the runs there are"
+    print(f"{number} runs to come, {long}")
     for cell in wanted:
         while jobs := missing(runs, cell):
             job = jobs[0]
