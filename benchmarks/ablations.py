@@ -98,8 +98,10 @@ ABLATIONS = {
     ),
     "excluded": (
         _others_at(0.02),
-        _others_at(0.001),
         _others_at(1),
+        _others_at(0.1),
+        _others_at(0.005),
+        _others_at(0.001),
         Variant("all leaves", replace(_LARS, layers="all")),
     ),
     "decay": (

@@ -87,7 +87,7 @@ def larc(recipe: Recipe, images: int) -> Any:
 
 
 _SGD = Optimizer(name="sgd", weight_decay=5e-4, momentum=0.9)
-_LARS = replace(_SGD, name="lars")
+_LARS = replace(_SGD, name="lars", fallback_ratio=0.02)
 _ALL = replace(_LARS, layers="all")
 _MLPERF = replace(_LARS, fallback_ratio=1.0)
 METHODS = {
