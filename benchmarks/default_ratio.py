@@ -22,3 +22,168 @@ and candidates of the final, times the root of 2 divided by the number of seeds.
     python -m benchmarks.dense                         the screening of the other two
     python -m benchmarks.default_ratio [--hours 2]     the final, then both tables
 """
+
+import argparse
+import math
+import time
+from collections.abc import Iterable
+from statistics import mean, variance
+
+from benchmarks import ablations, dense, study, study_runs
+from benchmarks.protocol import TUNED, Cell, Stage
+from benchmarks.study_page import DATA, NETWORKS, percent
+from benchmarks.study_runs import Job, Record, Runs
+from examples.imagenet.page import markdown_table
+from examples.imagenet.provenance import provenance
+
+RATIOS = ("1", "0.1", "0.02", "0.005", "0.001")
+BESIDE = ("all leaves", "optax.lars")  # no candidates
+FINAL = Stage(30, (0, 1), "validation")
+FINAL_RATES = (20.0, 40.0)
+METHOD_OF = {name: f"lars-{name}" for name in RATIOS}
+METHOD_OF |= {"1": "lars-mlperf", "0.02": "lars", "all leaves": "lars-all"}
+# Of each setting, a network at a learning rate: an optimizer's accuracies by seed.
+Scores = dict[str, dict[str, list[float]]]
+
+
+def collect(rows: Iterable[tuple[str, float, str, float]]) -> Scores:
+    """Scores from rows of network, learning rate, optimizer and accuracy."""
+    scores: Scores = {}
+    for network, rate, optimizer, accuracy in rows:
+        setting = scores.setdefault(f"{network}, γ = {rate:g}", {})
+        setting.setdefault(optimizer, []).append(accuracy)
+    return scores
+
+
+def screening(digits: list[Record], small: list[Record]) -> Scores:
+    """Of the records of `benchmarks.ablations` and `benchmarks.dense`."""
+    found = []
+    for variant in ablations.ABLATIONS["excluded"]:
+        for network, title in NETWORKS.items():
+            wanted = ablations.name("excluded", variant) | {"network": network}
+            optimizer = variant.title.removeprefix("weights, others at ")
+            found += [
+                (f"digits, {title}", r["learning_rate"], optimizer, r["accuracy"])
+                for r in digits
+                if wanted.items() <= r.items()
+            ]
+    for r in small:
+        title = dense.NETWORKS[r["network"]]
+        found.append((title, r["learning_rate"], r["optimizer"], r["accuracy"]))
+    return collect(row for row in found if row[1] in dense.RATES)
+
+
+def shortfalls(scores: Scores, candidates: Iterable[str] = RATIOS) -> dict[str, float]:
+    """The largest distance of each candidate's mean below the best candidate's."""
+    worst = dict.fromkeys(candidates, 0.0)
+    for found in scores.values():
+        means = {name: mean(found[name]) for name in worst}
+        for name in worst:
+            worst[name] = max(worst[name], max(means.values()) - means[name])
+    return worst
+
+
+def finalists(scores: Scores) -> tuple[str, ...]:
+    """0.02 and the best two others, in the order of RATIOS."""
+    worst = shortfalls(scores)
+    others = sorted((name for name in RATIOS if name != "0.02"), key=worst.__getitem__)
+    return tuple(name for name in RATIOS if name in ("0.02", *others[:2]))
+
+
+def standard_error(scores: Scores, candidates: Iterable[str]) -> float:
+    """Of a difference of two means, the seeds' variance pooled over all of them."""
+    groups = [found[name] for found in scores.values() for name in candidates]
+    return math.sqrt(2 * mean(map(variance, groups)) / len(groups[0]))
+
+
+def choose(scores: Scores, candidates: tuple[str, ...]) -> str:
+    """The default that follows by the rule."""
+    worst = shortfalls(scores, candidates)
+    best = min(worst, key=worst.__getitem__)
+    within = worst["0.02"] - worst[best] <= standard_error(scores, candidates)
+    return "0.02" if within else best
+
+
+def jobs(optimizers: Iterable[str]) -> list[Job]:
+    """The runs of the final, those of the first seed first."""
+    return [
+        Job(Cell(DATA, network, TUNED[DATA], METHOD_OF[name]), rate, FINAL, seed)
+        for seed in FINAL.seeds
+        for network in NETWORKS
+        for rate in FINAL_RATES
+        for name in optimizers
+    ]
+
+
+def final(runs: Runs, optimizers: Iterable[str]) -> Scores:
+    """Of the runs of the final that are there."""
+    found = []
+    for name in optimizers:
+        for job in jobs([name]):
+            title = NETWORKS[job.cell.network]
+            score = [r["accuracy"] for r in runs.of(job)]
+            found += [(f"Fashion-MNIST, {title}", job.rate, name, x) for x in score[:1]]
+    return collect(found)
+
+
+def table(scores: Scores, candidates: Iterable[str], beside: Iterable[str]) -> str:
+    """Accuracies in each setting, then each candidate's largest shortfall."""
+    candidates = tuple(candidates)
+    columns = [*candidates, *beside]
+    lines = [
+        [setting, *(percent(found[name]) if name in found else "" for name in columns)]
+        for setting, found in scores.items()
+    ]
+    if all(name in found for found in scores.values() for name in candidates):
+        worst = shortfalls(scores, candidates)
+        points = [f"{100 * worst[name]:.1f}" for name in candidates]
+        blank = [""] * (len(columns) - len(candidates))
+        lines.append(["largest shortfall, points", *points, *blank])
+    return markdown_table([["setting", *columns], *lines])
+
+
+def kept_screening() -> Scores:
+    """Of the results that are kept."""
+    return screening(
+        study_runs.read(ablations.RESULTS).records,
+        study_runs.read(dense.RESULTS).records,
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--hours", type=float, default=2.0, help="begin none after")
+    parser.add_argument("--only", nargs="+", choices=NETWORKS, default=[*NETWORKS])
+    parser.add_argument("--fashion-mnist", metavar="DIR", default=study.FASHION)
+    parser.add_argument("--devices", type=int, help="to split a CPU into: its cores")
+    given = parser.parse_args()
+    place = study.Place(given.fashion_mnist, devices=given.devices)
+    end, about = time.monotonic() + 3600 * given.hours, provenance()
+    candidates = finalists(kept_screening())
+    print(table(kept_screening(), RATIOS, BESIDE))
+    print(f"In the final: {', '.join(candidates)}\n", flush=True)
+    wanted = jobs([*candidates, "all leaves"])
+    for job in wanted:
+        runs = study_runs.read()  # another process may have added some
+        if runs.of(job) or job.cell.network not in given.only:
+            continue
+        if time.monotonic() + runs.seconds(job) > end:
+            print(f"{given.hours:g} h are over; the same command goes on")
+            break
+        score = study.run(job, place, about)["accuracy"]
+        print(
+            f"{job.cell.name}, rate {job.rate:g}, seed {job.seed}: {score:.2%}",
+            flush=True,
+        )
+    runs = study_runs.read()
+    scores = final(runs, [*candidates, "all leaves"])
+    print(table(scores, candidates, ["all leaves"]))
+    if all(map(runs.of, jobs(candidates))):
+        error = 100 * standard_error(scores, candidates)
+        print(
+            f"Standard error: {error:.2f} points. Default: {choose(scores, candidates)}"
+        )
+
+
+if __name__ == "__main__":
+    main()

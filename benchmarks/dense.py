@@ -83,10 +83,10 @@ def accuracies(network: str, make: Callable[[Any], Any], rate: float) -> np.ndar
         mine, held_out = order[:TRAINED], order[TRAINED:]
 
         def loss(params: Any) -> jax.Array:
-            logits = apply(params, x[mine])
-            return optax.softmax_cross_entropy_with_integer_labels(
-                logits, y[mine]
-            ).mean()
+            losses = optax.softmax_cross_entropy_with_integer_labels(
+                apply(params, x[mine]), y[mine]
+            )
+            return jnp.mean(losses)
 
         def update(carry: Any, _: None) -> Any:
             params, state = carry

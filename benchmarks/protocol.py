@@ -112,6 +112,15 @@ TUNED_LONG["optax-lars-long"] = TUNED_LONG["optax-lars-long"]._replace(
     lowest=(10, 10), rates=4
 )
 METHODS |= TUNED_LONG
+# Only in `benchmarks.default_ratio`; no rows of the tables.
+METHODS |= {
+    f"lars-{ratio:g}": Method(
+        f"LARS of weights, others at {ratio:g}",
+        replace(_LARS, fallback_ratio=ratio),
+        (2.5, 2.5),
+    )
+    for ratio in (0.1, 0.005, 0.001)
+}
 SMALL = {"fashion-mnist": 128, "digits": 32, "cifar10": 128}  # the baseline's batch
 TUNED = {"fashion-mnist": 8192, "digits": 1600, "cifar10": 8192}
 LOWEST_SMALL = (0.005, 0.01)

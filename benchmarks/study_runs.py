@@ -49,10 +49,10 @@ class Runs:
         some = [r for r in found if r["learning_rate"] == best]
         return sorted(some, key=lambda r: r["seed"])
 
-    def has(self, job: Job) -> bool:
-        """Whether that run is among them."""
+    def of(self, job: Job) -> list[Record]:
+        """That run, if it is among them."""
         one = {"learning_rate": job.rate, "seed": job.seed}.items()
-        return any(one <= r.items() for r in self._like(job.cell, job.stage))
+        return [r for r in self._like(job.cell, job.stage) if one <= r.items()]
 
     def _like(self, cell: Cell, stage: Stage) -> list[Record]:
         """Also those of rows that differ in how the rate is chosen alone."""
@@ -106,7 +106,7 @@ def missing(runs: Runs, cell: Cell) -> list[Job]:
     ]
     if best is not None:
         jobs += [Job(cell, best, cell.final, seed) for seed in cell.final.seeds]
-    return [job for job in jobs if not runs.has(job)]
+    return [job for job in jobs if not runs.of(job)]
 
 
 def remaining(runs: Runs, wanted: list[Cell]) -> tuple[int, float]:
