@@ -150,6 +150,23 @@ def kept_screening() -> Scores:
     )
 
 
+def screening_table() -> str:
+    """Of the results that are kept."""
+    return table(kept_screening(), RATIOS, BESIDE)
+
+
+def final_table(runs: Runs) -> str:
+    """The final's accuracies and what follows from them."""
+    candidates, beside = finalists(kept_screening()), BESIDE[:1]
+    scores = final(runs, [*candidates, *beside])
+    if not all(map(runs.of, jobs(candidates))):
+        return table(scores, candidates, beside) + "\nNot all of it has been run.\n"
+    error = 100 * standard_error(scores, candidates)
+    follows = f"The default is {choose(scores, candidates)}."
+    text = f"\nThe standard error is {error:.2f} points. {follows}\n"
+    return table(scores, candidates, beside) + text
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--hours", type=float, default=2.0, help="begin none after")
@@ -159,11 +176,8 @@ def main() -> None:
     given = parser.parse_args()
     place = study.Place(given.fashion_mnist, devices=given.devices)
     end, about = time.monotonic() + 3600 * given.hours, provenance()
-    candidates = finalists(kept_screening())
-    print(table(kept_screening(), RATIOS, BESIDE))
-    print(f"In the final: {', '.join(candidates)}\n", flush=True)
-    wanted = jobs([*candidates, "all leaves"])
-    for job in wanted:
+    print(screening_table(), flush=True)
+    for job in jobs([*finalists(kept_screening()), *BESIDE[:1]]):
         runs = study_runs.read()  # another process may have added some
         if runs.of(job) or job.cell.network not in given.only:
             continue
@@ -171,18 +185,9 @@ def main() -> None:
             print(f"{given.hours:g} h are over; the same command goes on")
             break
         score = study.run(job, place, about)["accuracy"]
-        print(
-            f"{job.cell.name}, rate {job.rate:g}, seed {job.seed}: {score:.2%}",
-            flush=True,
-        )
-    runs = study_runs.read()
-    scores = final(runs, [*candidates, "all leaves"])
-    print(table(scores, candidates, ["all leaves"]))
-    if all(map(runs.of, jobs(candidates))):
-        error = 100 * standard_error(scores, candidates)
-        print(
-            f"Standard error: {error:.2f} points. Default: {choose(scores, candidates)}"
-        )
+        name = f"{job.cell.name}, rate {job.rate:g}, seed {job.seed}"
+        print(f"{name}: {score:.2%}", flush=True)
+    print(final_table(study_runs.read()))
 
 
 if __name__ == "__main__":

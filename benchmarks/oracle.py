@@ -129,7 +129,8 @@ def both(case: Case, **only_ours: Any) -> tuple[Any, Any]:
     """`optax.lars` and ours with one meaning."""
     same = {"learning_rate": RATE, "weight_decay": case.decay}
     same |= {"momentum": case.momentum, "trust_coefficient": ETA}
-    options = dict.fromkeys(MASKS, True) | {"denominator": "joint"} | only_ours
+    options = dict.fromkeys(MASKS, True) | {"denominator": "joint"}
+    options |= {"fallback_ratio": 1.0} | only_ours
     return optax.lars(**same), lars_optax.lars(**same | options)
 
 

@@ -140,9 +140,10 @@ def masks() -> Iterator[Row]:
     rates = (norm(u["scale"]) / norm(g["scale"]) for (_, u), g in pairs)
     shown = ", ".join(show(float(x) / GAMMA / DROP**i) for i, x in enumerate(rates))
     note = f"a norm's scale, 0 at first, has λ = {shown} in `optax.lars`, 1 in ours"
-    yield compare("default masks; right: γg for bias and norm", case, note, **names)
+    regime = "default masks, `fallback_ratio=1.0`; right: γg for bias and norm"
+    yield compare(regime, case, note, **names)
     same = {"learning_rate": RATE, "weight_decay": BETA, "momentum": 0.0}
-    joint = same | {"denominator": "joint"}
+    joint = same | {"denominator": "joint", "fallback_ratio": 1.0}
     by_rank = dict.fromkeys(MASKS, partial(jax.tree.map, lambda x: x.ndim > 1))
     inject = optax.inject_hyperparams
     theirs, ours = inject(optax.lars), inject(lars_optax.lars)

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 from benchmarks import (
     ablations,
     ablations_page,
+    default_ratio,
     layers_page,
     regimes,
     scaling,
@@ -173,6 +174,18 @@ TABLES = (
     Table(BENCHMARKS, "train_step_gpu", "train_step_gpu.json", whole_steps),
     Table(BENCHMARKS, "input_pipeline", "input_pipeline.json", pipeline),
     *(Table(study_page.PAGE, *table) for table in study_page.TABLES),
+    Table(
+        study_page.PAGE,
+        "default ratio, screening",
+        "dense.jsonl",
+        lambda _: default_ratio.screening_table(),
+    ),
+    Table(
+        study_page.PAGE,
+        "default ratio, final",
+        "study.jsonl",
+        lambda x: default_ratio.final_table(study_runs.Runs(x["rows"])),
+    ),
     Table(study_page.PAGE, "table 4", "table4.json", layers_page.table4),
     Table(study_page.PAGE, "spread", "table4.json", layers_page.spread),
     Table(study_page.PAGE, "along training", "layers.json", layers_page.along),

@@ -159,9 +159,11 @@ def draw_sweep(runs: Runs, path: Path) -> None:
 
 def draw_ladder(runs: Runs, path: Path) -> None:
     figure, axes = panels()
+    methods = [name for name in METHODS if name in {x.method for x in part(DATA)}]
     for axis, (network, title) in zip(axes, NETWORKS.items(), strict=True):
-        for i, (name, method) in enumerate(METHODS.items()):
-            beside = 1.04 ** (i - len(METHODS) / 2)  # so that none hides another
+        for i, name in enumerate(methods):
+            method = METHODS[name]
+            beside = 1.04 ** (i - len(methods) / 2)  # so that none hides another
             points = []
             for cell in cells():
                 final = runs.final(cell)

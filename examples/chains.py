@@ -4,7 +4,8 @@
 
 Each is one `optax.chain` of `lars_optax.scale_by_lars` and Optax's own parts, to copy
 and to change. They differ in the ratio's denominator, in where the momentum stands, and
-in the schedule; all leave biases and norm parameters out of ratio and decay.
+in the schedule; all leave biases and norm parameters out of ratio and decay, and train
+them at the raw learning rate: fallback_ratio=1.0.
 """
 
 from typing import Any
@@ -35,7 +36,7 @@ def mlperf(
         0.0, peak, warmup_steps, steps + 1, end_value=1e-4, power=2.0
     )
     return optax.chain(
-        lars_optax.scale_by_lars(weight_decay),
+        lars_optax.scale_by_lars(weight_decay, fallback_ratio=1.0),
         optax.scale_by_learning_rate(rate),
         optax.trace(momentum),
     )
@@ -56,7 +57,7 @@ def byol(
         decay_steps=1000 * num_examples // batch_size,
     )
     return optax.chain(
-        lars_optax.scale_by_lars(1.5e-6, denominator="joint"),
+        lars_optax.scale_by_lars(1.5e-6, denominator="joint", fallback_ratio=1.0),
         optax.trace(0.9),
         optax.scale_by_learning_rate(rate),
     )
@@ -92,18 +93,21 @@ def simclr(
         elsewhere = lars_optax.match_paths(head, invert=True)(params)
         return jax.tree.map(lambda a, b: a and b, adapted, elsewhere)
 
+    rule: dict[str, Any] = {
+        "trust_ratio_mask": mask,
+        "denominator": "joint",
+        "fallback_ratio": 1.0,
+    }
     if classic_momentum:
         return optax.chain(
-            lars_optax.scale_by_lars(
-                1e-6, mask, trust_ratio_mask=mask, denominator="joint"
-            ),
+            lars_optax.scale_by_lars(1e-6, mask, **rule),
             optax.scale_by_learning_rate(rate),
             optax.trace(0.9),
         )
     return optax.chain(
         optax.add_decayed_weights(1e-6, mask),
         optax.trace(0.9),
-        lars_optax.scale_by_lars(trust_ratio_mask=mask, denominator="joint"),
+        lars_optax.scale_by_lars(**rule),
         optax.scale_by_learning_rate(rate),
     )
 

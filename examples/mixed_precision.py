@@ -40,7 +40,7 @@ def train(weights: str, compute: str) -> Result:
 
     params = cast(init(jax.random.key(0)), weights)  # master weights, if float32
     rate = lars_optax.warmup_polynomial_decay_schedule(0.0, 2.0, STEPS // 10, STEPS)
-    tx = lars_optax.lars(rate, weight_decay=5e-4, fallback_ratio=0.02)
+    tx = lars_optax.lars(rate, weight_decay=5e-4)
     state = tx.init(params)
 
     def half_loss(params: Params, x: jax.Array, y: jax.Array) -> Any:

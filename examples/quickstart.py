@@ -54,14 +54,13 @@ def main() -> float:
 
     steps = EPOCHS * (1500 // BATCH)
     rate = lars_optax.warmup_polynomial_decay_schedule(0.0, 10.0, steps // 10, steps)
-    # No BatchNorm here, so the biases take 1/50 of the rate, not all of it.
-    tx = lars_optax.lars(rate, weight_decay=5e-4, fallback_ratio=0.02)
+    tx = lars_optax.lars(rate, weight_decay=5e-4)
     state = tx.init(params)
 
     @jax.jit
     def step(params: Params, state: optax.OptState, x: jax.Array, y: jax.Array) -> Any:
         value, grads = jax.value_and_grad(loss)(params, x, y)
-        stats = lars_optax.layer_stats(grads, params, 5e-4, fallback_ratio=0.02)
+        stats = lars_optax.layer_stats(grads, params, 5e-4)
         updates, state = tx.update(grads, state, params)
         return optax.apply_updates(params, updates), state, value, stats
 

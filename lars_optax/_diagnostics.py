@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from lars_optax._layerwise import Settings, norms_of
+from lars_optax._layerwise import FALLBACK_RATIO, Settings, norms_of
 from lars_optax._masks import BY_ROLE, Mask
 from lars_optax._text import columns
 from lars_optax._tree import Path, flatten, path_string, replace_leaves
@@ -31,7 +31,7 @@ def layer_stats(
     trust_ratio_mask: Mask = BY_ROLE,
     *,
     denominator: str = "separate",
-    fallback_ratio: jax.typing.ArrayLike = 1.0,
+    fallback_ratio: jax.typing.ArrayLike = FALLBACK_RATIO,
     max_ratio: jax.typing.ArrayLike | None = None,
     stacked_axes: Any = None,
     axis_name: Any = None,
@@ -59,7 +59,7 @@ def layer_stats(
       >>> stats = layer_stats(grads, params)
       >>> print(format_layer_stats(stats))
       layer   ‖w‖       ‖g‖       ‖w‖/‖g‖   ratio
-      bias    1.414     0.1414    10        1
+      bias    1.414     0.1414    10        0.02
       kernel  6         1         6         0.006
 
     References:

@@ -5,7 +5,7 @@ from typing import Any
 import jax
 import optax
 
-from lars_optax._layerwise import Settings
+from lars_optax._layerwise import FALLBACK_RATIO, Settings
 from lars_optax._masks import BY_ROLE, Mask
 from lars_optax._momentum import cast_to_params, check_dtype, wide_momentum
 from lars_optax._transform import transform
@@ -20,7 +20,7 @@ def scale_by_lars(
     trust_ratio_mask: Mask = BY_ROLE,
     *,
     denominator: str = "separate",
-    fallback_ratio: jax.typing.ArrayLike = 1.0,
+    fallback_ratio: jax.typing.ArrayLike = FALLBACK_RATIO,
     max_ratio: jax.typing.ArrayLike | None = None,
     stacked_axes: Any = None,
     axis_name: Any = None,
@@ -58,14 +58,16 @@ def scale_by_lars(
       eps: ε ≥ 0; 0 in the paper.
       trust_ratio_mask: the leaves that take λ, likewise.
       denominator: "separate" or "joint".
-      fallback_ratio: ≥ 0. 1, the authors' solver and MLPerf, gives leaves without a
-        ratio the raw learning rate, about 1/η times a weight's: right with BatchNorm,
-        where it was tuned. Too much in a net without it at LARS's learning rates, for
-        biases that start at zero in either mask: use about 0.02.
+      fallback_ratio: ≥ 0, 0.02 by default: leaves without a trust ratio learn at 0.02
+        times the learning rate. γ · fallback_ratio should be a learning rate that suits
+        SGD. 1, the raw learning rate, is the rule of the authors' solver, of
+        `optax.lars` and of MLPerf; in this project's study it fails at learning rates
+        where 0.02 trains (docs/guides/fallback_ratio.md has the figures).
       max_ratio: an upper bound of λ, None for none. It does not bound fallback_ratio.
       stacked_axes: for leaves that stack several layers, as `nn.scan` and vmapped
-        ensembles make them: the axis of the layers, an int for all leaves, or a prefix
-        tree of ints with None where a leaf is one layer. Each slice has its own λ.
+        ensembles make them: the axis of the layers, an int for all leaves, a prefix
+        tree of ints with None where a leaf is one layer, or a function from params to
+        such a tree. Each slice has its own λ.
       axis_name: inside `shard_map` or `pmap` with sharded parameters, what they are
         sharded over: an axis name or a tuple of names for all leaves, or a prefix tree
         of `PartitionSpec`. Norms are summed over just those axes. A name is summed over
@@ -95,8 +97,8 @@ def scale_by_lars(
       >>> params = {"kernel": jnp.full((2, 2), 3.0), "bias": jnp.ones(2)}
       >>> grads = {"kernel": jnp.full((2, 2), 8.0), "bias": jnp.full(2, 0.1)}
       >>> updates, _ = tx.update(grads, tx.init(params), params)
-      >>> print(updates["kernel"][0], updates["bias"])  # -γη‖w‖ long; -γg
-      [-0.03 -0.03] [-1. -1.]
+      >>> print(updates["kernel"][0], updates["bias"])  # -γη‖w‖ long; -0.02 γg
+      [-0.03 -0.03] [-0.02 -0.02]
 
     References:
       You, Gitman, Ginsburg 2017, https://arxiv.org/abs/1708.03888, section 3.2.3, steps
@@ -130,7 +132,7 @@ def lars(
     nesterov: bool = False,
     *,
     denominator: str = "separate",
-    fallback_ratio: jax.typing.ArrayLike = 1.0,
+    fallback_ratio: jax.typing.ArrayLike = FALLBACK_RATIO,
     stacked_axes: Any = None,
     axis_name: Any = None,
     accumulator_dtype: Any = None,
@@ -150,14 +152,15 @@ def lars(
     How this differs from `optax.lars`, whose positional arguments it takes:
 
     1. Biases and norm parameters are neither decayed nor adapted, unless the masks say
-       so: they take γ · fallback_ratio throughout. There, a zero-initialised one takes
-       the raw γ at its first step and a rate in proportion to its norm afterwards.
-    2. The denominator is the paper's; denominator="joint" is Optax's. With that and
-       both masks True, both optimizers are the same.
-    3. The default masks work under `optax.inject_hyperparams`. It takes callables for
+       so: their learning rate is γ · fallback_ratio. There, a zero-initialised one
+       takes the raw γ at its first step, then a rate in proportion to its norm.
+    2. Where a norm is zero, the fallback ratio is 0.02, there 1.
+    3. The denominator is the paper's; denominator="joint" is Optax's. With that, both
+       masks True and fallback_ratio=1.0, both optimizers are the same.
+    4. The default masks work under `optax.inject_hyperparams`. It takes callables for
        schedules, so name masks that are callables in its `static_args`: they raise an
        error if not, unless one happens to return True for a step count.
-    4. Norms are float32 at least, sums over sharded and by stacked layers are exact,
+    5. Norms are float32 at least, sums over sharded and by stacked layers are exact,
        and a momentum of None or 0 keeps no buffer.
 
     Args:
@@ -170,8 +173,7 @@ def lars(
       momentum: μ, 0 ≤ μ < 1; None or 0 for none.
       nesterov: whether the momentum is Nesterov's.
       denominator: "separate" or "joint".
-      fallback_ratio: ≥ 0, in place of λ where there is none. Set about 0.02 for a net
-        without BatchNorm.
+      fallback_ratio: ≥ 0, in place of λ where there is none; 0.02 by default.
       stacked_axes: where leaves stack several layers.
       axis_name: what parameters are sharded over, inside `shard_map` and `pmap`.
       accumulator_dtype: dtype of the momentum buffer, None for the parameters'. Sums
@@ -186,7 +188,7 @@ def lars(
 
     Example:
       >>> import jax, jax.numpy as jnp, optax
-      >>> tx = lars(learning_rate=20.0, fallback_ratio=0.001)  # no BatchNorm here
+      >>> tx = lars(learning_rate=5.0)
       >>> params = {"kernel": jnp.ones((2, 3)), "bias": jnp.zeros(3)}
       >>> def loss(params):
       ...     return jnp.mean((params["kernel"].sum(0) + params["bias"] - 4.0) ** 2)
@@ -197,7 +199,7 @@ def lars(
       ...     params = optax.apply_updates(params, updates)
       ...     losses.append(f"{value:.2f}")
       >>> print(*losses)
-      4.00 3.74 3.26 2.65 1.95 1.27
+      4.00 3.45 2.54 1.54 0.69 0.16
 
     References:
       You, Gitman, Ginsburg 2017, https://arxiv.org/abs/1708.03888, section 3.2.3.

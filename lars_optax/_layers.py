@@ -14,12 +14,20 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import PartitionSpec
 
-from lars_optax._tree import Path, broadcast_prefix, flatten, is_empty, quote
+from lars_optax._tree import (
+    Path,
+    broadcast_prefix,
+    called,
+    flatten,
+    is_empty,
+    quote,
+)
 from lars_optax._trust_ratio import root, sum_of_squares
 
 
 def resolve_stacked_axes(stacked_axes: Any, params: Any) -> list[int | None]:
     """The stacking axis of each leaf of `flatten(params)`; None: it is one layer."""
+    stacked_axes = called(stacked_axes, params, _is_axis)
     paths, leaves, _ = flatten(params)
     per_leaf = broadcast_prefix(stacked_axes, params, "stacked_axes")
     axes = [
@@ -41,13 +49,18 @@ def resolve_stacked_axes(stacked_axes: Any, params: Any) -> list[int | None]:
     return axes
 
 
+def _is_axis(x: Any) -> bool:
+    return isinstance(x, int | np.integer) and not isinstance(x, bool)
+
+
 def _stacking_axis(path: Path, leaf: Any, axis: Any) -> int | None:
     if axis is None:
         return None
-    if isinstance(axis, bool) or not isinstance(axis, int | np.integer):
+    if not _is_axis(axis):
         raise ValueError(
-            f"stacked_axes must be an int or a tree of ints and None, got {axis!r} "
-            f"for {quote(path)}. Under optax.inject_hyperparams name it in static_args."
+            "stacked_axes must be an int, a tree of ints and None, or a function from "
+            f"the parameters to one; got {axis!r} for {quote(path)}. Under "
+            "optax.inject_hyperparams name it in static_args."
         )
     rank = np.ndim(leaf)
     if not -rank <= axis < rank:
@@ -65,6 +78,13 @@ class AxisNames(NamedTuple):
     between: tuple[str, ...] = ()
 
 
+def _is_names(axis_name: Any) -> bool:
+    # Not isinstance: in older versions of jax a PartitionSpec is a tuple too.
+    return isinstance(axis_name, str) or (
+        type(axis_name) is tuple and all(isinstance(x, str) for x in axis_name)
+    )
+
+
 def resolve_axis_names(
     axis_name: Any, params: Any, stacked: list[int | None]
 ) -> list[AxisNames]:
@@ -75,13 +95,11 @@ def resolve_axis_names(
     """
     if axis_name is None:
         return [AxisNames()] * len(stacked)
-    if isinstance(axis_name, str):
-        return [AxisNames((axis_name,))] * len(stacked)
-    # Not isinstance: in older versions of jax a PartitionSpec is a tuple too.
-    if type(axis_name) is tuple and all(isinstance(x, str) for x in axis_name):
+    if _is_names(axis_name):
         if stacked and not axis_name:
             raise ValueError("axis_name is empty; None says that nothing is sharded.")
-        return [AxisNames(axis_name)] * len(stacked)
+        names = (axis_name,) if isinstance(axis_name, str) else axis_name
+        return [AxisNames(names)] * len(stacked)
     if (
         axis_name
         and isinstance(axis_name, list)
@@ -95,6 +113,29 @@ def resolve_axis_names(
     return [
         AxisNames() if is_empty(leaf) else _sharded_on(path, leaf, spec, axis)
         for path, leaf, spec, axis in zip(paths, leaves, specs, stacked, strict=True)
+    ]
+
+
+def shapes_for_roles(axis_name: Any, params: Any) -> list[tuple[int, ...]]:
+    """The shape of each leaf, in which an axis that may be sharded is longer than 1.
+
+    Inside `shard_map` an axis of one device's shard can have length 1 and that of the
+    whole leaf not. With names alone any axis may be the sharded one.
+    """
+    shapes = [np.shape(leaf) for leaf in flatten(params)[1]]
+    if axis_name is None:
+        return shapes
+    if _is_names(axis_name):
+        return [tuple(max(n, 2) for n in shape) for shape in shapes]
+    specs = broadcast_prefix(
+        axis_name, params, "axis_name", is_leaf=lambda x: isinstance(x, PartitionSpec)
+    )
+    return [
+        tuple(
+            max(n, 2) if i < len(spec or ()) and spec[i] is not None else n
+            for i, n in enumerate(shape)
+        )
+        for shape, spec in zip(shapes, specs, strict=True)
     ]
 
 

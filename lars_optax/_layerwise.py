@@ -15,11 +15,15 @@ from lars_optax._layers import (
     layer_norms,
     resolve_axis_names,
     resolve_stacked_axes,
+    shapes_for_roles,
 )
 from lars_optax._masks import Mask, check_mask, refuse_empty_default, resolve_mask
-from lars_optax._tree import check_updates, flatten, is_empty
+from lars_optax._tree import check_params, check_updates, flatten, is_empty
 from lars_optax._trust_ratio import Leaf, Rule, trust_ratio, with_step
 from lars_optax._validate import check_number, is_zero
+
+# The default. Chosen by benchmarks/default_ratio.py; 1 is the authors' solver's.
+FALLBACK_RATIO = 0.02
 
 
 class Layer(NamedTuple):
@@ -92,21 +96,6 @@ class Settings:
                 "call update(updates, state, params)."
             )
         check_updates(updates, params)
-        stacked = resolve_stacked_axes(self.stacked_axes, params)
-        adapted = resolve_mask(
-            self.trust_ratio_mask, "trust_ratio_mask", params, stacked
-        )
-        refuse_empty_default(self.trust_ratio_mask, "trust_ratio_mask", params, adapted)
-        decayed = resolve_mask(
-            self.weight_decay_mask, "weight_decay_mask", params, stacked
-        )
-        if is_zero(weight_decay):
-            decayed = [False] * len(decayed)
-        else:
-            refuse_empty_default(
-                self.weight_decay_mask, "weight_decay_mask", params, decayed
-            )
-        names = resolve_axis_names(self.axis_name, params, stacked)
         return [
             None
             if is_empty(grad)
@@ -114,13 +103,41 @@ class Settings:
             for grad, param, decay, *rest in zip(
                 flatten(updates)[1],
                 flatten(params)[1],
-                decayed,
-                adapted,
-                stacked,
-                names,
+                *self._of_leaves(params),
                 strict=True,
             )
         ]
+
+    def check(self, params: optax.Params) -> None:
+        """Raise ValueError for parameters that an update would refuse.
+
+        A tree without leaves passes: `optax.tree.map_params` calls `init` with one.
+        """
+        if jax.tree.leaves(params):
+            self._of_leaves(params)
+
+    def _of_leaves(
+        self, params: optax.Params
+    ) -> tuple[list[bool], list[bool], list[int | None], list[AxisNames]]:
+        """For each leaf: decayed, adapted, its stacking axis, its mesh axes."""
+        check_params(params)
+        stacked = resolve_stacked_axes(self.stacked_axes, params)
+        names = resolve_axis_names(self.axis_name, params, stacked)
+        shapes = shapes_for_roles(self.axis_name, params)
+        adapted = resolve_mask(
+            self.trust_ratio_mask, "trust_ratio_mask", params, stacked, shapes
+        )
+        refuse_empty_default(self.trust_ratio_mask, "trust_ratio_mask", params, adapted)
+        decayed = resolve_mask(
+            self.weight_decay_mask, "weight_decay_mask", params, stacked, shapes
+        )
+        if is_zero(self.weight_decay):
+            decayed = [False] * len(decayed)
+        else:
+            refuse_empty_default(
+                self.weight_decay_mask, "weight_decay_mask", params, decayed
+            )
+        return decayed, adapted, stacked, names
 
     def trust_ratios(self, layers: list[Layer]) -> list[jax.Array]:
         """λ of each layer: a scalar, or a vector over the layers a leaf stacks."""

@@ -18,6 +18,7 @@ from lars_optax._layers import resolve_stacked_axes
 from lars_optax._roles import is_weight
 from lars_optax._tree import (
     broadcast_prefix,
+    called,
     flatten,
     is_empty,
     path_string,
@@ -38,19 +39,36 @@ _STATIC_ARGS = (
 def exclude_bias_and_norm(params: optax.Params, *, stacked_axes: Any = None) -> Any:
     """True for weights, False for biases and the parameters of normalisation layers.
 
-    A leaf's role is what its name says, then its enclosing module's, then its rank:
+    A leaf's name is the last part of its path, and its module's name is the part before
+    it. Underscores, digits and capitals separate the words of a name, and a word may be
+    in the plural. The first of these rules that applies to a leaf decides:
 
-    - `b` and names holding the word bias: a bias;
-    - `scale`, `offset`, `gamma`, `beta`: a norm's parameter;
-    - `kernel`, `w`, `embedding(s)`: a weight, but of rank 0 or 1 in a norm's module;
-    - any other name in a module whose last word is a norm's (`BatchNorm_0`, `bn1`,
-      `input_layernorm`, `ln_f`, `norms/0`): a norm's parameter;
-    - else rank 0 or 1 is excluded, a higher rank is a weight.
+    - A leaf named `b`, or with the word bias in its name, is a bias.
+    - A leaf named `scale`, `offset`, `gamma` or `beta` is a norm's parameter. So is an
+      entry of the dict `scales`, in which `nnx.WeightNorm` keeps its gains.
+    - A leaf named `kernel`, `w`, `embedding` or `embeddings` is a weight, unless it has
+      rank 0 or 1 and its module is named for a norm.
+    - A leaf whose module is named for a norm is a norm's parameter. The last word of
+      such a name is a norm's: `BatchNorm_0`, `bn1`, `input_layernorm`, `ln_f`,
+      `norms/0`. `WeightNorm_0` is not such a name, because it holds weights.
+    - A leaf with the word kernel, w, weight, embedding or lora in its name, as `w_i`
+      and `weight_v`, is a weight if its rank is at least 2. So is a leaf whose last
+      word ends in token, cls, probe, embed or embedding, as `cls_token`. This rule
+      does not apply to a name whose last word is g, gain or scale. To an array in a
+      list it applies by the list's name.
+    - Any other leaf is a weight if at least two of its axes are longer than 1.
 
     So Linen's 2-D attention bias, Haiku's rank-4 BatchNorm scale and Equinox's rank-3
-    convolution bias are excluded, which a mask by rank alone gets wrong. NNX's trailing
-    `value` is not part of a name. Names can mislead, and an unnamed norm of rank 2
-    (`eqx.nn.Sequential`) looks like a weight: print the mask with `describe_mask`.
+    convolution bias are excluded, which a mask by rank alone gets wrong. A layer scale
+    of shape (1, 1, 32) is excluded too, and so is WeightNorm's gain `weight_g` of shape
+    (1, 1, 8), while a `kernel` of shape (32, 1) is a weight. NNX's trailing `value` is
+    not part of a path, and a module's index in a list is not its name.
+
+    Names can mislead, and an unnamed norm of rank 2 (`eqx.nn.Sequential`) looks like a
+    weight: print the mask with `describe_mask`. Inside `shard_map` this function sees
+    the shape of one device's shard. Where that shortens an axis to length 1, call it
+    outside and pass the tree that it returns. A mask given by its name needs no such
+    care: the optimizer counts every axis that its `axis_name` may shard.
 
     Args:
       params: a tree of arrays, or of anything with a shape.
@@ -156,18 +174,21 @@ def check_mask(mask: Mask, argument: str) -> None:
 
 
 def resolve_mask(
-    mask: Mask, argument: str, params: Any, stacked: list[int | None]
+    mask: Mask,
+    argument: str,
+    params: Any,
+    stacked: list[int | None],
+    shapes: list[tuple[int, ...]] | None = None,
 ) -> list[bool]:
-    """One bool per leaf of `flatten(params)`; False where the leaf is empty."""
+    """One bool per leaf of `flatten(params)`; False where the leaf is empty.
+
+    `shapes`: those by which roles are told, where they are not the leaves' own.
+    """
     check_mask(mask, argument)
     paths, leaves, _ = flatten(params)
     if isinstance(mask, str):
-        return _by_role(params, stacked)
-    # A module with __call__ may hold bools, as a mask made from an Equinox model does.
-    leaves_of_mask = jax.tree.leaves(mask)
-    is_tree = leaves_of_mask and all(_is_bool(leaf) for leaf in leaves_of_mask)
-    tree = mask(params) if callable(mask) and not is_tree else mask
-    values = broadcast_prefix(tree, params, argument)
+        return _by_role(params, stacked, shapes)
+    values = broadcast_prefix(called(mask, params, _is_bool), params, argument)
     for path, leaf, value in zip(paths, leaves, values, strict=True):
         if not is_empty(leaf) and not _is_bool(value):
             raise ValueError(
@@ -204,11 +225,18 @@ def _is_bool(value: Any) -> bool:
     )
 
 
-def _by_role(params: Any, stacked: list[int | None]) -> list[bool]:
+def _by_role(
+    params: Any,
+    stacked: list[int | None],
+    shapes: list[tuple[int, ...]] | None = None,
+) -> list[bool]:
+    # `shapes` stands for the leaves' own where `params` holds shards of them.
     paths, leaves, _ = flatten(params)
+    shapes = list(map(np.shape, leaves)) if shapes is None else shapes
     return [
-        not is_empty(leaf) and is_weight(path, np.ndim(leaf) - (axis is not None))
-        for path, leaf, axis in zip(paths, leaves, stacked, strict=True)
+        not is_empty(leaf)
+        and is_weight(path, tuple(n for i, n in enumerate(shape) if i != axis))
+        for path, leaf, shape, axis in zip(paths, leaves, shapes, stacked, strict=True)
     ]
 
 

@@ -3,12 +3,12 @@
 import dataclasses
 from collections.abc import Mapping
 from functools import partial
-from typing import Any, cast
+from typing import Any, NoReturn, cast
 
 import jax
 import optax
 
-from lars_optax._layerwise import Settings
+from lars_optax._layerwise import FALLBACK_RATIO, Settings
 from lars_optax._masks import BY_ROLE, Mask, check_mask, exclude_bias_and_norm
 from lars_optax._momentum import cast_to_params, check_dtype, wide_momentum
 from lars_optax._schedules import (
@@ -41,6 +41,8 @@ class Recipe:
       network: "alexnet", "alexnet_bn", "resnet50" (v1) or "resnet50_v1.5".
       algorithm: "sgd" or "lars".
       batch_size: images per update.
+      rate_batch_size: the batch size that `learning_rate` belongs to, where `replace`
+        changed the batch size and left the rate; None where they belong together.
       epochs: length of the run.
       learning_rate: the peak, γ.
       decay: "polynomial" or "piecewise_constant".
@@ -59,7 +61,8 @@ class Recipe:
       weight_decay: β.
       mask: what is decayed and, with LARS, adapted: True for all leaves.
       trust_coefficient: η, for LARS.
-      fallback_ratio: of what LARS does not adapt, and at zero norms.
+      fallback_ratio: of the leaves that LARS does not adapt, and at zero norms; 1 in
+        every published run that is listed here.
       label_smoothing: of the loss.
       top1: the test accuracy the source prints, a fraction; None if it prints none.
       inferred: field to the ground for its value.
@@ -72,6 +75,7 @@ class Recipe:
     network: str
     algorithm: str
     batch_size: int
+    rate_batch_size: int | None = None
     epochs: float
     learning_rate: float | None
     decay: str = "polynomial"
@@ -88,7 +92,7 @@ class Recipe:
     weight_decay: float | None
     mask: Mask = True
     trust_coefficient: float = 0.001
-    fallback_ratio: float = 1.0
+    fallback_ratio: float = FALLBACK_RATIO
     label_smoothing: float = 0.0
     top1: float | None = None
     inferred: Mapping[str, str] = dataclasses.field(default_factory=dict)
@@ -96,9 +100,14 @@ class Recipe:
     notes: str = ""
 
     def replace(self, **fields: Any) -> "Recipe":
-        """A copy with other values; ValueError on a name that is no field.
+        """A copy with other values.
 
-        What `inferred` and `hints` say of a replaced field is dropped.
+        What `inferred` and `hints` say of a replaced field is dropped. A learning rate
+        belongs to a batch size, so replace both (`linear_scaling`, `sqrt_scaling`).
+        Where `batch_size` alone is replaced, `notes` says so.
+
+        Raises:
+          ValueError: on a name that is no field, and on values out of range.
         """
         known = {field.name for field in dataclasses.fields(self)}
         if unknown := sorted(fields.keys() - known):
@@ -109,7 +118,26 @@ class Recipe:
             name: {k: v for k, v in getattr(self, name).items() if k not in fields}
             for name in ("inferred", "hints")
         }
-        return dataclasses.replace(self, **(grounds | fields))
+        kept: dict[str, Any] = {}
+        kept["notes"] = self.notes.removesuffix(self._rate_note()).rstrip()
+        if "learning_rate" in fields:
+            kept["rate_batch_size"] = None
+        elif self.rate_batch_size is None:
+            kept["rate_batch_size"] = self.batch_size
+        new = dataclasses.replace(self, **(grounds | kept | fields))
+        if new.rate_batch_size == new.batch_size:
+            return dataclasses.replace(new, rate_batch_size=None)
+        notes = f"{new.notes} {new._rate_note()}".strip()
+        return dataclasses.replace(new, notes=notes)
+
+    def _rate_note(self) -> str:
+        if self.rate_batch_size is None or self.learning_rate is None:
+            return ""
+        return (
+            f"learning_rate={self.learning_rate:g} belongs to "
+            f"batch_size={self.rate_batch_size}, but batch_size is {self.batch_size}: "
+            "scale the rate with linear_scaling (SGD) or sqrt_scaling, or tune it."
+        )
 
     def __post_init__(self) -> None:
         for name, choices in _CHOICES.items():
@@ -119,9 +147,18 @@ class Recipe:
                     f"{getattr(self, name)!r}."
                 )
         check_mask(self.mask, "mask")
-        check_number("momentum", self.momentum, high=1.0, optional=True)
+        for name in ("momentum", "label_smoothing"):
+            check_number(name, getattr(self, name), high=1.0, optional=True)
         for name in ("learning_rate", "warmup_epochs", "warmup_start", "weight_decay"):
             check_number(name, getattr(self, name), optional=True)
+        for name in ("end_learning_rate", "fallback_ratio"):
+            check_number(name, getattr(self, name))
+        for name in ("epochs", "power", "trust_coefficient"):
+            check_number(name, getattr(self, name), open_low=True)
+        check_count("batch_size", self.batch_size, low=1)
+        check_count("extra_decay_steps", self.extra_decay_steps)
+        for epoch in self.boundaries:
+            check_number("boundaries", epoch)
 
     def missing(self) -> tuple[str, ...]:
         """The fields `optimizer` needs that the source leaves out."""
@@ -148,7 +185,8 @@ class Recipe:
           num_examples: of the training set; an epoch visits each once.
 
         Raises:
-          ValueError: naming the fields that the source leaves out.
+          ValueError: naming the fields that the source leaves out, or those that do
+            not fit together.
         """
         self._require("learning_rate", "warmup_epochs", "warmup_start")
         check_count("num_examples", num_examples, low=1)
@@ -162,17 +200,30 @@ class Recipe:
             scales: dict[int, float] = {}
             for epoch in self.boundaries:  # on few data two can fall on one step
                 scales[steps(epoch)] = scales.get(steps(epoch), 1.0) * 0.1
+            if any(step < steps(warmup) for step in scales):
+                self._refuse_warmup("boundaries", steps(warmup), min(scales))
             return warmup_piecewise_constant_schedule(
                 start, peak, steps(warmup), scales
             )
+        decay_steps = steps(self.epochs) + self.extra_decay_steps
+        if steps(warmup) >= decay_steps:
+            self._refuse_warmup("epochs", steps(warmup), decay_steps)
         return warmup_polynomial_decay_schedule(
             start,
             peak,
             steps(warmup),
-            steps(self.epochs) + self.extra_decay_steps,
+            decay_steps,
             self.end_learning_rate,
             self.power,
             transition_begin=0 if self.decay_from_start else None,
+        )
+
+    def _refuse_warmup(self, field: str, warmup_steps: int, end: int) -> NoReturn:
+        raise ValueError(
+            f"{self.name}: warmup_epochs={self.warmup_epochs} does not end before "
+            f"{field}={getattr(self, field)}: with batch_size={self.batch_size} it "
+            f"lasts {warmup_steps} steps, and {field} is at step {end}. Replace "
+            f"warmup_epochs or {field}."
         )
 
     def optimizer(

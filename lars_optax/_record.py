@@ -9,27 +9,27 @@ import optax
 
 from lars_optax._diagnostics import LayerStats, stats_of
 from lars_optax._layers import resolve_stacked_axes
-from lars_optax._layerwise import Settings
+from lars_optax._layerwise import FALLBACK_RATIO, Settings
 from lars_optax._masks import BY_ROLE, Mask
-from lars_optax._tree import Path, check_dtype_of, flatten, is_empty, replace_leaves
+from lars_optax._tree import flatten, is_empty, replace_leaves
 from lars_optax._trust_ratio import norm_dtype, sum_of_squares
 
 
 def _none_yet(settings: Settings, params: optax.Params) -> Any:
     """Zeros in the shapes and dtypes of the statistics of these parameters."""
+    settings.check(params)
     stacked = resolve_stacked_axes(settings.stacked_axes, params)
 
-    def zeros(path: Path, param: Any, axis: int | None) -> Any:
+    def zeros(param: Any, axis: int | None) -> Any:
         if is_empty(param):
             return param
-        check_dtype_of(path, param)
         norm = jax.eval_shape(functools.partial(sum_of_squares, stacked=axis), param)
         dtype = jnp.finfo(norm_dtype(jnp.result_type(param))).dtype
         sharding = getattr(norm, "sharding", None)
         like = jax.ShapeDtypeStruct(norm.shape, dtype, sharding=sharding)
         return LayerStats(*(jnp.zeros_like(like) for _ in LayerStats._fields))
 
-    return replace_leaves(params, map(zeros, *flatten(params)[:2], stacked))
+    return replace_leaves(params, map(zeros, flatten(params)[1], stacked))
 
 
 @functools.cache
@@ -55,7 +55,7 @@ def record_layer_stats(
     trust_ratio_mask: Mask = BY_ROLE,
     *,
     denominator: str = "separate",
-    fallback_ratio: jax.typing.ArrayLike = 1.0,
+    fallback_ratio: jax.typing.ArrayLike = FALLBACK_RATIO,
     max_ratio: jax.typing.ArrayLike | None = None,
     stacked_axes: Any = None,
     axis_name: Any = None,
@@ -90,7 +90,7 @@ def record_layer_stats(
       >>> updates, state = tx.update(grads, tx.init(params), params)
       >>> print(format_layer_stats(optax.tree.get(state, "layer_stats")))
       layer   ‖w‖       ‖g‖       ‖w‖/‖g‖   ratio
-      bias    1.414     0.1414    10        1
+      bias    1.414     0.1414    10        0.02
       kernel  6         1         6         0.005982
     """
     settings = Settings(

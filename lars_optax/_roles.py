@@ -1,32 +1,69 @@
-"""What a leaf is by its name, its module's name and its rank: weight, bias or norm."""
+"""What a leaf is by its name, its module's name and its shape: weight, bias or norm."""
 
 import re
 
 from lars_optax._tree import Path, path_string
 
-# What leaves and modules are called in Linen, NNX, Haiku and Equinox.
+# What leaves and modules are called in Linen, NNX, Haiku and Equinox, and in PyTorch,
+# whose names remain in models ported to JAX.
+_BIAS_WORDS = {"bias", "biases"}
 _NORM_LEAVES = {"scale", "offset", "gamma", "beta"}
 _WEIGHT_LEAVES = {"kernel", "w", "embedding", "embeddings"}
-# A module named for a norm by its last word, with or without a number.
+_WEIGHT_WORDS = {"kernel", "kernels", "w", "weight", "weights", "embedding",
+                 "embeddings", "lora"}  # fmt: skip
+# Last words of what multiplies a weight: weight_g is the gain of the weight weight_v.
+_GAIN_WORDS = {"g", "gain", "scale"}
+# Class tokens, probes of attention pooling and position embeddings.
+_TOKEN_WORD = re.compile(r"(token|cls|probe|embed|embedding)s?$")
+# A module named for a norm by its last word, with or without a number. Weight
+# normalisation is not one of them: its module holds weights.
 _NORM_MODULE = re.compile(
-    r"(^|_|batch|layer|group|instance|rms)(norms?|normali[sz]ation|bn|ln|gn)"
-    r"(\d[0-9a-z]*)?(_\d+|_[a-z])?$"
+    r"(^|(?<!weight)_|batch|layer|group|instance|rms)"
+    r"(norms?|normali[sz]ation|bn|ln|gn)(\d[0-9a-z]*)?(_\d+|_[a-z])?$"
 )
 
 
-def is_weight(path: Path, rank: int) -> bool:
-    """False for a bias or a norm's parameter, as `exclude_bias_and_norm` tells."""
-    # Haiku writes a module's whole path into one key, 'net/~/batchnorm'; the index of a
+def is_weight(path: Path, shape: tuple[int, ...]) -> bool:
+    """False for a bias or a norm's parameter, as `exclude_bias_and_norm` describes.
+
+    The shape is that of one layer: it does not have the axis on which layers are
+    stacked.
+    """
+    # Haiku writes a module's whole path into one key, 'net/~/batchnorm'. The index of a
     # module in a list is not its name.
-    *modules, name = path_string(path).split("/")
-    words = re.split(r"[_\d]+", _snake_case(name))
-    if name == "b" or {"bias", "biases"} & set(words) or name.lower() in _NORM_LEAVES:
+    *parents, name = path_string(path).split("/")
+    modules = [module for module in parents if not module.isdecimal()]
+    if _is_bias(name) or name.lower() in _NORM_LEAVES or _is_nnx_gain(modules, name):
         return False
-    named = [_snake_case(module) for module in modules if not module.isdecimal()]
-    in_norm = bool(named and _NORM_MODULE.search(named[-1]))
+    in_norm = bool(modules and _NORM_MODULE.search(_snake_case(modules[-1])))
     if name in _WEIGHT_LEAVES:
-        return not in_norm or rank > 1
-    return not in_norm and rank > 1
+        return not in_norm or len(shape) > 1
+    if in_norm:
+        return False
+    # An array in a list has the list's name.
+    if _names_a_weight(modules[-1] if name.isdecimal() and modules else name):
+        return len(shape) > 1
+    return sum(length > 1 for length in shape) > 1
+
+
+def _is_bias(name: str) -> bool:
+    return name == "b" or not _BIAS_WORDS.isdisjoint(_words(name))
+
+
+def _is_nnx_gain(modules: list[str], name: str) -> bool:
+    # nnx.WeightNorm keeps its gains in a dict `scales`, whose keys are tuples.
+    return modules[-1:] == ["scales"] and name.startswith("(")
+
+
+def _names_a_weight(name: str) -> bool:
+    words = _words(name)
+    if not words or words[-1] in _GAIN_WORDS:
+        return False
+    return not _WEIGHT_WORDS.isdisjoint(words) or bool(_TOKEN_WORD.search(words[-1]))
+
+
+def _words(name: str) -> list[str]:
+    return [word for word in re.split(r"[_\d]+", _snake_case(name)) if word]
 
 
 def _snake_case(name: str) -> str:

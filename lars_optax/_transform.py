@@ -30,7 +30,7 @@ def transform(
     scheduled = callable(settings.weight_decay) or callable(settings.clip_at)
 
     def init_fn(params: optax.Params) -> Any:
-        del params
+        settings.check(params)
         if scheduled:
             return ScaleByLarsState(count=jnp.zeros([], jnp.int32))
         return optax.EmptyState()

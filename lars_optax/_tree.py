@@ -1,5 +1,6 @@
 """Leaves and their paths: prefix trees, trees that must match, names in errors."""
 
+import numbers
 from collections import Counter
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -68,6 +69,16 @@ def some(paths: Iterable[Path], limit: int = 4) -> str:
     return text + (f" and {len(paths) - limit} more" if len(paths) > limit else "")
 
 
+def called(value: Any, params: Any, is_value: Callable[[Any], bool]) -> Any:
+    """What a function returns for the parameters; anything else as it is.
+
+    A tree of values may be callable too, as a tree made from an Equinox model is.
+    """
+    leaves = jax.tree.leaves(value)
+    is_tree = leaves and all(map(is_value, leaves))
+    return value(params) if callable(value) and not is_tree else value
+
+
 def broadcast_prefix(
     prefix: Any, tree: Any, argument: str, is_leaf: Callable[[Any], bool] = is_empty
 ) -> list[Any]:
@@ -115,7 +126,7 @@ def check_updates(updates: Any, params: Any) -> None:
     """Raise ValueError unless gradients and parameters match leaf by leaf.
 
     Both trees have the same paths, and each pair of leaves the same shape; a gradient
-    may be None. All are floating-point or complex.
+    is floating-point or complex, or None.
     """
     grad_paths, grads, grad_structure = flatten(updates)
     paths, weights, structure = flatten(params)
@@ -152,22 +163,27 @@ def _check_leaf(path: Path, grad: Any, weight: Any) -> None:
             f"the update at {quote(path)} is complex, its parameter has dtype "
             f"{jnp.result_type(weight)}."
         )
-    else:
-        check_dtype_of(path, weight)
-        if not jnp.issubdtype(jnp.result_type(grad), jnp.inexact):
-            raise ValueError(
-                f"the update at {quote(path)} has dtype {jnp.result_type(grad)}; it "
-                "must be floating-point, as jax.grad makes it."
-            )
-
-
-def check_dtype_of(path: Path, weight: Any) -> None:
-    """Raise ValueError unless a parameter is floating-point or complex."""
-    dtype = (
-        jax.dtypes.result_type(weight) if not hasattr(weight, "dtype") else weight.dtype
-    )
-    if not jnp.issubdtype(dtype, jnp.inexact):
+    elif not jnp.issubdtype(jnp.result_type(grad), jnp.inexact):
         raise ValueError(
-            f"the parameter at {quote(path)} has dtype {dtype}; LARS needs "
-            "floating-point leaves. Leave others out with optax.masked."
+            f"the update at {quote(path)} has dtype {jnp.result_type(grad)}; it must "
+            "be floating-point, as jax.grad makes it."
+        )
+
+
+def check_params(params: Any) -> None:
+    """Raise ValueError unless every leaf is a floating-point or complex array."""
+    for path, leaf in zip(*flatten(params)[:2], strict=True):
+        if is_empty(leaf):
+            continue
+        if not hasattr(leaf, "dtype") and not isinstance(leaf, numbers.Number):
+            found = f"is of type {type(leaf).__name__}, not an array"
+        else:
+            dtype = leaf.dtype if hasattr(leaf, "dtype") else jnp.result_type(leaf)
+            if jnp.issubdtype(dtype, jnp.inexact):
+                continue
+            found = f"has dtype {dtype}, which is not floating-point"
+        raise ValueError(
+            f"the parameter at {quote(path)} {found}. Give LARS the floating-point "
+            "arrays alone: equinox.filter(model, equinox.is_inexact_array) takes them "
+            "from an Equinox module, and optax.masked leaves other leaves out."
         )

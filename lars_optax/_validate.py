@@ -5,6 +5,7 @@ import numbers
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 
@@ -20,14 +21,21 @@ def check_number(
     """Raise ValueError unless `value` is one finite number, 0 <= value < high.
 
     With `open_low`, 0 < value. With `optional`, None passes, and with `schedule` what
-    can be called. Of jax arrays only the shape is checked: looking at the value would
-    block, or fail on a tracer.
+    can be called. Of jax arrays only shape and dtype are checked: looking at the value
+    would block, or fail on a tracer. Fewer than 32 bits are refused.
     """
     if (optional and value is None) or (schedule and callable(value)):
         return
     if isinstance(value, jax.Array):
         if value.shape != ():
             raise ValueError(f"{argument} must be one number, has shape {value.shape}.")
+        dtype = value.dtype
+        if jnp.issubdtype(dtype, jnp.floating) and jnp.finfo(dtype).bits < 32:
+            raise ValueError(
+                f"{argument} is an array of dtype {dtype}, which rounds it: 0.999 is 1 "
+                "in bfloat16. Pass a Python number, or under optax.inject_hyperparams, "
+                "which takes the parameters' dtype, hyperparam_dtype=jnp.float32."
+            )
         return
     scalar = isinstance(value, numbers.Real) or (
         isinstance(value, np.ndarray)

@@ -22,6 +22,7 @@ _INFERRED = {
     "mask": f"{_SOLVER}: nothing sets biases and norms apart from weights",
     "label_smoothing": f"not stated; none in {_SOLVER}",
 }
+_ZERO_NORM = {"fallback_ratio": f"{_SOLVER}: the ratio is 1 where a norm is zero"}
 _START = {"warmup_start": f"1.0 in the LARS settings of {_SOLVER}"}
 
 
@@ -35,6 +36,9 @@ def _paper(
     **fields: Any,
 ) -> Recipe:
     name = f"paper-t{table}-{network}-{algorithm}-{batch}{suffix}"
+    if algorithm == "lars":
+        fields["fallback_ratio"] = 1.0
+        inferred = _ZERO_NORM | (inferred or {})
     return Recipe(
         name=name,
         source=f"{_PAPER} {table}",
@@ -192,6 +196,7 @@ def _mlperf() -> list[Recipe]:
     inferred = {
         "momentum_order": "Google's LARS has the rate inside the momentum",
         "nesterov": "not among the logged values",
+        "fallback_ratio": "Google's LARS trains what it skips at the learning rate",
     }
     logs = "mlcommons/training_results_{}, Google"
     rcp = "mlcommons/logging at 7bbf7926, training_4.0.0/rcps_resnet.json"
@@ -202,7 +207,8 @@ def _mlperf() -> list[Recipe]:
             network="resnet50_v1.5", algorithm="lars", batch_size=batch, epochs=epochs,
             learning_rate=rate, end_learning_rate=1e-4, warmup_epochs=warmup,
             warmup_start=0.0, decay_from_start=False, extra_decay_steps=1, momentum=mu,
-            weight_decay=beta, mask=BY_ROLE, label_smoothing=0.1, inferred=inferred,
+            weight_decay=beta, mask=BY_ROLE, fallback_ratio=1.0, label_smoothing=0.1,
+            inferred=inferred,
         )
         for round_, batch, rate, warmup, mu, beta, epochs in rows
     ]  # fmt: skip

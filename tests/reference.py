@@ -21,7 +21,7 @@ class Lars:
     """A dict of arrays trained by LARS; `decayed` and `adapted` name its layers."""
 
     def __init__(self, params, *, decayed, adapted, order="scaled", beta=0.0, mu=0.9,
-                 eta=0.001, eps=0.0, denominator="separate", fallback=1.0,
+                 eta=0.001, eps=0.0, denominator="separate", fallback=0.02,
                  nesterov=False):  # fmt: skip
         self.params = {k: np.array(w, np.float64) for k, w in params.items()}
         self.buffer = {k: np.zeros_like(w) for k, w in self.params.items()}

@@ -24,7 +24,7 @@ KERNELS = [name for name in PARAMS if name.endswith("kernel")]
 
 
 def assert_follows(tx, rate, history=GRADS, names=KERNELS, **rule):
-    reference = Lars(PARAMS, decayed=names, adapted=names, **rule)
+    reference = Lars(PARAMS, decayed=names, adapted=names, fallback=1.0, **rule)
     found = replay(tx, PARAMS, history)
     for count, (ours, grads) in enumerate(zip(found, history, strict=True)):
         for name, w in reference.step(grads, rate(count)).items():

@@ -52,7 +52,8 @@ TRANSFORMS = {
     "post": lambda x, _: optax.chain(
         optax.add_decayed_weights(0.01, exclude_bias_and_norm), optax.trace(0.9),
         x.scale(denominator="joint"), GAMMA),
-    "inject_hyperparams": lambda x, _: optax.inject_hyperparams(x.optimizer)(0.5),
+    "inject_hyperparams": lambda x, _: optax.inject_hyperparams(
+        x.optimizer, hyperparam_dtype=jnp.float32)(0.5),
     "multi_steps": lambda x, _: optax.MultiSteps(x.lars, 2).gradient_transformation(),
     "apply_if_finite": lambda x, _: optax.apply_if_finite(x.lars, 3),
     "partition": lambda x, p: optax.partition(

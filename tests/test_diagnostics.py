@@ -73,7 +73,7 @@ def test_stacked_leaf_has_a_row_for_each_layer():
     grads = {"kernel": jnp.ones((3, 2, 2))}
     stats = lars_optax.layer_stats(grads, params, stacked_axes=0)
     np.testing.assert_allclose(stats["kernel"].param_norm, [2, 4, 0])
-    np.testing.assert_allclose(stats["kernel"].trust_ratio, [1e-3, 2e-3, 1.0])
+    np.testing.assert_allclose(stats["kernel"].trust_ratio, [1e-3, 2e-3, 0.02])
     rows = lars_optax.format_layer_stats(stats).splitlines()
     assert [row.split()[0] for row in rows[1:]] == [
         "kernel[0]",
@@ -92,7 +92,7 @@ def test_none_gradients_have_no_row():
 def test_zero_gradient_prints_an_infinite_quotient():
     stats = lars_optax.layer_stats({"w": jnp.zeros((2, 2))}, {"w": jnp.ones((2, 2))})
     assert lars_optax.format_layer_stats(stats).splitlines()[1].split() == [
-        "w", "2", "0", "inf", "1",
+        "w", "2", "0", "inf", "0.02",
     ]  # fmt: skip
 
 

@@ -41,7 +41,7 @@ def test_equals_optax_lars_with_all_masks_true_and_joint_denominator(
     weight_decay, eps, nesterov
 ):
     arguments = (learning_rate, weight_decay, True, 0.01, eps, True, 0.9, nesterov)
-    ours = lars_optax.lars(*arguments, denominator="joint")
+    ours = lars_optax.lars(*arguments, denominator="joint", fallback_ratio=1.0)
     assert_same_history(run(ours), run(optax.lars(*arguments)))
 
 
@@ -49,7 +49,7 @@ def test_equals_optax_lars_with_the_same_masks():
     mask = {"conv": True, "head": True, "unseen": False, "conv_bias": False,
             "last_norm_scale": True}  # fmt: skip
     arguments = (learning_rate, 0.003, mask, 0.01, 0.0, mask)
-    ours = lars_optax.lars(*arguments, denominator="joint")
+    ours = lars_optax.lars(*arguments, denominator="joint", fallback_ratio=1.0)
     assert_same_history(run(ours), run(optax.lars(*arguments)))
 
 
@@ -70,7 +70,7 @@ def test_separate_step_is_never_longer_than_joint():
         steps[name], _ = tx.update(grads, tx.init(params), params)
     for leaf in params:
         if not params[leaf].any():
-            continue  # ratio 1 in both
+            continue  # the fallback ratio in both
         separate, joint = (
             np.linalg.norm(steps[x][leaf]) for x in ("separate", "joint")
         )
@@ -81,8 +81,9 @@ def test_separate_step_is_never_longer_than_joint():
 
 @pytest.mark.parametrize("nesterov", [False, True])
 def test_without_ratio_and_decay_it_is_sgd_with_the_rate_inside_the_momentum(nesterov):
+    masks = {"weight_decay_mask": none_of, "trust_ratio_mask": none_of}
     ours = lars_optax.lars(
-        learning_rate, 0.0, none_of, trust_ratio_mask=none_of, nesterov=nesterov
+        learning_rate, **masks, nesterov=nesterov, fallback_ratio=1.0
     )
     theirs = optax.chain(
         optax.scale_by_learning_rate(learning_rate), optax.trace(0.9, nesterov)
@@ -93,7 +94,7 @@ def test_without_ratio_and_decay_it_is_sgd_with_the_rate_inside_the_momentum(nes
 @pytest.mark.parametrize("nesterov", [False, True])
 def test_unscaled_chain_without_ratio_is_optax_sgd(nesterov):
     ours = optax.chain(
-        lars_optax.scale_by_lars(trust_ratio_mask=none_of),
+        lars_optax.scale_by_lars(trust_ratio_mask=none_of, fallback_ratio=1.0),
         optax.trace(0.9, nesterov),
         optax.scale_by_learning_rate(learning_rate),
     )
@@ -102,7 +103,9 @@ def test_unscaled_chain_without_ratio_is_optax_sgd(nesterov):
 
 
 def test_decay_without_ratio_is_add_decayed_weights():
-    ours = lars_optax.lars(learning_rate, 0.003, True, trust_ratio_mask=none_of)
+    ours = lars_optax.lars(
+        learning_rate, 0.003, True, trust_ratio_mask=none_of, fallback_ratio=1.0
+    )
     theirs = optax.chain(
         optax.add_decayed_weights(0.003),
         optax.scale_by_learning_rate(learning_rate),

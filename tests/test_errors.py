@@ -2,6 +2,7 @@
 
 import re
 from collections import OrderedDict
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -162,12 +163,64 @@ def test_updates_unlike_params_name_the_path(grads, message):
         tx.update(grads, tx.init(PARAMS), PARAMS)
 
 
-def test_integers_are_refused_by_path():
-    params = {"kernel": jnp.ones((2, 2)), "steps": jnp.arange(4).reshape(2, 2)}
-    with pytest.raises(ValueError, match="'steps' has dtype int32"):
-        step(lars_optax.scale_by_lars(), params, params)
+NOT_PARAMETERS = {
+    "integers": (jnp.arange(4).reshape(2, 2), "has dtype int32, which is not"),
+    "bools": (np.ones((2, 2), bool), "has dtype bool, which is not"),
+    "key": (jax.random.key(0), "has dtype key<fry>, which is not"),
+    "function": (lambda x: x, "is of type function, not an array"),
+    "object": (object(), "is of type object, not an array"),
+    "python_int": (3, "has dtype int32, which is not"),
+}
+MAKERS = {
+    "scale_by_lars": lars_optax.scale_by_lars,
+    "lars": partial(lars_optax.lars, 0.1),
+    "larc": partial(lars_optax.larc, 0.1),
+    "record_layer_stats": lars_optax.record_layer_stats,
+    # Without a dtype Optax itself fails on a tree of other things than arrays.
+    "injected": partial(
+        optax.inject_hyperparams(lars_optax.lars, "stacked_axes", jnp.float32), 0.1
+    ),
+}
+
+
+@pytest.mark.parametrize("maker", MAKERS)
+@pytest.mark.parametrize("name", NOT_PARAMETERS)
+def test_init_refuses_what_is_no_parameter_by_path_with_the_remedy(maker, name):
+    leaf, found = NOT_PARAMETERS[name]
+    params = {"net": {"kernel": jnp.ones((2, 2)), "x": leaf}}
+    remedy = r".*equinox\.is_inexact_array.*optax\.masked"
+    with pytest.raises(ValueError, match=f"parameter at 'net/x' {found}{remedy}"):
+        MAKERS[maker]().init(params)
+
+
+@pytest.mark.parametrize("maker", MAKERS)
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"trust_ratio_mask": {"conv": True}}, "trust_ratio_mask.*not cover 'head'"),
+        ({"stacked_axes": 2}, "stacked_axes is 2 for 'conv/bias'"),
+        ({"axis_name": [3]}, "axis_name"),
+    ],
+    ids=["mask", "stacked_axes", "axis_name"],
+)
+def test_init_refuses_arguments_that_do_not_fit_the_parameters(maker, options, message):
+    with pytest.raises(ValueError, match=message):
+        MAKERS[maker](**options).init(PARAMS)
+
+
+def test_init_refuses_a_default_mask_that_selects_no_leaf():
+    with pytest.raises(ValueError, match=r"trust_ratio_mask.*selects no leaf"):
+        lars_optax.lars(0.1).init({"bias": jnp.ones(3)})
+
+
+def test_updates_that_are_not_floating_point_are_refused_by_path():
     with pytest.raises(ValueError, match="update at 'head' has dtype bool"):
         step(lars_optax.scale_by_lars(), PARAMS | {"head": jnp.ones((2, 2), bool)})
+    tx = lars_optax.scale_by_lars()
+    params = {"kernel": jnp.ones((2, 2)), "steps": jnp.arange(4).reshape(2, 2)}
+    state = tx.init({"kernel": jnp.ones((2, 2))})
+    with pytest.raises(ValueError, match="parameter at 'steps' has dtype int32"):
+        tx.update(jax.tree.map(jnp.float32, params), state, params)
 
 
 @pytest.mark.parametrize("argument", ["momentum", "trust_coefficient", "eps"])
@@ -197,6 +250,9 @@ def test_a_pattern_of_another_group_is_told_the_paths_of_its_own():
 @pytest.mark.parametrize(
     ("axes", "message"),
     [
+        (lambda params: jax.tree.map(lambda _: 2, params), "2 for 'conv/bias'"),
+        (lambda _: {"conv": 0}, "not cover 'head'"),
+        (lambda _: "0", "'0' for 'conv/bias'"),
         (2, "2 for 'conv/bias'"),
         ({"conv": 1, "head": 0}, r"1 for 'conv/bias', which has shape \(2,\)"),
         ({"conv": 0}, "not cover 'head'"),
@@ -235,12 +291,6 @@ def test_statistics_are_formatted_outside_jit():
         jax.jit(lambda w: lars_optax.format_layer_stats(lars_optax.layer_stats(w, w)))(
             PARAMS
         )
-
-
-@pytest.mark.parametrize("leaf", [jnp.arange(3), jax.random.key(0)], ids=["int", "key"])
-def test_what_is_no_parameter_cannot_be_recorded(leaf):
-    with pytest.raises(ValueError, match="parameter at 'n' has dtype"):
-        lars_optax.record_layer_stats().init({"n": leaf})
 
 
 def test_two_leaves_of_one_name_are_refused():

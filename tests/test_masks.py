@@ -1,4 +1,4 @@
-"""Laws of masks: a leaf's role is what its name says, in every framework."""
+"""Laws of the default mask: it finds the weights of networks in every framework."""
 
 import equinox as eqx
 import flax.linen as nn
@@ -136,58 +136,6 @@ def test_a_field_called_value_is_a_name_beside_others(inner):
     assert lars_optax.describe_mask(one, params).count("yes") == 1
     prefix = {"a": {"query": True, "value": False, "bias": False}, "b": False}
     assert "1 of" in lars_optax.describe_mask(prefix, params)
-
-
-@pytest.mark.parametrize(
-    ("path", "shape", "adapted"),
-    [
-        (("dense", "kernel"), (3, 3), True),
-        (("dense", "w"), (3,), True),  # named a weight, of whatever rank
-        (("embed", "embedding"), (9, 3), True),
-        (("attention", "bias"), (2, 4), False),
-        (("swin", "relative_position_bias_table"), (9, 4), False),
-        (("cell", "bias_n"), (3,), False),
-        (("b",), (3, 3), False),
-        (("net/~/layer_norm", "scale"), (1, 1, 1, 3), False),
-        (("LayerNorm_0", "weight"), (3, 3), False),
-        (("RMSNorm_0", "weight"), (3, 3), False),
-        (("input_layernorm", "weight"), (3, 3), False),
-        (("ln_1", "weight"), (3, 3), False),
-        (("bn2", "weight"), (3, 3), False),
-        (("LayerNorm2d_0", "weight"), (3, 1, 1), False),
-        (("norms", "0", "weight"), (3, 3), False),  # the index of a list is no name
-        (("layer_normalization", "weight"), (3, 3), False),
-        (("EvoNorm2DS0", "v"), (1, 1, 1, 3), False),
-        (("norm1a", "weight"), (3, 3), False),
-        (("rms_norm", "w"), (3,), False),
-        (("mlp", "biases"), (3, 4), False),
-        (("s4", "B"), (4, 4), True),  # a state-space matrix
-        (("pre_norm_linear", "weight"), (3, 3), True),  # a norm is the last word
-        (("NormDense_0", "v"), (3, 3), True),
-        (("bn_conv", "weight"), (3, 3), True),
-        (("normal", "weight"), (3, 3), True),  # not a norm
-        (("abnormal_dense", "weight"), (3, 3), True),
-        (("learner", "weight"), (3, 3), True),  # "ln" nowhere as a word
-        (("BatchNorm_0", "kernel"), (3, 3), True),  # the leaf's name comes first
-        (("position",), (1, 16, 8), True),
-        (("temperature",), (), False),
-        (("anything",), (7,), False),
-        (("value",), (3, 3), True),  # a dict's key, not NNX's attribute
-    ],
-)
-def test_name_then_module_then_rank(path, shape, adapted):
-    tree = jax.ShapeDtypeStruct(shape, jnp.float32)
-    for key in reversed(path):
-        tree = {key: tree}
-    assert jax.tree.leaves(lars_optax.exclude_bias_and_norm(tree)) == [adapted]
-
-
-def test_stacked_axis_does_not_count_in_the_rank():
-    params = {"scalars": jnp.ones((3, 4)), "matrices": jnp.ones((3, 4, 4))}
-    unstacked = lars_optax.exclude_bias_and_norm(params)
-    assert unstacked == {"scalars": True, "matrices": True}
-    stacked = lars_optax.exclude_bias_and_norm(params, stacked_axes=0)
-    assert stacked == {"scalars": False, "matrices": True}
 
 
 def test_none_and_masked_nodes_keep_their_place():

@@ -53,7 +53,7 @@ def rate(scale=1.0):
 def lars_unscaled(*, momentum=0.9, nesterov=False, before_trace=None, **options):
     """The chain of every PyTorch port: the rate comes after the momentum."""
     return optax.chain(
-        lars_optax.scale_by_lars(**options),
+        lars_optax.scale_by_lars(**{"fallback_ratio": 1.0} | options),
         before_trace or optax.identity(),
         optax.trace(momentum, nesterov) if momentum else optax.identity(),
         optax.scale_by_learning_rate(rate()),
@@ -102,7 +102,7 @@ def assert_differ(ours, theirs, leaves):
 
 
 # Each row: what was recorded, our options, and the fallback_ratio that stands for what
-# the implementation does with the leaf without a gradient, where that is not our 1.
+# the implementation does with the leaf without a gradient, where that is not 1.
 TIMM = {"weight_decay": 0.01, "eps": 1e-8}
 SOLO = {"weight_decay": 0.01, "eps": 1e-8}
 DECAY = {"weight_decay": 0.01}
@@ -159,7 +159,8 @@ def test_lars_itself_equals_flax(configuration, options):
     """The paper's order, λ = 1 with decay kept at a zero norm: no difference found."""
     theirs, arguments = recorded("flax", configuration)
     assert arguments.get("eps", 0.0) == options.get("eps", 0.0)
-    assert_same(replay(lambda: lars_optax.lars(rate(), **ALL, **options)), theirs)
+    ours = replay(lambda: lars_optax.lars(rate(), **ALL, **options, fallback_ratio=1.0))
+    assert_same(ours, theirs)
 
 
 def test_timm_without_decay_is_plain_sgd_and_ours_is_not():

@@ -21,7 +21,8 @@ def test_lars_recipe_equals_the_reference(name):
     everything = tuple(PARAMS)
     masked = ("conv", "head", "unseen")  # by rank: the names say nothing
     names = everything if recipe.mask is True else masked
-    oracle = Lars(PARAMS, decayed=names, adapted=names, beta=recipe.weight_decay)
+    rule = {"beta": recipe.weight_decay, "fallback": 1.0}
+    oracle = Lars(PARAMS, decayed=names, adapted=names, **rule)
     grads = recorded_grads()
     history = replay(recipe.optimizer(1000), PARAMS, grads)
     for step, got in enumerate(history):

@@ -1,9 +1,12 @@
 """Law: recipes hold what their tables print, and have their authors' schedules."""
 
+import re
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import lars_optax
 from lars_optax import recipes
 
 IMAGENET = 1_281_167
@@ -114,12 +117,68 @@ def test_unknown_names_and_fields_are_refused_with_the_nearest():
         ("weight_decay", -1.0),
         ("learning_rate", float("nan")),
         ("mask", False),
+        ("batch_size", 0),
+        ("batch_size", 256.0),
+        ("epochs", 0),
+        ("power", 0.0),
+        ("end_learning_rate", -0.1),
+        ("extra_decay_steps", 0.5),
+        ("trust_coefficient", 0),
+        ("fallback_ratio", float("inf")),
+        ("label_smoothing", 1.0),
+        ("boundaries", (30, -1)),
     ],
 )
 def test_a_bad_value_is_refused(field, value):
     recipe = recipes.get("paper-t1-resnet50-sgd-256")
-    with pytest.raises(ValueError, match=f"{field}.*{value}"):
+    shown = value[1] if field == "boundaries" else value
+    with pytest.raises(ValueError, match=f"{field}.*{shown}"):
         recipe.replace(**{field: value})
+
+
+def test_a_batch_size_replaced_alone_is_told_until_the_rate_follows():
+    recipe = recipes.get("mlperf-v1.0-resnet50-lars-8192")
+    changed = recipe.replace(batch_size=512)
+    told = r"learning_rate=17 belongs to batch_size=8192, but batch_size is 512: .*"
+    assert re.fullmatch(told, changed.notes)
+    assert changed.rate_batch_size == 8192
+    again = changed.replace(batch_size=1024)
+    assert again.notes == changed.notes.replace("512", "1024")
+    scaled = lars_optax.sqrt_scaling(17, 1024, 8192)
+    both = recipe.replace(batch_size=1024, learning_rate=scaled)
+    assert again.replace(learning_rate=scaled) == both
+    assert (both.notes, both.rate_batch_size) == ("", None)
+    assert changed.replace(batch_size=8192) == recipe
+
+
+def test_the_note_of_a_batch_size_leaves_the_source_its_own():
+    recipe = recipes.get("paper-t2-alexnet-sgd-512")
+    changed = recipe.replace(batch_size=256).replace(epochs=3)
+    assert changed.notes.startswith(f"{recipe.notes} learning_rate=0.02 belongs to")
+    assert changed.replace(learning_rate=0.01).notes == recipe.notes
+    unknown = recipe.replace(learning_rate=None).replace(batch_size=256)
+    assert unknown.notes == recipe.notes
+
+
+@pytest.mark.parametrize(
+    ("name", "fields", "message"),
+    [
+        ("mlperf-v1.0-resnet50-lars-8192", {"epochs": 2},
+         r"warmup_epochs=5 does not end before epochs=2: .* Replace warmup_epochs or"),
+        ("mlperf-v1.0-resnet50-lars-8192", {"batch_size": 512, "epochs": 2},
+         r"batch_size=512 it lasts 12511 steps, and epochs is at step 5006"),
+        ("paper-t1-resnet50-sgd-256", {"warmup_epochs": 89.9999, "warmup_start": 0},
+         r"warmup_epochs=89.9999 does not end before epochs=90"),
+        ("goyal-resnet50-sgd-8192", {"warmup_epochs": 40},
+         r"warmup_epochs=40 does not end before boundaries=\(30, 60, 80\)"),
+    ],
+)  # fmt: skip
+def test_a_warm_up_that_is_too_long_names_the_fields_of_the_recipe(
+    name, fields, message
+):
+    recipe = recipes.get(name).replace(**fields)
+    with pytest.raises(ValueError, match=f"{name}: .*{message}"):
+        recipe.schedule(IMAGENET)
 
 
 def test_a_replaced_field_loses_its_ground():

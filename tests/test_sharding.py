@@ -248,3 +248,20 @@ def test_steps_on_explicit_axes_keep_every_type(explicit, way, kind):
     state = init(params)
     assert types(momentum(state)) == types(params)
     follow(kind, step, state, params, loss_grad=loss_grad)
+
+
+@pytest.mark.parametrize("axis_name", ["x", ("x",), {"free": P(None, "x")}], ids=str)
+def test_an_unnamed_leaf_has_one_role_in_shard_map_and_outside(axis_name):
+    """Its shard of shape (3, 1) is that of a weight, not of a vector."""
+    params = {"free": jnp.asarray(np.arange(6.0).reshape(3, 2), jnp.float32)}
+    tx = lars_optax.scale_by_lars(BETA, axis_name=axis_name, **OPTIONS)
+    expected, _ = lars_optax.scale_by_lars(BETA, **OPTIONS).update(
+        params, optax.EmptyState(), params
+    )
+
+    def step(params):
+        return tx.update(params, tx.init(params), params)[0]
+
+    specs = {"free": P(None, "x")}
+    found = in_shard_map(step, in_specs=(specs,), out_specs=specs)(params)
+    assert_equal(jax.device_get(found), jax.device_get(expected), rtol=2e-6)

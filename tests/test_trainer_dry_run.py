@@ -161,6 +161,16 @@ def test_a_batch_that_cannot_be_split_at_all_is_told_why():
         make_plan(Run(8, accumulate=2), 4, 7)
 
 
+def test_a_rate_of_another_batch_size_is_told_unless_it_is_changed_too(capsys):
+    flags = "--recipe mlperf-v1.0-resnet50-lars-8192 --data synthetic --devices 1"
+    flags += " --batch-size 512 --dry-run"
+    told = r"note: learning_rate=17 belongs to batch_size=8192, but batch_size is 512"
+    main(flags.split())
+    assert re.search(told, capsys.readouterr().out)
+    main([*flags.split(), "--learning-rate", "4.25"])
+    assert "belongs to" not in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("network", "batch"),
     [

@@ -1,5 +1,6 @@
 """Law: recipes and flags reach the optimizer, which moves all of every network."""
 
+import inspect
 from dataclasses import fields, replace
 from typing import get_args
 
@@ -10,6 +11,7 @@ import pytest
 from networks import make, random_variables
 from steps import make_setup
 
+import lars_optax
 from examples.imagenet.config import Config, Network, Optimizer
 from examples.imagenet.main import main, parse
 from examples.imagenet.models import networks
@@ -121,10 +123,12 @@ def test_the_paper_decays_from_the_start_unless_told_otherwise():
     assert recipe == recipes.get(name).replace(warmup_start=1, decay_from_start=False)
 
 
-def test_ratio_of_biases_is_a_recipes_own_or_the_trainers():
-    assert parse([]).optimizer.fallback_ratio == 0.02
+def test_the_fallback_ratio_is_the_packages_or_that_of_the_published_run():
+    default = inspect.signature(lars_optax.lars).parameters["fallback_ratio"].default
+    assert parse([]).optimizer.fallback_ratio == default
     for name in recipes.names():
-        assert configure(name).optimizer.fallback_ratio == 1.0
+        if recipes.get(name).algorithm == "lars":
+            assert configure(name).optimizer.fallback_ratio == 1.0
 
 
 def test_help_shows_a_recipes_values_as_defaults(capsys):

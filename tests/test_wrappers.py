@@ -78,6 +78,38 @@ def test_masks_named_in_static_args_are_masks():
     assert_equal(update(build(0.5, **OPTIONS, **masks)), expected, TOLERANCE)
 
 
+LOW = ("bfloat16", "float16", "float8_e4m3fn", "float8_e5m2")
+
+
+@pytest.mark.parametrize("promotion", ["standard", "strict"])
+@pytest.mark.parametrize("dtype", LOW)
+@pytest.mark.parametrize("optimizer", [lars_optax.lars, lars_optax.larc])
+def test_injected_values_are_float32_or_refused(optimizer, dtype, promotion):
+    options = {"learning_rate": 7.3, "momentum": 0.999, "weight_decay": 0.01}
+    params = {"kernel": jnp.full((2, 2), 2.0, dtype), "bias": jnp.ones(2, dtype)}
+    grads = jax.tree.map(lambda w: 0.5 * w, params)
+    with jax.numpy_dtype_promotion(promotion):
+        rounded = optax.inject_hyperparams(optimizer)(**options)
+        for init in (rounded.init, jax.jit(rounded.init)):
+            with pytest.raises(ValueError, match=f"dtype {dtype}.*hyperparam_dtype"):
+                init(params)
+        build = optax.inject_hyperparams(optimizer, hyperparam_dtype=jnp.float32)
+        histories = []
+        for tx in (build(**options), optimizer(**options)):
+            state, history = tx.init(params), []
+            for _ in range(3):
+                updates, state = tx.update(grads, state, params)
+                history.append(jax.tree.map(jnp.float32, updates))
+            histories.append(history)
+    assert_equal(*histories)
+
+
+def test_a_schedule_that_is_injected_in_bfloat16_is_refused():
+    tx = optax.inject_hyperparams(lars_optax.lars)(learning_rate)
+    with pytest.raises(ValueError, match="is an array of dtype bfloat16"):
+        tx.init({"kernel": jnp.ones((2, 2), "bfloat16")})
+
+
 @pytest.mark.parametrize("skip", [None, optax.skip_not_finite])
 def test_multi_steps_are_lars_on_the_mean_gradient(skip):
     tx = optax.MultiSteps(LARS, 4, should_skip_update_fn=skip)

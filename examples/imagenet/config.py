@@ -12,6 +12,8 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
+from lars_optax.recipes import Recipe
+
 from .cluster import Cluster
 from .flags import check
 from .pixels import Augment
@@ -133,9 +135,9 @@ class Optimizer:
     weight_decay: float | None = 5e-4
     #: LARS: η; a layer's ratio is η‖w‖ / (‖gradient‖ + β‖w‖).
     trust_coefficient: float = 0.001
-    #: LARS: the ratio of the leaves that --layers leaves out, and at zero norms; 1, the
-    #: raw γ, is too much for biases without BatchNorm.
-    fallback_ratio: float = 0.02
+    #: LARS: the ratio of the leaves that --layers leaves out, and at zero norms. 1 is
+    #: the raw γ, as in the published recipes.
+    fallback_ratio: float = Recipe.fallback_ratio
     #: What gets decay and a ratio: all but biases and normalisation layers, or all.
     layers: Literal["weights", "all"] = "weights"
     #: Share of the target spread over all classes, in training alone.

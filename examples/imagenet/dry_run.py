@@ -27,6 +27,7 @@ def describe(trainer: Trainer) -> str:
         f"recipe     {recipe.name} ({recipe.source})",
         *(f"           {key}: {why}" for key, why in recipe.inferred.items()),
         *(f"           changed: {change}" for change in changes(trainer.config)),
+        *([f"           note: {recipe.notes}"] if recipe.notes else []),
         f"network    {recipe.network}, {parameters:,} parameters in"
         f" {len(trainer.layer_names)} leaves,"
         f" {jnp.dtype(model.dtype)}, images of {side}",

@@ -173,12 +173,13 @@ def _train(
     processes = trainer.plan.processes
     of = f" of {processes} processes" if processes > 1 else ""
     changes = checkpoints.changes if checkpoints else []
+    notes = [trainer.recipe.notes] if trainer.recipe.notes else []
     for line in (
         f"{config.model.network}, {config.optimizer.name}, batch {run.batch_size} over"
         f" {len(trainer.devices)} {trainer.devices[0].platform} devices{of},"
         f" {trainer.updates} updates",
         *(f"changed: {change}" for change in changes),
-        *(f"note: {note}" for note in trainer.data.notes),
+        *(f"note: {note}" for note in (*notes, *trainer.data.notes)),
     ):
         console.print(line, highlight=False, soft_wrap=True)
     with progress(config.optimizer.name, trainer.updates, console) as show:
