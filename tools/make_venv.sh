@@ -18,14 +18,11 @@ how_to_install() {
     fi
 }
 
-python=
-for candidate in ${PYTHON:-python3.13 python3.12 python3.11 python3}; do
-    # A launcher can be on the PATH and still not run, so run it.
-    if "$candidate" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' \
-        2>/dev/null; then python=$candidate; break; fi
-done
-if [ -z "$python" ]; then
-    echo "No Python 3.11, 3.12 or 3.13 found${PYTHON:+ as PYTHON=$PYTHON}. Install one:" >&2
+. tools/find_python.sh
+# shellcheck disable=SC2086
+if ! python=$(find_python 11 13 ${PYTHON:-python3.13 python3.12 python3.11 python3}); then
+    echo "${PYTHON:+PYTHON=$PYTHON does not help: }neither the PATH nor pyenv has a Python" \
+        "3.11, 3.12 or 3.13 that runs and has the venv module. Install one:" >&2
     how_to_install >&2
     exit 1
 fi

@@ -1,50 +1,82 @@
 #!/bin/sh
-# test_package.sh floor|newest: the package's own tests, without the trainer's and other
-# frameworks', on the oldest jax and optax it supports, or on the newest that are locked
-# (which need Python 3.12). Each in a virtual environment of its own; says why it skips.
+# test_package.sh floor|newest: tests in a virtual environment made for them alone.
+# floor: runs the package's own tests on the oldest jax and optax that it supports.
+# newest: runs the same tests, those with Flax, Haiku and Equinox, and a short run of the
+# trainer on the versions in requirements.lock for Python 3.12 and 3.13, the newest ones.
+# Every warning is an error. Where no fitting Python is found it says so and succeeds.
 set -eu
 cd "$(dirname "$0")/.."
-case $1 in
-    floor) pythons="python3.11 python3.12 python3" newest_of=11 ;;
-    newest) pythons="python3.13 python3.12 python3" newest_of=12 ;;
-    *) echo "give floor or newest, not $1" >&2; exit 2 ;;
+. tools/find_python.sh
+name=$1
+case $name in
+    floor) locked=requirements-floor.lock lowest=11 highest=12
+        pythons="python3.11 python3.12 python3" ;;
+    newest) locked=requirements.lock lowest=12 highest=13
+        pythons="python3.13 python3.12 python3" ;;
+    *) echo "give floor or newest, not $name" >&2; exit 2 ;;
 esac
-python=
-for candidate in $pythons; do
-    if "$candidate" -c "import sys, venv
-sys.exit(not (3, $newest_of) <= sys.version_info < (3, 14))" 2>/dev/null; then
-        python=$candidate
-        break
-    fi
-done
-if [ -z "$python" ]; then
-    echo "make $1: skipped, no Python 3.$newest_of to 3.13 with venv was found"
+# shellcheck disable=SC2086
+if ! base=$(find_python "$lowest" "$highest" $pythons); then
+    echo "make $name: skipped, because neither the PATH nor pyenv has a Python 3.$lowest or" \
+        "3.$highest that runs and has the venv module; install one to run it"
     exit 0
 fi
 
-venv=.venv-$1
-if [ ! -e "$venv/ready" ] || [ requirements-floor.lock -nt "$venv/ready" ] ||
-    [ requirements.lock -nt "$venv/ready" ]; then
+venv=.venv-$name
+python=$venv/bin/python
+if [ ! -e "$venv/ready" ] || [ "$locked" -nt "$venv/ready" ] ||
+    [ tools/test_package.sh -nt "$venv/ready" ]; then
     rm -rf "$venv"
-    "$python" -m venv "$venv"
-    if [ "$1" = floor ]; then set -- floor -r requirements-floor.lock
-    else set -- newest -c requirements.lock jax optax numpy pytest; fi
-    name=$1
-    shift
-    "$venv/bin/python" -m pip install -qq --disable-pip-version-check "$@"
-    touch ".venv-$name/ready"
+    "$base" -m venv "$venv"
+    "$python" -m pip install -qq --disable-pip-version-check -r "$locked"
+    touch "$venv/ready"
 fi
-"$venv/bin/python" - <<'PY'
+"$python" - <<'PY'
 import platform, jax, numpy, optax
 print(f"Python {platform.python_version()}, jax {jax.__version__},"
       f" optax {optax.__version__}, numpy {numpy.__version__}")
 PY
-tests=
-for law in against_reference chains contracts diagnostics equivalence errors larc layers \
-    precision published recipe_optimizers recipes record schedules sharding transform \
-    wrappers; do
-    tests="$tests tests/test_$law.py"
-done
-# shellcheck disable=SC2086
-"$venv/bin/python" -m pytest -p no:cacheprovider -o addopts="-q -rs --doctest-modules" \
-    lars_optax $tests
+
+tests="against_reference chains contracts data_parallel diagnostics equivalence errors
+    larc layers precision published recipe_optimizers recipes record schedules sharding
+    transform wrappers"
+processes=
+if [ "$name" = newest ]; then
+    tests="$tests frameworks mask_forms masks optax_suite properties roles stacked"
+    processes="-n auto --maxprocesses 4 --dist worksteal"
+fi
+# shellcheck disable=SC2046,SC2086
+"$python" -m pytest -p no:cacheprovider -o addopts="-q -rs --doctest-modules" $processes \
+    lars_optax $(printf 'tests/test_%s.py ' $tests)
+if [ "$name" = floor ]; then exit; fi
+
+folder=$(mktemp -d)
+trap 'rm -rf "$folder"' EXIT
+train() {
+    JAX_PLATFORMS=cpu "$python" -W error -m examples.imagenet \
+        --network alexnet-bn-small --width 0.25 --batch-size 64 --devices 4 \
+        --epochs 0.12 --warmup-epochs 0.04 --checkpoint-every 2 --out "$folder/run" "$@"
+}
+train
+cp "$folder/run/log.jsonl" "$folder/whole.jsonl"
+# Without its last checkpoint the run goes on from the one before, of update 4.
+rm -r "$folder/run/checkpoints/6"
+train --existing resume
+"$python" - "$folder" <<'PY'
+import json, pathlib, sys
+
+def read(name):
+    lines = pathlib.Path(sys.argv[1], name).read_text().splitlines()
+    return [json.loads(line) for line in lines]
+
+def computed(log):
+    records = [record for record in log if record["kind"] in ("step", "result")]
+    return [{k: v for k, v in record.items() if k != "seconds"} for record in records]
+
+whole, resumed = read("whole.jsonl"), read("run/log.jsonl")
+assert [r["step"] for r in resumed if r["kind"] == "resume"] == [4], resumed
+assert [r.get("step") for r in computed(whole)] == [0, 1, 2, 3, 4, 5, None], whole
+assert computed(resumed) == computed(whole), (resumed, whole)
+print("trainer: 6 updates on 4 virtual devices; resumed after update 4, the same losses"
+      " and scores")
+PY
