@@ -61,7 +61,7 @@ class Runs:
         rest = cell._asdict() | {"epochs": stage.epochs, "split": stage.split}
         del rest["method"]
         some = [r for r in self.records if rest.items() <= r.items()]
-        return [r for r in some if r["method"] in alike]
+        return [r for r in some if r["method"] in alike and r["seed"] in stage.seeds]
 
     def trials(self, cell: Cell) -> tuple[list[float], float | None]:
         """The rates that are to be tried by now, and the best once that is all."""

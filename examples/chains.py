@@ -4,8 +4,8 @@
 
 Each is one `optax.chain` of `lars_optax.scale_by_lars` and Optax's own parts, to copy
 and to change. They differ in the ratio's denominator, in where the momentum stands, and
-in the schedule; all leave biases and norm parameters out of ratio and decay, and train
-them at the raw learning rate: fallback_ratio=1.0.
+in the schedule; all give biases and norm parameters neither a trust ratio nor weight
+decay, and train them with a ratio of 1 (`fallback_ratio=1.0`).
 """
 
 from typing import Any

@@ -57,7 +57,8 @@ def larc(
       momentum: μ, 0 ≤ μ < 1; None or 0 for none.
       nesterov: whether the momentum is Nesterov's.
       denominator: "separate" or "joint".
-      fallback_ratio: ≥ 0, in place of f where there is none; 1 is plain SGD.
+      fallback_ratio: ≥ 0, in place of f where there is none. 1, the default, is plain
+        SGD: γ is of the size of SGD's learning rates here.
       stacked_axes: where leaves stack several layers.
       axis_name: what parameters are sharded over, inside `shard_map` and `pmap`.
       accumulator_dtype: dtype of the momentum buffer, None for the parameters'.

@@ -58,11 +58,11 @@ def scale_by_lars(
       eps: ε ≥ 0; 0 in the paper.
       trust_ratio_mask: the leaves that take λ, likewise.
       denominator: "separate" or "joint".
-      fallback_ratio: ≥ 0, 0.02 by default: leaves without a trust ratio learn at 0.02
-        times the learning rate. γ · fallback_ratio should be a learning rate that suits
-        SGD. 1, the raw learning rate, is the rule of the authors' solver, of
-        `optax.lars` and of MLPerf; in this project's study it fails at learning rates
-        where 0.02 trains (docs/guides/fallback_ratio.md has the figures).
+      fallback_ratio: ≥ 0, what replaces λ where there is none; 0.02 by default. So the
+        learning rate of biases and norm parameters is 0.02 times that of the chain. A
+        ratio of 1 is the rule of the authors' solver, of `optax.lars` and of MLPerf. In
+        this project's study it fails at learning rates where 0.02 trains ("The default
+        of fallback_ratio" in docs/study.md).
       max_ratio: an upper bound of λ, None for none. It does not bound fallback_ratio.
       stacked_axes: for leaves that stack several layers, as `nn.scan` and vmapped
         ensembles make them: the axis of the layers, an int for all leaves, a prefix
@@ -88,8 +88,9 @@ def scale_by_lars(
       ValueError: on arguments out of range, a mask that is False, has an unknown name
         or does not fit the parameters, a default mask that selects no leaf, axes or
         specs that do not fit, missing params, params or updates that are not
-        floating-point, and updates unlike params. Traced and jax values are not
-        checked.
+        floating-point, and updates unlike params. `init` raises what concerns params
+        alone. Of traced and jax values only shape and dtype are checked: a
+        floating-point array of fewer than 32 bits is refused, because it rounds.
 
     Example:
       >>> import jax.numpy as jnp, optax
@@ -151,10 +152,12 @@ def lars(
 
     How this differs from `optax.lars`, whose positional arguments it takes:
 
-    1. Biases and norm parameters are neither decayed nor adapted, unless the masks say
-       so: their learning rate is γ · fallback_ratio. There, a zero-initialised one
-       takes the raw γ at its first step, then a rate in proportion to its norm.
-    2. Where a norm is zero, the fallback ratio is 0.02, there 1.
+    1. By default biases and norm parameters have neither weight decay nor a trust
+       ratio. Their learning rate is γ · fallback_ratio. `optax.lars` decays and adapts
+       them: one that starts at zero has the learning rate γ in its first step, and a
+       rate in proportion to its norm afterwards.
+    2. Where a norm is zero, λ is `fallback_ratio`, 0.02 by default. In `optax.lars` it
+       is 1.
     3. The denominator is the paper's; denominator="joint" is Optax's. With that, both
        masks True and fallback_ratio=1.0, both optimizers are the same.
     4. The default masks work under `optax.inject_hyperparams`. It takes callables for

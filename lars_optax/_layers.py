@@ -59,8 +59,8 @@ def _stacking_axis(path: Path, leaf: Any, axis: Any) -> int | None:
     if not _is_axis(axis):
         raise ValueError(
             "stacked_axes must be an int, a tree of ints and None, or a function from "
-            f"the parameters to one; got {axis!r} for {quote(path)}. Under "
-            "optax.inject_hyperparams name it in static_args."
+            f"the parameters to such a tree; got {axis!r} for {quote(path)}. Under "
+            "optax.inject_hyperparams pass static_args='stacked_axes'."
         )
     rank = np.ndim(leaf)
     if not -rank <= axis < rank:
@@ -119,8 +119,8 @@ def resolve_axis_names(
 def shapes_for_roles(axis_name: Any, params: Any) -> list[tuple[int, ...]]:
     """The shape of each leaf, in which an axis that may be sharded is longer than 1.
 
-    Inside `shard_map` an axis of one device's shard can have length 1 and that of the
-    whole leaf not. With names alone any axis may be the sharded one.
+    Inside `shard_map` an axis of one device's shard can have length 1 where the same
+    axis of the whole leaf is longer. With names alone any axis may be the sharded one.
     """
     shapes = [np.shape(leaf) for leaf in flatten(params)[1]]
     if axis_name is None:

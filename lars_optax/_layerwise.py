@@ -22,7 +22,7 @@ from lars_optax._tree import check_params, check_updates, flatten, is_empty
 from lars_optax._trust_ratio import Leaf, Rule, trust_ratio, with_step
 from lars_optax._validate import check_number, is_zero
 
-# The default. Chosen by benchmarks/default_ratio.py; 1 is the authors' solver's.
+# The default of fallback_ratio, chosen by benchmarks/default_ratio.py.
 FALLBACK_RATIO = 0.02
 
 

@@ -40,22 +40,22 @@ def exclude_bias_and_norm(params: optax.Params, *, stacked_axes: Any = None) -> 
     """True for weights, False for biases and the parameters of normalisation layers.
 
     A leaf's name is the last part of its path, and its module's name is the part before
-    it. Underscores, digits and capitals separate the words of a name, and a word may be
-    in the plural. The first of these rules that applies to a leaf decides:
+    it. Underscores, digits and capitals separate the words of a name. The first of
+    these rules that applies to a leaf decides:
 
-    - A leaf named `b`, or with the word bias in its name, is a bias.
+    - A leaf named `b`, or with the word bias or biases in its name, is a bias.
     - A leaf named `scale`, `offset`, `gamma` or `beta` is a norm's parameter. So is an
-      entry of the dict `scales`, in which `nnx.WeightNorm` keeps its gains.
+      entry with a tuple for a key in the dict `scales`: a gain of `nnx.WeightNorm`.
     - A leaf named `kernel`, `w`, `embedding` or `embeddings` is a weight, unless it has
       rank 0 or 1 and its module is named for a norm.
     - A leaf whose module is named for a norm is a norm's parameter. The last word of
       such a name is a norm's: `BatchNorm_0`, `bn1`, `input_layernorm`, `ln_f`,
       `norms/0`. `WeightNorm_0` is not such a name, because it holds weights.
-    - A leaf with the word kernel, w, weight, embedding or lora in its name, as `w_i`
-      and `weight_v`, is a weight if its rank is at least 2. So is a leaf whose last
-      word ends in token, cls, probe, embed or embedding, as `cls_token`. This rule
-      does not apply to a name whose last word is g, gain or scale. To an array in a
-      list it applies by the list's name.
+    - A leaf with the word kernel, w, weight, embedding or lora in its name, such as
+      `w_i` and `weight_v`, is a weight if its rank is at least 2. So is a leaf whose
+      last word ends in token, cls, probe, embed or embedding, such as `cls_token`. The
+      plurals of these words count too. This rule does not apply to a name whose last
+      word is g, gain or scale. To an array in a list it applies by the list's name.
     - Any other leaf is a weight if at least two of its axes are longer than 1.
 
     So Linen's 2-D attention bias, Haiku's rank-4 BatchNorm scale and Equinox's rank-3
@@ -67,8 +67,10 @@ def exclude_bias_and_norm(params: optax.Params, *, stacked_axes: Any = None) -> 
     Names can mislead, and an unnamed norm of rank 2 (`eqx.nn.Sequential`) looks like a
     weight: print the mask with `describe_mask`. Inside `shard_map` this function sees
     the shape of one device's shard. Where that shortens an axis to length 1, call it
-    outside and pass the tree that it returns. A mask given by its name needs no such
-    care: the optimizer counts every axis that its `axis_name` may shard.
+    outside and pass the tree that it returns. With a mask given by its name the
+    optimizer counts every axis that `axis_name` may shard as longer than 1. A tree of
+    `PartitionSpec` says which axes those are. With an axis name alone it is every axis,
+    so there a leaf that no name explains is a weight if its rank is at least 2.
 
     Args:
       params: a tree of arrays, or of anything with a shape.

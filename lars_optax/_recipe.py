@@ -61,8 +61,8 @@ class Recipe:
       weight_decay: β.
       mask: what is decayed and, with LARS, adapted: True for all leaves.
       trust_coefficient: η, for LARS.
-      fallback_ratio: of the leaves that LARS does not adapt, and at zero norms; 1 in
-        every published run that is listed here.
+      fallback_ratio: what replaces LARS's trust ratio on leaves that are not adapted
+        and at zero norms. 1 in the published LARS recipes; SGD does not use it.
       label_smoothing: of the loss.
       top1: the test accuracy the source prints, a fraction; None if it prints none.
       inferred: field to the ground for its value.
@@ -136,7 +136,8 @@ class Recipe:
         return (
             f"learning_rate={self.learning_rate:g} belongs to "
             f"batch_size={self.rate_batch_size}, but batch_size is {self.batch_size}: "
-            "scale the rate with linear_scaling (SGD) or sqrt_scaling, or tune it."
+            "scale the learning rate too, with linear_scaling for SGD or sqrt_scaling "
+            "for LARS, or tune it."
         )
 
     def __post_init__(self) -> None:
@@ -219,11 +220,11 @@ class Recipe:
         )
 
     def _refuse_warmup(self, field: str, warmup_steps: int, end: int) -> NoReturn:
+        what = "the first boundary" if field == "boundaries" else "the decay's end"
         raise ValueError(
-            f"{self.name}: warmup_epochs={self.warmup_epochs} does not end before "
-            f"{field}={getattr(self, field)}: with batch_size={self.batch_size} it "
-            f"lasts {warmup_steps} steps, and {field} is at step {end}. Replace "
-            f"warmup_epochs or {field}."
+            f"{self.name}: warmup_epochs={self.warmup_epochs} lasts {warmup_steps} "
+            f"steps, but {what} is at step {end} ({field}={getattr(self, field)}, "
+            f"batch_size={self.batch_size}). Change warmup_epochs or {field}."
         )
 
     def optimizer(
@@ -246,7 +247,8 @@ class Recipe:
           accumulator_dtype: dtype of the momentum buffer, None for the parameters'.
 
         Raises:
-          ValueError: naming the fields that the source leaves out.
+          ValueError: naming the fields that the source leaves out, or those that do
+            not fit together.
         """
         self._require(*self.missing())
         dtype = check_dtype(accumulator_dtype)

@@ -67,8 +67,9 @@ def record_layer_stats(
     and XLA computes what both need once. The state has the same structure, shapes and
     dtypes from `init` on, so it can be scanned over, checkpointed, and passed through
     `lax.cond` and `optax.MultiSteps`; read it with
-    `optax.tree.get(state, "layer_stats")`. Before `larc`, with the η and ε of that, it
-    keeps λ, not min(λ/γ, 1). (Where `shard_map` cuts the axis of stacked
+    `optax.tree.get(state, "layer_stats")`. Before `larc`, pass
+    its `trust_coefficient`, `eps` and fallback_ratio=1.0; the state then has λ, not
+    min(λ/γ, 1). (Where `shard_map` cuts the axis of stacked
     layers, call `init` outside of it. To `optax.tree.map_params` the statistics are one
     subtree that is no parameter.)
 

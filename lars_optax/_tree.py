@@ -181,9 +181,10 @@ def check_params(params: Any) -> None:
             dtype = leaf.dtype if hasattr(leaf, "dtype") else jnp.result_type(leaf)
             if jnp.issubdtype(dtype, jnp.inexact):
                 continue
-            found = f"has dtype {dtype}, which is not floating-point"
+            found = f"has dtype {dtype}"
         raise ValueError(
-            f"the parameter at {quote(path)} {found}. Give LARS the floating-point "
-            "arrays alone: equinox.filter(model, equinox.is_inexact_array) takes them "
-            "from an Equinox module, and optax.masked leaves other leaves out."
+            f"the parameter at {quote(path)} {found}. LARS takes floating-point or "
+            "complex arrays alone. For an Equinox module pass "
+            "equinox.filter(model, equinox.is_inexact_array), or exclude the other "
+            "leaves with optax.masked."
         )

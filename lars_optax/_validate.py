@@ -1,4 +1,4 @@
-"""Checks of Python and NumPy hyper-parameters; traced and jax values pass unseen."""
+"""Checks of hyper-parameters: values of Python and NumPy, shapes and dtypes of JAX."""
 
 import math
 import numbers
@@ -32,9 +32,10 @@ def check_number(
         dtype = value.dtype
         if jnp.issubdtype(dtype, jnp.floating) and jnp.finfo(dtype).bits < 32:
             raise ValueError(
-                f"{argument} is an array of dtype {dtype}, which rounds it: 0.999 is 1 "
-                "in bfloat16. Pass a Python number, or under optax.inject_hyperparams, "
-                "which takes the parameters' dtype, hyperparam_dtype=jnp.float32."
+                f"{argument} is an array of dtype {dtype}; arrays of fewer than 32 "
+                "bits are refused, because they round: 0.999 becomes 1 in bfloat16. "
+                "Pass a Python number or a float32 array. Under "
+                "optax.inject_hyperparams pass hyperparam_dtype=jnp.float32."
             )
         return
     scalar = isinstance(value, numbers.Real) or (

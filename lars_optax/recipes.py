@@ -196,7 +196,7 @@ def _mlperf() -> list[Recipe]:
     inferred = {
         "momentum_order": "Google's LARS has the rate inside the momentum",
         "nesterov": "not among the logged values",
-        "fallback_ratio": "Google's LARS trains what it skips at the learning rate",
+        "fallback_ratio": "Google's LARS trains what it skips with a ratio of 1",
     }
     logs = "mlcommons/training_results_{}, Google"
     rcp = "mlcommons/logging at 7bbf7926, training_4.0.0/rcps_resnet.json"

@@ -110,7 +110,7 @@ def loss_grad(start, params):
     }
 
 
-# Fed back, raw rates on unadapted leaves would diverge: the fallback of a BN-free net.
+# Fed back, a ratio of 1 would diverge: the default is used.
 GRADIENTS = {
     "recorded": (2e-6, {"fallback": 1.0, "eps": 0.0}),
     "fed_back": (1e-5, {"fallback": 0.02, "eps": 1e-3}),

@@ -27,7 +27,7 @@ def test_lars_recipe_equals_the_reference(name):
     history = replay(recipe.optimizer(1000), PARAMS, grads)
     for step, got in enumerate(history):
         expected = oracle.step(grads[step], float(rate(step)))
-        assert_equal(got, expected, rtol=2e-5)  # raw rates of 17 on unadapted leaves
+        assert_equal(got, expected, rtol=2e-5)  # a rate of 17 on unadapted leaves
 
 
 def test_fallback_ratio_is_that_of_leaves_not_adapted_and_of_zero_gradients():

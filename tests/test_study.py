@@ -7,7 +7,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from trees import assert_equal
 
+import lars_optax
 from benchmarks import study
 from benchmarks.protocol import (
     FINAL,
@@ -90,6 +92,13 @@ def test_a_run_that_diverged_is_never_the_best():
     assert missing(Runs(records[1:]), cell) == jobs[:1]  # final runs wait for it
 
 
+def test_runs_of_other_seeds_are_no_trials():
+    cell = next(cell for cell in cells() if cell.method == "lars-long")
+    jobs = [Job(cell, 20.0, cell.tuning, seed) for seed in (0, 1)]
+    records = [job.key | {"accuracy": 0.5, "diverged": False} for job in jobs]
+    assert Runs(records).tried(cell) == records[:1]
+
+
 def test_what_is_to_come_shrinks_with_every_run():
     some = [cell for cell in cells() if cell.data == "digits"]
     number = sum(len(cell.rates(lambda _: 1.0)) + len(FINAL.seeds) for cell in some)
@@ -136,6 +145,24 @@ def test_every_method_trains_with_an_optimizer_of_its_own():
         for other, yours in seen.items():
             if name != other:
                 assert np.abs(mine - yours).max() > 1e-4 * np.abs(mine).max()
+
+
+def test_lars_of_weights_is_lars_as_it_comes_with_a_schedule_and_decay():
+    recipe = to_recipe(cells()[0]._replace(method="lars").config("mnist", 40, FINAL, 1))
+    params = {"kernel": jnp.full((3, 3), 0.5), "bias": jnp.full(3, 0.1)}
+    kernels = [jnp.eye(3), jnp.zeros((3, 3)), -jnp.eye(3)] * 300
+    steps = []
+    for tx in (
+        METHODS["lars"].make(recipe, 3200),
+        lars_optax.lars(recipe.schedule(3200), 5e-4),
+    ):
+        state, update = tx.init(params), jax.jit(tx.update)
+        for kernel in kernels:
+            grads = {"kernel": kernel, "bias": kernel[0]}
+            updates, state = update(grads, state, params)
+            steps.append(updates)
+    half = len(kernels)
+    assert_equal(steps[:half], steps[half:])
 
 
 def test_the_cheapest_row_comes_out_again(monkeypatch, tmp_path):

@@ -135,8 +135,8 @@ class Optimizer:
     weight_decay: float | None = 5e-4
     #: LARS: η; a layer's ratio is η‖w‖ / (‖gradient‖ + β‖w‖).
     trust_coefficient: float = 0.001
-    #: LARS: the ratio of the leaves that --layers leaves out, and at zero norms. 1 is
-    #: the raw γ, as in the published recipes.
+    #: LARS: what replaces the trust ratio of leaves that --layers leaves out, and of a
+    #: layer whose norm is zero; 1 in the published recipes.
     fallback_ratio: float = Recipe.fallback_ratio
     #: What gets decay and a ratio: all but biases and normalisation layers, or all.
     layers: Literal["weights", "all"] = "weights"

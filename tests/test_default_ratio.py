@@ -1,0 +1,86 @@
+"""Law: the default of `fallback_ratio` is what the rule makes of the kept results."""
+
+import inspect
+from pathlib import Path
+
+import pytest
+
+import lars_optax
+from benchmarks import study_runs
+from benchmarks.default_ratio import (
+    RATIOS,
+    choose,
+    final,
+    finalists,
+    jobs,
+    kept_screening,
+    shortfalls,
+    standard_error,
+)
+
+
+@pytest.fixture(autouse=True)
+def in_the_repository(monkeypatch):
+    monkeypatch.chdir(Path(__file__).parents[1])
+
+
+def default_of(function):
+    return inspect.signature(function).parameters["fallback_ratio"].default
+
+
+def test_every_function_has_the_default_that_the_rule_chooses():
+    candidates, runs = finalists(kept_screening()), study_runs.read()
+    assert all(map(runs.of, jobs(candidates)))
+    chosen = float(choose(final(runs, candidates), candidates))
+    functions = (
+        lars_optax.lars,
+        lars_optax.scale_by_lars,
+        lars_optax.layer_stats,
+        lars_optax.record_layer_stats,
+        lars_optax.recipes.Recipe,
+    )
+    assert {default_of(function) for function in functions} == {chosen}
+    assert default_of(lars_optax.larc) == 1.0  # there it is plain SGD
+
+
+@pytest.mark.parametrize(
+    "network", ["dense, without normalisation", "dense, LayerNorm"]
+)
+@pytest.mark.parametrize("rate", [10, 20, 40])
+def test_the_default_is_near_optax_lars_on_dense_networks(network, rate):
+    found = kept_screening()[f"{network}, γ = {rate}"]
+    ratio = f"{default_of(lars_optax.lars):g}"
+    assert len(found[ratio]) == len(found["optax.lars"]) == 8
+    means = [sum(found[name]) / 8 for name in (ratio, "optax.lars")]
+    assert means[0] >= means[1] - 0.015
+
+
+def scores(*settings):
+    """Each setting: accuracies of 0.02 and of 0.005, two seeds each."""
+    names = ("0.02", "0.005")
+    pairs = (dict(zip(names, pair, strict=True)) for pair in settings)
+    return dict(enumerate(pairs))
+
+
+def test_a_shortfall_is_the_largest_distance_below_the_best_of_a_setting():
+    some = scores(([0.9, 0.9], [0.8, 0.9]), ([0.7, 0.7], [0.7, 0.76]))
+    found = shortfalls(some, ("0.02", "0.005"))
+    assert found == pytest.approx({"0.02": 0.03, "0.005": 0.05})
+
+
+def test_the_rule_prefers_0_02_within_one_standard_error_alone():
+    # Seeds apart by 0.02: a variance of 2e-4, and a standard error of √(2 · 2e-4 / 2).
+    near = scores(([0.89, 0.91], [0.90, 0.92]))
+    assert standard_error(near, ("0.02", "0.005")) == pytest.approx(2e-4**0.5)
+    assert choose(near, ("0.02", "0.005")) == "0.02"  # 0.01 apart
+    far = scores(([0.89, 0.91], [0.91, 0.93]))
+    assert choose(far, ("0.02", "0.005")) == "0.005"  # 0.02 apart
+
+
+def test_the_finalists_are_0_02_and_the_best_two_others():
+    means = dict(zip(RATIOS, (0.5, 0.9, 0.1, 0.8, 0.7), strict=True))
+    assert finalists({"setting": {k: [x] for k, x in means.items()}}) == (
+        "0.1",
+        "0.02",
+        "0.005",
+    )
