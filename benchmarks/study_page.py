@@ -202,6 +202,7 @@ def finish(figure: Figure, axes: Any, path: Path) -> None:
         found |= dict(zip(*reversed(axis.get_legend_handles_labels()), strict=True))
     if found:
         lines, titles = list(found.values()), list(found)
-        where = "outside lower center"
-        figure.legend(lines, titles, loc=where, ncols=3, fontsize="small")
+        figure.legend(
+            lines, titles, loc="outside lower center", ncols=3, fontsize="small"
+        )
     figure.savefig(path, dpi=120, metadata={"Software": None})

@@ -5,25 +5,36 @@ from typing import Any
 import numpy as np
 import optax
 
-from lars_optax._layers import resolve_stacked_axes
+from lars_optax._layers import (
+    resolve_axis_names,
+    resolve_stacked_axes,
+    shapes_for_roles,
+)
 from lars_optax._masks import Mask, resolve_mask
 from lars_optax._text import columns
 from lars_optax._tree import flatten, is_empty, path_string
 
 
-def describe_mask(mask: Mask, params: optax.Params, *, stacked_axes: Any = None) -> str:
+def describe_mask(
+    mask: Mask,
+    params: optax.Params,
+    *,
+    stacked_axes: Any = None,
+    axis_name: Any = None,
+) -> str:
     """A table of what a mask selects: path, shape, yes or no, and a line of totals.
 
     Args:
       mask: any mask that `lars` accepts.
       params: the parameters, or their `jax.eval_shape`.
       stacked_axes: as given to the optimizer.
+      axis_name: likewise; it matters to the mask that is given by its name.
 
     Returns:
       A line for each leaf, with paths as `match_paths` sees them, then the totals.
 
     Raises:
-      ValueError: on what the optimizer refuses for a mask, or for `stacked_axes`.
+      ValueError: on what the optimizer refuses for these arguments.
 
     Example:
       >>> import jax.numpy as jnp
@@ -35,7 +46,9 @@ def describe_mask(mask: Mask, params: optax.Params, *, stacked_axes: Any = None)
     """
     paths, leaves, _ = flatten(params)
     stacked = resolve_stacked_axes(stacked_axes, params)
-    chosen = resolve_mask(mask, "mask", params, stacked)
+    resolve_axis_names(axis_name, params, stacked)  # for its errors
+    shapes = shapes_for_roles(axis_name, params)
+    chosen = resolve_mask(mask, "mask", params, stacked, shapes)
     rows, sizes = [], {True: 0, False: 0}
     for path, leaf, yes in zip(paths, leaves, chosen, strict=True):
         if not is_empty(leaf):

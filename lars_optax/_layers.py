@@ -27,7 +27,7 @@ from lars_optax._trust_ratio import root, sum_of_squares
 
 def resolve_stacked_axes(stacked_axes: Any, params: Any) -> list[int | None]:
     """The stacking axis of each leaf of `flatten(params)`; None: it is one layer."""
-    stacked_axes = called(stacked_axes, params, _is_axis)
+    stacked_axes = called(stacked_axes, params)
     paths, leaves, _ = flatten(params)
     per_leaf = broadcast_prefix(stacked_axes, params, "stacked_axes")
     axes = [

@@ -18,7 +18,7 @@ from lars_optax._layers import (
     shapes_for_roles,
 )
 from lars_optax._masks import Mask, check_mask, refuse_empty_default, resolve_mask
-from lars_optax._tree import check_params, check_updates, flatten, is_empty
+from lars_optax._tree import check_parameter, check_updates, flatten, is_empty
 from lars_optax._trust_ratio import Leaf, Rule, trust_ratio, with_step
 from lars_optax._validate import check_number, is_zero
 
@@ -111,16 +111,20 @@ class Settings:
     def check(self, params: optax.Params) -> None:
         """Raise ValueError for parameters that an update would refuse.
 
-        A tree without leaves passes: `optax.tree.map_params` calls `init` with one.
+        And for any leaf that is no floating-point array, with a gradient or without.
         """
-        if jax.tree.leaves(params):
-            self._of_leaves(params)
+        for path, leaf in zip(*flatten(params)[:2], strict=True):
+            if not is_empty(leaf):
+                check_parameter(path, leaf)
+        self._of_leaves(params)
 
     def _of_leaves(
         self, params: optax.Params
     ) -> tuple[list[bool], list[bool], list[int | None], list[AxisNames]]:
         """For each leaf: decayed, adapted, its stacking axis, its mesh axes."""
-        check_params(params)
+        if not jax.tree.leaves(params):  # as of an unused group of optax.partition
+            n = len(flatten(params)[0])
+            return [False] * n, [False] * n, [None] * n, [AxisNames()] * n
         stacked = resolve_stacked_axes(self.stacked_axes, params)
         names = resolve_axis_names(self.axis_name, params, stacked)
         shapes = shapes_for_roles(self.axis_name, params)

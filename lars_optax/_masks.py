@@ -40,9 +40,12 @@ def exclude_bias_and_norm(params: optax.Params, *, stacked_axes: Any = None) -> 
     """True for weights, False for biases and the parameters of normalisation layers.
 
     A leaf's name is the last part of its path, and its module's name is the part before
-    it. Underscores, digits and capitals separate the words of a name. The first of
+    it. Slashes, dots and the entries of a key that is a tuple separate the parts of a
+    path; underscores, digits and capitals separate the words of a name. The first of
     these rules that applies to a leaf decides:
 
+    - A leaf without a name, as in `[(kernel, bias), ...]`, is a weight if it has rank
+      2, or at least two axes longer than 1.
     - A leaf named `b`, or with the word bias or biases in its name, is a bias.
     - A leaf named `scale`, `offset`, `gamma` or `beta` is a norm's parameter. So is an
       entry with a tuple for a key in the dict `scales`: a gain of `nnx.WeightNorm`.
@@ -190,7 +193,7 @@ def resolve_mask(
     paths, leaves, _ = flatten(params)
     if isinstance(mask, str):
         return _by_role(params, stacked, shapes)
-    values = broadcast_prefix(called(mask, params, _is_bool), params, argument)
+    values = broadcast_prefix(called(mask, params), params, argument)
     for path, leaf, value in zip(paths, leaves, values, strict=True):
         if not is_empty(leaf) and not _is_bool(value):
             raise ValueError(
@@ -213,7 +216,8 @@ def refuse_empty_default(
             raise ValueError(
                 f"{argument}={mask!r} selects no leaf: {some(named)}. Were the "
                 "parameters flattened (optax.flatten removes the layers LARS needs), "
-                f"or are all of them biases? {argument}=True selects every leaf."
+                "or has none of them the name or the shape of a weight? "
+                f"{argument}=True selects every leaf."
             )
 
 

@@ -1,6 +1,7 @@
 """What a published recipe is, and how it becomes a schedule and an optimizer."""
 
 import dataclasses
+import re
 from collections.abc import Mapping
 from functools import partial
 from typing import Any, NoReturn, cast
@@ -19,6 +20,7 @@ from lars_optax._schedules import (
 from lars_optax._transform import transform
 from lars_optax._validate import check_count, check_number
 
+_RATE_NOTE = re.compile(r"\s*learning_rate=\S+ belongs to batch_size=.*? tune it\.")
 _CHOICES = {
     "algorithm": ("sgd", "lars"),
     "decay": ("polynomial", "piecewise_constant"),
@@ -119,18 +121,18 @@ class Recipe:
             for name in ("inferred", "hints")
         }
         kept: dict[str, Any] = {}
-        kept["notes"] = self.notes.removesuffix(self._rate_note()).rstrip()
+        notes = _RATE_NOTE.sub("", fields.pop("notes", self.notes)).strip()
         if "learning_rate" in fields:
             kept["rate_batch_size"] = None
         elif self.rate_batch_size is None:
             kept["rate_batch_size"] = self.batch_size
         new = dataclasses.replace(self, **(grounds | kept | fields))
         if new.rate_batch_size == new.batch_size:
-            return dataclasses.replace(new, rate_batch_size=None)
-        notes = f"{new.notes} {new._rate_note()}".strip()
-        return dataclasses.replace(new, notes=notes)
+            return dataclasses.replace(new, rate_batch_size=None, notes=notes)
+        return dataclasses.replace(new, notes=f"{notes} {new._rate_note()}".strip())
 
     def _rate_note(self) -> str:
+        """What `_RATE_NOTE` finds."""
         if self.rate_batch_size is None or self.learning_rate is None:
             return ""
         return (
@@ -148,8 +150,8 @@ class Recipe:
                     f"{getattr(self, name)!r}."
                 )
         check_mask(self.mask, "mask")
-        for name in ("momentum", "label_smoothing"):
-            check_number(name, getattr(self, name), high=1.0, optional=True)
+        check_number("momentum", self.momentum, high=1.0, optional=True)
+        check_number("label_smoothing", self.label_smoothing, high=1.0)
         for name in ("learning_rate", "warmup_epochs", "warmup_start", "weight_decay"):
             check_number(name, getattr(self, name), optional=True)
         for name in ("end_learning_rate", "fallback_ratio"):
@@ -158,6 +160,10 @@ class Recipe:
             check_number(name, getattr(self, name), open_low=True)
         check_count("batch_size", self.batch_size, low=1)
         check_count("extra_decay_steps", self.extra_decay_steps)
+        if self.rate_batch_size is not None:
+            check_count("rate_batch_size", self.rate_batch_size, low=1)
+        if not isinstance(self.boundaries, tuple):
+            raise ValueError(f"boundaries must be a tuple, got {self.boundaries!r}.")
         for epoch in self.boundaries:
             check_number("boundaries", epoch)
 
@@ -197,6 +203,14 @@ class Recipe:
 
         peak, warmup = cast(float, self.learning_rate), cast(float, self.warmup_epochs)
         start = 0.0 if self.warmup_start is None else self.warmup_start
+        updates = steps(self.epochs)
+        if not updates:
+            raise ValueError(
+                f"{self.name}: num_examples={num_examples} make less than half a step "
+                f"in epochs={self.epochs} with batch_size={self.batch_size}."
+            )
+        if steps(warmup) >= updates:
+            self._refuse_warmup("epochs", steps(warmup), updates)
         if self.decay == "piecewise_constant":
             scales: dict[int, float] = {}
             for epoch in self.boundaries:  # on few data two can fall on one step
@@ -206,21 +220,18 @@ class Recipe:
             return warmup_piecewise_constant_schedule(
                 start, peak, steps(warmup), scales
             )
-        decay_steps = steps(self.epochs) + self.extra_decay_steps
-        if steps(warmup) >= decay_steps:
-            self._refuse_warmup("epochs", steps(warmup), decay_steps)
         return warmup_polynomial_decay_schedule(
             start,
             peak,
             steps(warmup),
-            decay_steps,
+            updates + self.extra_decay_steps,
             self.end_learning_rate,
             self.power,
             transition_begin=0 if self.decay_from_start else None,
         )
 
     def _refuse_warmup(self, field: str, warmup_steps: int, end: int) -> NoReturn:
-        what = "the first boundary" if field == "boundaries" else "the decay's end"
+        what = "the first boundary" if field == "boundaries" else "the run's end"
         raise ValueError(
             f"{self.name}: warmup_epochs={self.warmup_epochs} lasts {warmup_steps} "
             f"steps, but {what} is at step {end} ({field}={getattr(self, field)}, "

@@ -2,6 +2,8 @@
 
 import re
 
+import jax
+
 from lars_optax._tree import Path, path_string
 
 # What leaves and modules are called in Linen, NNX, Haiku and Equinox, and in PyTorch,
@@ -29,11 +31,12 @@ def is_weight(path: Path, shape: tuple[int, ...]) -> bool:
     The shape is that of one layer: it does not have the axis on which layers are
     stacked.
     """
-    # Haiku writes a module's whole path into one key, 'net/~/batchnorm'. The index of a
-    # module in a list is not its name.
-    *parents, name = path_string(path).split("/")
+    *parents, name = _names(path)
+    # The index of a module in a list is not its name.
     modules = [module for module in parents if not module.isdecimal()]
-    if _is_bias(name) or name.lower() in _NORM_LEAVES or _is_nnx_gain(modules, name):
+    if not modules and (name.isdecimal() or not name):
+        return len(shape) == 2 or _is_long(shape)  # a kernel, as in [(kernel, bias)]
+    if _is_bias(name) or name.lower() in _NORM_LEAVES or _is_nnx_gain(path):
         return False
     in_norm = bool(modules and _NORM_MODULE.search(_snake_case(modules[-1])))
     if name in _WEIGHT_LEAVES:
@@ -43,16 +46,36 @@ def is_weight(path: Path, shape: tuple[int, ...]) -> bool:
     # An array in a list has the list's name.
     if _names_a_weight(modules[-1] if name.isdecimal() and modules else name):
         return len(shape) > 1
+    return _is_long(shape)
+
+
+def _is_long(shape: tuple[int, ...]) -> bool:
     return sum(length > 1 for length in shape) > 1
+
+
+def _names(path: Path) -> list[str]:
+    """The names of a path, from the outermost module to the leaf.
+
+    Haiku writes a module's whole path into one key, 'net/~/batchnorm'. A flat tree has
+    keys such as 'block.norm.weight', or tuples of names as Flax's `flatten_dict` makes.
+    """
+    names: list[str] = []
+    for key in path:
+        parts = key.key if isinstance(key, jax.tree_util.DictKey) else None
+        if isinstance(parts, tuple) and len(parts) > 1:
+            names += map(str, parts)
+        else:
+            names += re.split(r"[/.]", path_string((key,)))
+    return names or [""]
 
 
 def _is_bias(name: str) -> bool:
     return name == "b" or not _BIAS_WORDS.isdisjoint(_words(name))
 
 
-def _is_nnx_gain(modules: list[str], name: str) -> bool:
+def _is_nnx_gain(path: Path) -> bool:
     # nnx.WeightNorm keeps its gains in a dict `scales`, whose keys are tuples.
-    return modules[-1:] == ["scales"] and name.startswith("(")
+    return path_string(path[-2:]).startswith("scales/(")
 
 
 def _names_a_weight(name: str) -> bool:

@@ -69,13 +69,12 @@ def some(paths: Iterable[Path], limit: int = 4) -> str:
     return text + (f" and {len(paths) - limit} more" if len(paths) > limit else "")
 
 
-def called(value: Any, params: Any, is_value: Callable[[Any], bool]) -> Any:
+def called(value: Any, params: Any) -> Any:
     """What a function returns for the parameters; anything else as it is.
 
-    A tree of values may be callable too, as a tree made from an Equinox model is.
+    A tree made from an Equinox model can be called too. It has the parameters' type.
     """
-    leaves = jax.tree.leaves(value)
-    is_tree = leaves and all(map(is_value, leaves))
+    is_tree = type(value) is type(params)
     return value(params) if callable(value) and not is_tree else value
 
 
@@ -126,7 +125,7 @@ def check_updates(updates: Any, params: Any) -> None:
     """Raise ValueError unless gradients and parameters match leaf by leaf.
 
     Both trees have the same paths, and each pair of leaves the same shape; a gradient
-    is floating-point or complex, or None.
+    may be None. Where it is not, both are floating-point or complex.
     """
     grad_paths, grads, grad_structure = flatten(updates)
     paths, weights, structure = flatten(params)
@@ -163,28 +162,29 @@ def _check_leaf(path: Path, grad: Any, weight: Any) -> None:
             f"the update at {quote(path)} is complex, its parameter has dtype "
             f"{jnp.result_type(weight)}."
         )
-    elif not jnp.issubdtype(jnp.result_type(grad), jnp.inexact):
-        raise ValueError(
-            f"the update at {quote(path)} has dtype {jnp.result_type(grad)}; it must "
-            "be floating-point, as jax.grad makes it."
-        )
+    else:
+        check_parameter(path, weight)
+        if not jnp.issubdtype(jnp.result_type(grad), jnp.inexact):
+            raise ValueError(
+                f"the update at {quote(path)} has dtype {jnp.result_type(grad)}; it "
+                "must be floating-point, as jax.grad makes it."
+            )
 
 
-def check_params(params: Any) -> None:
-    """Raise ValueError unless every leaf is a floating-point or complex array."""
-    for path, leaf in zip(*flatten(params)[:2], strict=True):
-        if is_empty(leaf):
-            continue
-        if not hasattr(leaf, "dtype") and not isinstance(leaf, numbers.Number):
-            found = f"is of type {type(leaf).__name__}, not an array"
-        else:
-            dtype = leaf.dtype if hasattr(leaf, "dtype") else jnp.result_type(leaf)
-            if jnp.issubdtype(dtype, jnp.inexact):
-                continue
-            found = f"has dtype {dtype}"
-        raise ValueError(
-            f"the parameter at {quote(path)} {found}. LARS takes floating-point or "
-            "complex arrays alone. For an Equinox module pass "
-            "equinox.filter(model, equinox.is_inexact_array), or exclude the other "
-            "leaves with optax.masked."
-        )
+def check_parameter(path: Path, leaf: Any) -> None:
+    """Raise ValueError unless a leaf is a floating-point or complex array."""
+    # A dtype such as jnp.float32, which is a class, has an attribute of that name too.
+    is_array = hasattr(leaf, "dtype") and not isinstance(leaf, type)
+    if is_array or isinstance(leaf, numbers.Number):
+        dtype = getattr(leaf, "dtype", None) or jnp.result_type(leaf)
+        if jnp.issubdtype(dtype, jnp.inexact):
+            return
+        found = f"has dtype {dtype}"
+    else:
+        found = f"is of type {type(leaf).__name__}, not an array"
+    raise ValueError(
+        f"the parameter at {quote(path)} {found}. LARS takes floating-point or complex "
+        "arrays alone. Pass equinox.filter(model, equinox.is_inexact_array) for an "
+        "Equinox module, nnx.state(model, nnx.Param) for an NNX module, or exclude the "
+        "other leaves with optax.masked."
+    )

@@ -26,9 +26,7 @@ def check_number(
     """
     if (optional and value is None) or (schedule and callable(value)):
         return
-    if isinstance(value, jax.Array):
-        if value.shape != ():
-            raise ValueError(f"{argument} must be one number, has shape {value.shape}.")
+    if isinstance(value, jax.Array | np.ndarray | np.generic):
         dtype = value.dtype
         if jnp.issubdtype(dtype, jnp.floating) and jnp.finfo(dtype).bits < 32:
             raise ValueError(
@@ -37,6 +35,11 @@ def check_number(
                 "Pass a Python number or a float32 array. Under "
                 "optax.inject_hyperparams pass hyperparam_dtype=jnp.float32."
             )
+    if isinstance(value, jax.Array):
+        if value.shape != ():
+            raise ValueError(f"{argument} must be one number, has shape {value.shape}.")
+        if not any(jnp.issubdtype(value.dtype, x) for x in (jnp.integer, jnp.floating)):
+            raise ValueError(f"{argument} must be a number, has dtype {value.dtype}.")
         return
     scalar = isinstance(value, numbers.Real) or (
         isinstance(value, np.ndarray)

@@ -22,7 +22,6 @@ GRADS = jax.tree.map(jnp.cos, PARAMS)
 RATE, DECAY = optax.linear_schedule(0.5, 0.1, 5), optax.linear_schedule(0.0, 0.1, 5)
 GAMMA = optax.scale_by_learning_rate(RATE)
 ETA = {"trust_coefficient": 0.5}  # large, so that a step shows in the parameters
-SINCE_028 = [int(x) for x in optax.__version__.split(".")[:3]] >= [0, 2, 8]
 
 
 def engine(optimizer, scale):
@@ -145,7 +144,6 @@ LEFT_OUT = "what it leaves out has the dtype of its gradient"
 MIXED = {
     "masked": LEFT_OUT, "masked_by_callable": LEFT_OUT, "selective_transform": LEFT_OUT,
     "apply_if_finite": "a step it skips has the dtypes of the gradients",
-    "inject_hyperparams": not SINCE_028 and "its numbers have the dtype of a gradient",
 }  # fmt: skip
 WIDER = MIXED | {"post": "optax.trace widens", "partition": "optax.sgd's buffer widens"}
 DTYPES = {("float32", "float32"): {}, ("bfloat16", "bfloat16"): {},
@@ -166,10 +164,7 @@ def test_updates_are_typed_as_the_parameters_and_the_state_as_at_init(make, dtyp
     assert types(after) == types(state)
 
 
-@pytest.mark.parametrize("make", table(
-    schedule_free="it copies the parameters",
-    inject_hyperparams=SINCE_028 and "it makes arrays of leaves to see their dtype",
-))  # fmt: skip
+@pytest.mark.parametrize("make", table(schedule_free="it copies the parameters"))
 def test_the_state_can_be_made_from_shapes(make):
     tx, params = make(PARAMS)
     assert types(tx.init(jax.eval_shape(lambda: params))) == types(tx.init(params))

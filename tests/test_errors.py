@@ -51,6 +51,22 @@ def test_bad_argument_of_lars(argument, value):
     assert str(value) in str(error.value) or repr(value) in str(error.value)
 
 
+@pytest.mark.parametrize(
+    "value", [np.float16(0.9), np.array(0.9, np.float16), jnp.bfloat16(0.9)]
+)
+def test_numbers_of_fewer_than_32_bits_are_refused_by_dtype(value):
+    with pytest.raises(
+        ValueError, match=f"momentum is an array of dtype {value.dtype}"
+    ):
+        lars_optax.lars(0.1, momentum=value)
+
+
+@pytest.mark.parametrize("value", [jnp.asarray(True), jnp.asarray(1 + 2j)])
+def test_arrays_that_are_no_real_numbers_are_refused_by_dtype(value):
+    with pytest.raises(ValueError, match=f"learning_rate.*dtype {value.dtype}"):
+        lars_optax.lars(value)
+
+
 @pytest.mark.parametrize("value", [0.0, -1.0, float("nan")])
 def test_bad_max_ratio(value):
     with pytest.raises(ValueError, match="max_ratio"):

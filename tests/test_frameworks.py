@@ -229,3 +229,39 @@ def test_a_dict_is_a_prefix_of_a_module_with_attributes_of_its_names():
     ]  # fmt: skip
     with pytest.raises(ValueError, match="nothing at 'body'"):
         lars_optax.describe_mask(prefix | {"body": True}, params)
+
+
+@pytest.mark.parametrize("make", [lars_optax.lars, lars_optax.larc])
+def test_an_equinox_module_is_updated_as_its_arrays_are(make):
+    """Its functions have no gradient; `init` takes the arrays alone."""
+    model = eqx.nn.MLP(2, 2, 4, 1, key=jax.random.key(0))
+    arrays, tx = eqx.filter(model, eqx.is_inexact_array), make(0.5)
+    with pytest.raises(
+        ValueError, match=r"'activation' is of type .*\.is_inexact_array"
+    ):
+        tx.init(model)
+    grads = eqx.filter_grad(lambda net: jnp.sum(net(jnp.ones(2)) ** 2))(model)
+    expected = tx.update(grads, tx.init(arrays), arrays)
+    assert_equal(tx.update(grads, tx.init(arrays), model), expected)
+
+
+def test_an_equinox_tree_of_axes_without_one_is_no_function():
+    model = eqx.filter(
+        eqx.nn.MLP(2, 2, 4, 1, key=jax.random.key(0)), eqx.is_inexact_array
+    )
+    none = jax.tree.map(lambda _: None, model)
+    expected = lars_optax.layer_stats(model, model)
+    assert_equal(lars_optax.layer_stats(model, model, stacked_axes=none), expected)
+
+
+def test_a_module_that_holds_numbers_is_called_as_a_function():
+    class Axis(eqx.Module):
+        axis: int
+
+        def __call__(self, params):
+            return jax.tree.map(lambda _: self.axis, params)
+
+    params = {"kernel": jnp.ones((3, 2, 4)), "bias": jnp.ones((3, 4))}
+    expected = lars_optax.layer_stats(params, params, stacked_axes=0)
+    found = lars_optax.layer_stats(params, params, stacked_axes=Axis(0))
+    assert_equal(found, expected)

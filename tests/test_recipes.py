@@ -126,6 +126,8 @@ def test_unknown_names_and_fields_are_refused_with_the_nearest():
         ("trust_coefficient", 0),
         ("fallback_ratio", float("inf")),
         ("label_smoothing", 1.0),
+        ("label_smoothing", None),
+        ("rate_batch_size", 0),
         ("boundaries", (30, -1)),
     ],
 )
@@ -151,6 +153,25 @@ def test_a_batch_size_replaced_alone_is_told_until_the_rate_follows():
     assert changed.replace(batch_size=8192) == recipe
 
 
+def test_a_replaced_note_has_the_note_of_the_batch_size_once():
+    changed = recipes.get("mlperf-v1.0-resnet50-lars-8192").replace(batch_size=512)
+    mine = changed.replace(notes=changed.notes + " Mine.")
+    assert mine.notes.count("belongs to") == 1
+    assert mine.replace(learning_rate=4.25).notes == "Mine."
+
+
+def test_boundaries_are_a_tuple():
+    recipe = recipes.get("goyal-resnet50-sgd-8192")
+    for value in (30, None, [30], iter((30,))):
+        with pytest.raises(ValueError, match="boundaries must be a tuple"):
+            recipe.replace(boundaries=value)
+
+
+def test_too_few_examples_for_a_step_are_named():
+    with pytest.raises(ValueError, match="num_examples=3 make less than half a step"):
+        recipes.get("mlperf-v1.0-resnet50-lars-8192").schedule(3)
+
+
 def test_the_note_of_a_batch_size_leaves_the_source_its_own():
     recipe = recipes.get("paper-t2-alexnet-sgd-512")
     changed = recipe.replace(batch_size=256).replace(epochs=3)
@@ -166,9 +187,13 @@ def test_the_note_of_a_batch_size_leaves_the_source_its_own():
         ("mlperf-v1.0-resnet50-lars-8192", {"epochs": 2},
          r"warmup_epochs=5 .* \(epochs=2, .*\). Change warmup_epochs or epochs"),
         ("mlperf-v1.0-resnet50-lars-8192", {"batch_size": 512, "epochs": 2},
-         r"5 lasts 12511 steps, but the decay's end is at step 5006 \(epochs=2"),
+         r"5 lasts 12511 steps, but the run's end is at step 5005 \(epochs=2"),
         ("paper-t1-resnet50-sgd-256", {"warmup_epochs": 89.9999, "warmup_start": 0},
-         r"=89.9999 lasts 450410 steps, but the decay's end is at step 450410"),
+         r"=89.9999 lasts 450410 steps, but the run's end is at step 450410"),
+        ("goyal-resnet50-sgd-8192", {"boundaries": (), "warmup_epochs": 200},
+         r"warmup_epochs=200 .* the run's end is at step .* \(epochs=90"),
+        ("mlperf-v1.0-resnet50-lars-8192", {"epochs": 5},
+         r"warmup_epochs=5 .* the run's end is at step .* \(epochs=5"),
         ("goyal-resnet50-sgd-8192", {"warmup_epochs": 40},
          r"warmup_epochs=40 .* first boundary is at step 4692 \(boundaries=\(30,"),
     ],

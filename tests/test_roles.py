@@ -351,3 +351,52 @@ def test_a_scanned_vision_transformer_has_these_weights():
         *projections, "blocks/Dense_0/kernel", "blocks/Dense_1/kernel",
         *(f"blocks/{x}" for x in projections),
     }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "params",
+    [
+        [(jnp.ones((1, 32)), jnp.ones(32)), (jnp.ones((32, 1)), jnp.ones(1))],
+        [[jnp.ones((3, 1)), jnp.ones(1)]],
+        {0: {0: jnp.ones((1, 3)), 1: jnp.ones(3)}},
+    ],
+    ids=["pairs", "one_layer", "numbered"],
+)
+def test_a_leaf_without_a_name_is_a_weight_at_rank_2(params):
+    mask = mask_of(params)
+    for leaf, weight in zip(
+        jax.tree.leaves(params), jax.tree.leaves(mask), strict=True
+    ):
+        assert weight == (leaf.ndim == 2)
+    assert mask_of(jnp.ones((3, 1)))
+    assert not mask_of([jnp.ones((1, 1, 8))])[0]
+
+
+@cases({
+    "dots": ("fc.weight", (1, 64)),
+    "dots_of_flax": ("params.Dense_0.kernel", (64, 1)),
+    "slashes": ("params/Dense_0/kernel", (64, 1)),
+    "tuple": (("params", "Dense_0", "kernel"), (64, 1)),
+})  # fmt: skip
+def test_a_key_that_is_a_whole_path_names_a_weight(path, shape):
+    assert mask_of({path: jnp.ones(shape)})[path]
+
+
+@cases({
+    "dots": ("layers.0.norm.weight", (8, 8)),
+    "dots_and_bias": ("attention.bias", (2, 4)),
+    "tuple": (("LayerNorm_0", "weight"), (8, 8)),
+    "tuple_and_bias": (("attention", "bias"), (2, 4)),
+})  # fmt: skip
+def test_a_key_that_is_a_whole_path_names_a_norm_or_a_bias(path, shape):
+    assert not mask_of({path: jnp.ones(shape)})[path]
+
+
+@pytest.mark.parametrize("axis_name", ["m", {"layer_scale": P(None, None, "m")}])
+def test_the_printed_mask_is_that_of_the_optimizer_with_its_axis_name(axis_name):
+    params = {"layer_scale": jnp.ones((1, 1, 32))}
+    table = lars_optax.describe_mask(
+        "exclude_bias_and_norm", params, axis_name=axis_name
+    )
+    # With a name alone any axis may be the sharded one.
+    assert table.splitlines()[-1].startswith("1 of 1" if axis_name == "m" else "0 of 1")

@@ -247,3 +247,11 @@ def test_the_loss_of_a_quadratic_falls(wrapper):
         start = optax.LookaheadParams.init_synced(start)
     losses = [loss(params) for params in [start, *train(tx, start, grads, range(60))]]
     assert losses[-1] < 0.01 * losses[0]
+
+
+def test_an_unused_group_of_a_partition_asks_its_mask_nothing():
+    mask = lars_optax.match_paths("conv")
+    unused = lars_optax.lars(0.5, 0.1, mask, trust_ratio_mask=mask)
+    rules = {"lars": unused, "rest": optax.sgd(0.1)}
+    tx = optax.partition(rules, dict.fromkeys(PARAMS, "rest"))
+    assert_equal(update(tx), update(optax.sgd(0.1)))
