@@ -44,8 +44,6 @@ def exclude_bias_and_norm(params: optax.Params, *, stacked_axes: Any = None) -> 
     path; underscores, digits and capitals separate the words of a name. The first of
     these rules that applies to a leaf decides:
 
-    - A leaf without a name, as in `[(kernel, bias), ...]`, is a weight if it has rank
-      2, or at least two axes longer than 1.
     - A leaf named `b`, or with the word bias or biases in its name, is a bias.
     - A leaf named `scale`, `offset`, `gamma` or `beta` is a norm's parameter. So is an
       entry with a tuple for a key in the dict `scales`: a gain of `nnx.WeightNorm`.
@@ -59,6 +57,8 @@ def exclude_bias_and_norm(params: optax.Params, *, stacked_axes: Any = None) -> 
       last word ends in token, cls, probe, embed or embedding, such as `cls_token`. The
       plurals of these words count too. This rule does not apply to a name whose last
       word is g, gain or scale. To an array in a list it applies by the list's name.
+    - A leaf of rank 2 without a name of its own, as in `[(kernel, bias), ...]`, is a
+      weight.
     - Any other leaf is a weight if at least two of its axes are longer than 1.
 
     So Linen's 2-D attention bias, Haiku's rank-4 BatchNorm scale and Equinox's rank-3

@@ -34,8 +34,6 @@ def is_weight(path: Path, shape: tuple[int, ...]) -> bool:
     *parents, name = _names(path)
     # The index of a module in a list is not its name.
     modules = [module for module in parents if not module.isdecimal()]
-    if not modules and (name.isdecimal() or not name):
-        return len(shape) == 2 or _is_long(shape)  # a kernel, as in [(kernel, bias)]
     if _is_bias(name) or name.lower() in _NORM_LEAVES or _is_nnx_gain(path):
         return False
     in_norm = bool(modules and _NORM_MODULE.search(_snake_case(modules[-1])))
@@ -46,10 +44,8 @@ def is_weight(path: Path, shape: tuple[int, ...]) -> bool:
     # An array in a list has the list's name.
     if _names_a_weight(modules[-1] if name.isdecimal() and modules else name):
         return len(shape) > 1
-    return _is_long(shape)
-
-
-def _is_long(shape: tuple[int, ...]) -> bool:
+    if len(shape) == 2 and (name.isdecimal() or not name):
+        return True  # a kernel, as in [(kernel, bias), ...]
     return sum(length > 1 for length in shape) > 1
 
 

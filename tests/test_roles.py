@@ -359,8 +359,9 @@ def test_a_scanned_vision_transformer_has_these_weights():
         [(jnp.ones((1, 32)), jnp.ones(32)), (jnp.ones((32, 1)), jnp.ones(1))],
         [[jnp.ones((3, 1)), jnp.ones(1)]],
         {0: {0: jnp.ones((1, 3)), 1: jnp.ones(3)}},
+        {"net": [(jnp.ones((8, 1)), jnp.ones(1))]},
     ],
-    ids=["pairs", "one_layer", "numbered"],
+    ids=["pairs", "one_layer", "numbered", "in_a_dict"],
 )
 def test_a_leaf_without_a_name_is_a_weight_at_rank_2(params):
     mask = mask_of(params)
