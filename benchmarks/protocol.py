@@ -28,8 +28,8 @@ out.
 η is 0.001, for LARC 0.02. SGD, LARC and LARS of "weights" decay the weights alone, the
 others all leaves. LARS of weights is `lars_optax.lars(schedule, 5e-4)` as it comes:
 parameters that it does not adapt, and layers whose norm is 0, have the ratio 0.02, the
-default. In the row "others at 1" they have 1, as in MLPerf, and so they have in
-`optax.lars` and in LARC as they come.
+default. In the row "others at 1" they have 1, as in MLPerf. LARC has 1 there too, and
+`optax.lars`, which adapts all leaves, has 1 where a norm is 0.
 """
 
 import math

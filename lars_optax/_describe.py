@@ -12,7 +12,7 @@ from lars_optax._layers import (
 )
 from lars_optax._masks import Mask, resolve_mask
 from lars_optax._text import columns
-from lars_optax._tree import flatten, is_empty, path_string
+from lars_optax._tree import check_parameter, flatten, is_empty, path_string
 
 
 def describe_mask(
@@ -45,6 +45,9 @@ def describe_mask(
       1 of 2 leaves, 6 of 9 parameters
     """
     paths, leaves, _ = flatten(params)
+    for path, leaf in zip(paths, leaves, strict=True):
+        if not is_empty(leaf):
+            check_parameter(path, leaf)
     stacked = resolve_stacked_axes(stacked_axes, params)
     resolve_axis_names(axis_name, params, stacked)  # for its errors
     shapes = shapes_for_roles(axis_name, params)

@@ -58,7 +58,7 @@ def scale_by_lars(
       eps: ε ≥ 0; 0 in the paper.
       trust_ratio_mask: the leaves that take λ, likewise.
       denominator: "separate" or "joint".
-      fallback_ratio: ≥ 0, what replaces λ where there is none; 0.02 by default. So the
+      fallback_ratio: ≥ 0, the factor in place of λ on leaves without one; 0.02. So the
         learning rate of biases and norm parameters is 0.02 times that of the chain. A
         ratio of 1 is the rule of the authors' solver, of `optax.lars` and of MLPerf. In
         this project's study it fails at learning rates where 0.02 trains ("The default
@@ -88,9 +88,9 @@ def scale_by_lars(
       ValueError: on arguments out of range, a mask that is False, has an unknown name
         or does not fit the parameters, a default mask that selects no leaf, axes or
         specs that do not fit, missing params, params or updates that are not
-        floating-point, and updates unlike params. `init` raises what concerns params
-        alone. Of traced and jax values only shape and dtype are checked: a
-        floating-point array of fewer than 32 bits is refused, because it rounds.
+        floating-point, and updates unlike params. `init` raises the errors that
+        depend on params alone. Of traced and jax values only shape and dtype are
+        checked, and floating-point arrays of fewer than 32 bits are refused.
 
     Example:
       >>> import jax.numpy as jnp, optax

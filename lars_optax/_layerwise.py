@@ -111,7 +111,8 @@ class Settings:
     def check(self, params: optax.Params) -> None:
         """Raise ValueError for parameters that an update would refuse.
 
-        And for any leaf that is no floating-point array, with a gradient or without.
+        It also refuses any leaf that is neither floating-point nor complex, even one
+        that never gets a gradient.
         """
         for path, leaf in zip(*flatten(params)[:2], strict=True):
             if not is_empty(leaf):

@@ -30,9 +30,10 @@ Mask = bool | str | Any | Callable[[optax.Params], Any]
 
 BY_ROLE = "exclude_bias_and_norm"
 _STATIC_ARGS = (
-    "optax.inject_hyperparams takes every callable for a schedule: pass it "
-    "static_args=('weight_decay_mask', 'trust_ratio_mask'), or use the name "
-    f"{BY_ROLE!r}, which needs none"
+    "optax.inject_hyperparams calls every callable with the step count. Name the "
+    "argument that holds this one in its static_args, such as "
+    "static_args=('weight_decay_mask', 'trust_ratio_mask'); the mask with the name "
+    f"{BY_ROLE!r} needs none"
 )
 
 
@@ -56,7 +57,7 @@ def exclude_bias_and_norm(params: optax.Params, *, stacked_axes: Any = None) -> 
       `w_i` and `weight_v`, is a weight if its rank is at least 2. So is a leaf whose
       last word ends in token, cls, probe, embed or embedding, such as `cls_token`. The
       plurals of these words count too. This rule does not apply to a name whose last
-      word is g, gain or scale. To an array in a list it applies by the list's name.
+      word is g, gain or scale. An array in a list has the list's name for this rule.
     - A leaf of rank 2 without a name of its own, as in `[(kernel, bias), ...]`, is a
       weight.
     - Any other leaf is a weight if at least two of its axes are longer than 1.
@@ -166,8 +167,8 @@ def check_mask(mask: Mask, argument: str) -> None:
     if mask is None or (_is_bool(mask) and not mask):
         raise ValueError(
             f"{argument} is {mask}. If that is meant, pass a tree of False: "
-            "lambda params: jax.tree.map(lambda _: False, params). If it comes from "
-            f"optax.inject_hyperparams: {_STATIC_ARGS}."
+            "lambda params: jax.tree.map(lambda _: False, params). Otherwise: "
+            f"{_STATIC_ARGS}."
         )
     if isinstance(mask, numbers.Number) and not isinstance(mask, bool | np.bool_):
         raise ValueError(f"{argument} must be a mask, got the number {mask!r}.")
@@ -252,5 +253,5 @@ def _refuse_step_count(name: str, params: Any) -> None:
         hasattr(params, "dtype") and jnp.issubdtype(params.dtype, jnp.integer)
     ):
         raise ValueError(
-            f"{name} was called with a step count, not with parameters: {_STATIC_ARGS}."
+            f"{name} was called with a step count, not with parameters. {_STATIC_ARGS}."
         )

@@ -67,9 +67,10 @@ class Recipe:
         and at zero norms. 1 in the published LARS recipes; SGD does not use it.
       label_smoothing: of the loss.
       top1: the test accuracy the source prints, a fraction; None if it prints none.
-      inferred: field to the ground for its value.
+      inferred: maps a field to the reason for its value.
       hints: field that is None to what is known of it.
-      notes: what else the source says of the run.
+      notes: what else the source says of the run, and whether the learning rate
+        belongs to another batch size.
     """
 
     name: str
@@ -106,7 +107,7 @@ class Recipe:
 
         What `inferred` and `hints` say of a replaced field is dropped. A learning rate
         belongs to a batch size, so replace both (`linear_scaling`, `sqrt_scaling`).
-        Where `batch_size` alone is replaced, `notes` says so.
+        Where `batch_size` is replaced without `learning_rate`, `notes` says so.
 
         Raises:
           ValueError: on a name that is no field, and on values out of range.

@@ -30,8 +30,8 @@ def check_number(
         dtype = value.dtype
         if jnp.issubdtype(dtype, jnp.floating) and jnp.finfo(dtype).bits < 32:
             raise ValueError(
-                f"{argument} is an array of dtype {dtype}; arrays of fewer than 32 "
-                "bits are refused, because they round: 0.999 becomes 1 in bfloat16. "
+                f"{argument} is an array of dtype {dtype}; floating-point arrays of "
+                "fewer than 32 bits are refused: in bfloat16 0.999 becomes 1. "
                 "Pass a Python number or a float32 array. Under "
                 "optax.inject_hyperparams pass hyperparam_dtype=jnp.float32."
             )

@@ -21,8 +21,13 @@ how_to_install() {
 . tools/find_python.sh
 # shellcheck disable=SC2086
 if ! python=$(find_python 11 13 ${PYTHON:-python3.13 python3.12 python3.11 python3}); then
-    echo "${PYTHON:+PYTHON=$PYTHON does not help: }neither the PATH nor pyenv has a Python" \
-        "3.11, 3.12 or 3.13 that runs and has the venv module. Install one:" >&2
+    if [ -n "${PYTHON:-}" ]; then
+        echo "PYTHON=$PYTHON does not run, or is no Python 3.11, 3.12 or 3.13 with the" \
+            "venv module. Unset PYTHON to let this script search." >&2
+        exit 1
+    fi
+    echo "Neither the PATH nor pyenv has a Python 3.11, 3.12 or 3.13 that runs and has" \
+        "the venv module. Install one:" >&2
     how_to_install >&2
     exit 1
 fi

@@ -2,12 +2,12 @@
 # test_package.sh floor|newest: tests in a virtual environment made for them alone.
 # floor: runs the package's own tests on the oldest jax and optax that it supports.
 # newest: runs the same tests, those with Flax, Haiku and Equinox, and a short run of the
-# trainer on the versions in requirements.lock for Python 3.12 and 3.13, the newest ones.
+# trainer. requirements.lock has the newest versions, for Python 3.12 and 3.13.
 # Every warning is an error. Where no fitting Python is found it says so and succeeds.
 set -eu
 cd "$(dirname "$0")/.."
 . tools/find_python.sh
-name=$1
+name=${1:-nothing}
 case $name in
     floor) locked=requirements-floor.lock lowest=11 highest=12
         pythons="python3.11 python3.12 python3" ;;
