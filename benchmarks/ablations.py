@@ -22,13 +22,13 @@ from benchmarks import study_runs
 from benchmarks.protocol import METHODS, TUNED, Cell, Stage
 from benchmarks.study_page import NETWORKS
 from examples.imagenet.config import Optimizer
-from examples.imagenet.data import Dataset
-from examples.imagenet.engine import start_devices
+from examples.imagenet.data.arrays import Dataset
+from examples.imagenet.data.sources import load
 from examples.imagenet.log import strict_json
-from examples.imagenet.loop import fit
 from examples.imagenet.provenance import provenance
-from examples.imagenet.sources import load
-from examples.imagenet.trainer import Trainer
+from examples.imagenet.run.experiment import Trainer
+from examples.imagenet.run.loop import fit
+from examples.imagenet.step.devices import start_devices
 from lars_optax.recipes import Recipe
 
 RESULTS = Path("benchmarks/results/ablations.jsonl")

@@ -8,8 +8,8 @@ import numpy as np
 
 from benchmarks.ablations import ABLATIONS, RATES, Variant, name
 from benchmarks.study_page import NETWORKS, finish, panels, percent
-from examples.imagenet.figures import line_style, spread_accuracies
-from examples.imagenet.page import markdown_table
+from examples.imagenet.report.figures import line_style, spread_accuracies
+from examples.imagenet.report.page import markdown_table
 
 Record = dict[str, Any]
 CLOSE = 0.01  # below the best

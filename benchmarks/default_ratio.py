@@ -39,8 +39,8 @@ from benchmarks import ablations, dense, study, study_runs
 from benchmarks.protocol import TUNED, Cell, Stage
 from benchmarks.study_page import DATA, NETWORKS, percent
 from benchmarks.study_runs import Job, Record, Runs
-from examples.imagenet.page import markdown_table
 from examples.imagenet.provenance import provenance
+from examples.imagenet.report.page import markdown_table
 
 RATIOS = ("1", "0.1", "0.02", "0.005", "0.001")
 BESIDE = ("all leaves", "optax.lars")  # no candidates

@@ -15,13 +15,13 @@ from typing import Any
 
 import jax
 
-from examples.imagenet.data import Dataset
+from examples.imagenet.data.arrays import Dataset
+from examples.imagenet.data.sources import load
 from examples.imagenet.demo import METHODS, SWEEP, configure, protocol
-from examples.imagenet.engine import start_devices
-from examples.imagenet.loop import fit
 from examples.imagenet.provenance import provenance
-from examples.imagenet.sources import load
-from examples.imagenet.trainer import Trainer
+from examples.imagenet.run.experiment import Trainer
+from examples.imagenet.run.loop import fit
+from examples.imagenet.step.devices import start_devices
 
 SEEDS = (100, 101)  # not those of the demo
 RATES = 8

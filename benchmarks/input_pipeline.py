@@ -32,9 +32,10 @@ import simplejpeg
 from sklearn.datasets import load_sample_images
 
 from benchmarks.peer import Peer
-from examples.imagenet.folders import ImageFolder, load_folder, read_image
-from examples.imagenet.pipeline import Share, training
-from examples.imagenet.pixels import Augment, for_training
+from examples.imagenet.config import Augment
+from examples.imagenet.data.batches import Share, training
+from examples.imagenet.data.folders import ImageFolder, load_folder, read_image
+from examples.imagenet.data.pixels import for_training
 from examples.imagenet.provenance import provenance
 
 PIXELS, BATCH, CLASSES = 224, 64, 8

@@ -29,16 +29,16 @@ from benchmarks.study import FASHION, Place, dataset
 from benchmarks.study_page import DATA, NETWORKS
 from benchmarks.study_runs import read
 from examples.imagenet.config import Config, Model, Network, Optimizer, Run
-from examples.imagenet.data import Split, in_memory
-from examples.imagenet.engine import start_devices
-from examples.imagenet.figures import plot_layers
+from examples.imagenet.data.arrays import Split, in_memory
+from examples.imagenet.data.pixels import for_evaluation
+from examples.imagenet.data.sources import load
 from examples.imagenet.log import read_log
-from examples.imagenet.loop import fit
 from examples.imagenet.models import image_pixels
-from examples.imagenet.pixels import for_evaluation
 from examples.imagenet.provenance import provenance
-from examples.imagenet.sources import load
-from examples.imagenet.trainer import Trainer
+from examples.imagenet.report.figures import plot_layers
+from examples.imagenet.run.experiment import Trainer
+from examples.imagenet.run.loop import fit
+from examples.imagenet.step.devices import start_devices
 
 RESULTS, PICTURES, LOGS = Path("benchmarks/results"), Path("docs"), Path("runs/layers")
 NETWORK: Network = "alexnet_bn"

@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 
-from examples.imagenet.page import markdown_table
+from examples.imagenet.report.page import markdown_table
 
 Record = dict[str, Any]
 # ‖w‖, ‖∇w‖ and their ratio as Table 4 prints them, by its column.

@@ -23,8 +23,8 @@ from flax import nnx
 
 import lars_optax
 from examples.imagenet.models import make_model
-from examples.imagenet.page import markdown_table
 from examples.imagenet.provenance import provenance
+from examples.imagenet.report.page import markdown_table
 
 RESULTS = Path("benchmarks/results/masks.json")
 HEAD = ("model", "adapted leaves", "adapted parameters",

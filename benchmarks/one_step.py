@@ -23,9 +23,10 @@ import jax
 import numpy as np
 
 import lars_optax
+from examples.imagenet.data.batches import Batch
 from examples.imagenet.models import image_pixels, make_model, published_pixel_std
 from examples.imagenet.provenance import provenance
-from examples.imagenet.train import Batch, init_state, train_step
+from examples.imagenet.step.step import init_state, train_step
 
 NETWORKS = ("alexnet", "alexnet_bn", "resnet50")
 BATCH = 8

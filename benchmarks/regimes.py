@@ -44,8 +44,8 @@ from benchmarks.oracle import (
     ratio,
     train,
 )
-from examples.imagenet.page import markdown_table
 from examples.imagenet.provenance import provenance
+from examples.imagenet.report.page import markdown_table
 
 RESULTS = Path("benchmarks/results/regimes.json")
 LACKS: Any = {"readme": "lacks"}

@@ -25,7 +25,7 @@ from benchmarks import (
 )
 from benchmarks.optimizer_step import BASE
 from examples.imagenet import demo
-from examples.imagenet.page import markdown_table
+from examples.imagenet.report.page import markdown_table
 
 README, BENCHMARKS = Path("README.md"), Path("benchmarks/README.md")
 RESULTS = Path("benchmarks/results")

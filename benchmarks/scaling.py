@@ -27,17 +27,17 @@ from benchmarks.protocol import FINAL, SMALL, TUNED, Cell
 from benchmarks.study import FASHION, Place, trainer
 from benchmarks.study_page import DATA, NETWORKS
 from benchmarks.study_runs import read
-from examples.imagenet import speed
 from examples.imagenet.config import Config, Data, Model, Network, Optimizer, Run
-from examples.imagenet.engine import start_devices
+from examples.imagenet.data.sources import load
 from examples.imagenet.log import read_log
-from examples.imagenet.loop import fit
 from examples.imagenet.models import image_pixels
-from examples.imagenet.page import duration, markdown_table
 from examples.imagenet.provenance import provenance
-from examples.imagenet.sources import load
-from examples.imagenet.summary import read_runs
-from examples.imagenet.trainer import Trainer
+from examples.imagenet.report import speed
+from examples.imagenet.report.page import duration, markdown_table
+from examples.imagenet.report.runs import read_runs
+from examples.imagenet.run.experiment import Trainer
+from examples.imagenet.run.loop import fit
+from examples.imagenet.step.devices import start_devices
 
 RESULTS, LOGS = Path("benchmarks/results"), Path("runs/scaling")
 UPDATES, RECORD = 30, 5  # of each cell; updates in a record of speed

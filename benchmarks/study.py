@@ -21,14 +21,14 @@ from typing import NamedTuple
 
 from benchmarks.protocol import METHODS, Cell, Stage, cells
 from benchmarks.study_runs import RESULTS, Job, Record, missing, read, remaining
-from examples.imagenet.checkpoint import Checkpoints
-from examples.imagenet.data import Dataset
-from examples.imagenet.engine import start_devices
+from examples.imagenet.data.arrays import Dataset
+from examples.imagenet.data.sources import load
 from examples.imagenet.log import strict_json
-from examples.imagenet.loop import Stopped, fit
 from examples.imagenet.provenance import provenance
-from examples.imagenet.sources import load
-from examples.imagenet.trainer import Trainer
+from examples.imagenet.run.checkpoint import Checkpoints
+from examples.imagenet.run.experiment import Trainer
+from examples.imagenet.run.loop import Stopped, fit
+from examples.imagenet.step.devices import start_devices
 
 OUT = Path("runs/study")
 FASHION = "/usr/share/datasets/fashion-mnist"  # Debian's dataset-fashion-mnist

@@ -15,8 +15,8 @@ from matplotlib.ticker import NullFormatter, StrMethodFormatter
 from benchmarks import protocol
 from benchmarks.protocol import METHODS, TUNED, TUNED_LONG, Cell, cells
 from benchmarks.study_runs import Runs
-from examples.imagenet.figures import line_style
-from examples.imagenet.page import markdown_table
+from examples.imagenet.report.figures import line_style
+from examples.imagenet.report.page import markdown_table
 
 PAGE = Path("docs/study.md")
 DATA = "fashion-mnist"

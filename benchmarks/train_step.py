@@ -36,9 +36,10 @@ from benchmarks import optimizer_step as update
 from benchmarks.leaves import shapes
 from benchmarks.one_step import NETWORKS
 from benchmarks.peer import Peer
+from examples.imagenet.data.batches import Batch
 from examples.imagenet.models import image_pixels, make_model, published_pixel_std
 from examples.imagenet.provenance import provenance
-from examples.imagenet.train import Batch, init_state, train_step
+from examples.imagenet.step.step import init_state, train_step
 
 PLAIN, SGD, LARS = "optax.sgd, no log", update.BASE, "lars_optax.lars"
 # A step of ResNet-50 on two cores takes seconds, and to compile it many times minutes.

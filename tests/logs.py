@@ -2,7 +2,7 @@
 
 import json
 
-from examples.imagenet.summary import Run
+from examples.imagenet.report.runs import Run
 
 IMAGES = 1_281_167
 LEAVES = {

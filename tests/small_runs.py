@@ -14,11 +14,11 @@ import orbax.checkpoint as ocp
 from steps import make_batch
 from test_trainer_data import write_idx
 
-from examples.imagenet import data
 from examples.imagenet.config import Config, Model, Optimizer, Run
-from examples.imagenet.engine import start_devices
+from examples.imagenet.data import arrays as data
 from examples.imagenet.log import read_log
-from examples.imagenet.trainer import Trainer
+from examples.imagenet.run.experiment import Trainer
+from examples.imagenet.step.devices import start_devices
 
 ROOT = Path(__file__).parents[1]
 UPDATES = 24  # three epochs of eight
@@ -73,7 +73,7 @@ def flags(folder, out):
 
 
 # Code that comes first where no picture is looked at: drawing takes a second.
-UNDRAWN = "import examples.imagenet.main as m\nm.plot_runs = lambda *_: None\n"
+UNDRAWN = "import examples.imagenet.cli as m\nm.plot_runs = lambda *_: None\n"
 
 
 def begin(arguments, cache_folder, first=""):

@@ -6,12 +6,13 @@ import flax.linen as nn
 import jax
 import numpy as np
 
-from examples.imagenet import engine
 from examples.imagenet.config import Config, Optimizer, Run
+from examples.imagenet.data.batches import Batch
 from examples.imagenet.models import make_model
 from examples.imagenet.models.layers import Network, batch_norm
 from examples.imagenet.recipe import layer_stats, to_recipe
-from examples.imagenet.train import Batch, init_state, train_step
+from examples.imagenet.step import devices as engine
+from examples.imagenet.step.step import init_state, train_step
 
 SHAPE = (12, 12, 1)
 # The order of the sums over 32 images alone differs: float32 roundings of 6e-8, which

@@ -63,7 +63,7 @@ def test_commands_name_modules_and_flags_that_exist(command):
     if words[2] != "examples.imagenet":
         return
     # They need the trainer's extra.
-    main = pytest.importorskip("examples.imagenet.main")
+    main = pytest.importorskip("examples.imagenet.cli")
     from examples.imagenet.plan import make_plan
     from examples.imagenet.recipe import to_recipe
 

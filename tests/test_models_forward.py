@@ -10,10 +10,11 @@ import pytest
 from networks import KEY, make, random_images, random_variables
 
 import lars_optax
-from examples.imagenet import engine
+from examples.imagenet.data.batches import Batch
 from examples.imagenet.models import layers
 from examples.imagenet.models.resnet import ResNet
-from examples.imagenet.train import Batch, TrainState, train_step
+from examples.imagenet.step import devices as engine
+from examples.imagenet.step.step import TrainState, train_step
 
 
 def normal(*shape, scale=1.0):

@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 from trees import PARAMS, arrays, recorded_grads
 
 import lars_optax
-from examples.imagenet.figures import plot_schedules
+from examples.imagenet.report.figures import plot_schedules
 from lars_optax import LayerStats, plot_layer_stats
 from lars_optax._plots import line_style
 

@@ -10,7 +10,7 @@ from image_trees import write_tree
 from scipy.io import savemat
 
 from examples.imagenet import prepare
-from examples.imagenet.archives import Counts, unpack
+from examples.imagenet.data.archives import Counts, unpack
 
 WNIDS = ("n00000003", "n00000001")  # in the order of their ILSVRC2012_ID
 TRUTH = (2, 1, 1, 2, 1)

@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 import small_runs as runs
 
-from examples.imagenet import main as command
-from examples.imagenet.checkpoint import Checkpoints, exist
+from examples.imagenet import cli as command
 from examples.imagenet.log import read_log
-from examples.imagenet.loop import fit
-from examples.imagenet.train import TrainState
-from examples.imagenet.trainer import Trainer
+from examples.imagenet.run.checkpoint import Checkpoints, exist
+from examples.imagenet.run.experiment import Trainer
+from examples.imagenet.run.loop import fit
+from examples.imagenet.step.step import TrainState
 
 
 def made_up(step):

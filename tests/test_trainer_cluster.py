@@ -11,19 +11,19 @@ import numpy as np
 import pytest
 from test_trainer_processes import free_port
 
-from examples.imagenet import cluster, engine
-from examples.imagenet.cluster import (
+from examples.imagenet.cli import main
+from examples.imagenet.config import Cluster, Run
+from examples.imagenet.plan import make_plan
+from examples.imagenet.run import cluster
+from examples.imagenet.run.cluster import (
     TRY_AGAIN,
-    Cluster,
     Watchdog,
     check_agreement,
     gather,
     join,
     together,
 )
-from examples.imagenet.config import Run
-from examples.imagenet.main import main
-from examples.imagenet.plan import make_plan
+from examples.imagenet.step import devices as engine
 
 
 @pytest.mark.parametrize(
@@ -84,7 +84,8 @@ def test_srun_tasks_find_each_other_by_slurms_variables():
     """The real JAX, in two processes that srun might have started."""
     code = """
 import jax
-from examples.imagenet.cluster import Cluster, gather, join
+from examples.imagenet.run.cluster import gather, join
+from examples.imagenet.config import Cluster
 join(Cluster())
 jax.config.update("jax_num_cpu_devices", 1)
 print(gather([f"{jax.process_index()}é\\n", "a\\tb"] if jax.process_index() else []))
@@ -162,7 +163,7 @@ def test_alone_what_is_gathered_is_what_was_given():
 def test_a_process_that_makes_no_step_says_so_and_ends():
     code = """
 import threading
-from examples.imagenet.cluster import Watchdog
+from examples.imagenet.run.cluster import Watchdog
 with Watchdog(0.5) as dog:
     for _ in range(4):
         threading.Event().wait(0.25)

@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from examples.imagenet import data
-from examples.imagenet.sources import load
+from examples.imagenet.data import arrays as data
+from examples.imagenet.data.sources import load
 
 FASHION = Path("/usr/share/datasets/fashion-mnist")
 

@@ -12,13 +12,14 @@ import jax
 import numpy as np
 import pytest
 
+from examples.imagenet.cli import main, parse
 from examples.imagenet.config import Run
+from examples.imagenet.data.batches import Batch
+from examples.imagenet.data.sources import load
 from examples.imagenet.dry_run import describe
-from examples.imagenet.main import main, parse
 from examples.imagenet.plan import make_plan
-from examples.imagenet.sources import load
-from examples.imagenet.train import Batch, train_step
-from examples.imagenet.trainer import Trainer
+from examples.imagenet.run.experiment import Trainer
+from examples.imagenet.step.step import train_step
 from lars_optax import recipes
 
 ROOT = Path(__file__).parents[1]
@@ -96,7 +97,7 @@ def check_table(text, recipe):
 def test_every_recipe_dry_runs_at_full_scale_once_its_gaps_are_filled(
     network, capsys, monkeypatch
 ):
-    monkeypatch.setattr("examples.imagenet.main.load", lru_cache(load))  # noise, 40 MB
+    monkeypatch.setattr("examples.imagenet.cli.load", lru_cache(load))  # noise, 40 MB
     of_network = [r for r in map(recipes.get, recipes.names()) if r.network == network]
     assert of_network
     for recipe in of_network:

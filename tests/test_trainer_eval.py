@@ -10,14 +10,11 @@ import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from steps import make_batch, make_setup, start
 
-from examples.imagenet import engine
+from examples.imagenet.data.batches import Batch
 from examples.imagenet.models import make_model
-from examples.imagenet.moments import from_moments, to_moments
-from examples.imagenet.train import (
-    Batch,
-    TrainState,
-    eval_step,
-)
+from examples.imagenet.step import devices as engine
+from examples.imagenet.step.moments import from_moments, to_moments
+from examples.imagenet.step.step import TrainState, eval_step
 
 
 def test_moments_of_equal_shares_average_to_those_of_the_whole():

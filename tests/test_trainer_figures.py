@@ -5,8 +5,8 @@ import pytest
 from logs import IMAGES, LEAVES, LOST, RESULT, config, epoch, layers, step, write
 from matplotlib.figure import Figure
 
-from examples.imagenet import report
-from examples.imagenet.figures import plot_layers, plot_logs
+from examples.imagenet.report import __main__ as report
+from examples.imagenet.report.figures import plot_layers, plot_logs
 
 
 @pytest.fixture

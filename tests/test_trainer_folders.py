@@ -14,9 +14,9 @@ from image_trees import (
     write_tree,
 )
 
-from examples.imagenet import folders, index
-from examples.imagenet.folders import ImageFolder, load_folder
-from examples.imagenet.pixels import decode, for_evaluation, for_training
+from examples.imagenet.data import folders, index
+from examples.imagenet.data.folders import ImageFolder, load_folder
+from examples.imagenet.data.pixels import decode, for_evaluation, for_training
 
 pytestmark = pytest.mark.usefixtures("cache")
 

@@ -16,7 +16,7 @@ from image_trees import (
     write_tree,
 )
 
-from examples.imagenet import index
+from examples.imagenet.data import index
 
 pytestmark = pytest.mark.usefixtures("cache")
 

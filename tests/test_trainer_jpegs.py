@@ -11,11 +11,11 @@ import small_runs as runs
 from image_trees import encoded, write_tree
 from PIL import Image
 
-from examples.imagenet.checkpoint import Checkpoints
+from examples.imagenet.cli import _trainer, main, parse
+from examples.imagenet.data.batches import DataLost
 from examples.imagenet.log import read_log
-from examples.imagenet.loop import fit
-from examples.imagenet.main import _trainer, main, parse
-from examples.imagenet.pipeline import DataLost
+from examples.imagenet.run.checkpoint import Checkpoints
+from examples.imagenet.run.loop import fit
 
 PHOTOS = Path(sklearn.datasets.__file__).parent / "images"
 TRAIN, TEST = 24, 5  # of each class

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 import small_runs as runs
 
-from examples.imagenet.checkpoint import cause
 from examples.imagenet.log import read_log
-from examples.imagenet.train import TrainState
+from examples.imagenet.run.checkpoint import cause
+from examples.imagenet.step.step import TrainState
 
 # Code that runs before the command line: a signal to itself at a chosen moment, which
 # another process could not meet as exactly.

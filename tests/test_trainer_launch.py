@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 from examples.imagenet.__main__ import DIVERGED, REFUSED
-from examples.imagenet.main import parse
+from examples.imagenet.cli import parse
 
 ROOT = Path(__file__).parents[1]
 LAUNCH = ROOT / "examples" / "imagenet" / "launch"

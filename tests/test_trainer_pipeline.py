@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from image_trees import two_classes, write_tree
 
-from examples.imagenet import pipeline
-from examples.imagenet.data import Split
-from examples.imagenet.pipeline import DataLost, Share
-from examples.imagenet.sources import load
+from examples.imagenet.data import batches as pipeline
+from examples.imagenet.data.arrays import Split
+from examples.imagenet.data.batches import DataLost, Share
+from examples.imagenet.data.sources import load
 
 
 def numbered(n):

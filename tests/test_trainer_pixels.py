@@ -10,8 +10,8 @@ import pytest
 from image_trees import encoded, jpeg, picture, png
 from PIL import Image
 
-from examples.imagenet import pixels
-from examples.imagenet.pixels import for_evaluation, for_training
+from examples.imagenet.data import pixels
+from examples.imagenet.data.pixels import for_evaluation, for_training
 
 AUGMENTS = ["caffe", "center", "rrc"]
 TALL = picture(0, 45, 37)

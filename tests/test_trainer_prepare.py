@@ -16,7 +16,7 @@ from image_trees import (
 )
 
 from examples.imagenet import prepare
-from examples.imagenet.archives import Counts
+from examples.imagenet.data.archives import Counts
 
 pytestmark = pytest.mark.usefixtures("cache")
 

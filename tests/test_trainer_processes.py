@@ -16,7 +16,7 @@ HEARTBEAT = 8  # s
 # A process kills itself, or asks itself to stop, before an update's batch is read.
 _STRIKE = """
 import os, signal, time
-from examples.imagenet.recorder import Recorder
+from examples.imagenet.run.recorder import Recorder
 add = Recorder.add
 def strike(self, step, metrics):
     add(self, step, metrics)

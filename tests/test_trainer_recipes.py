@@ -12,11 +12,12 @@ from networks import make, random_variables
 from steps import make_setup
 
 import lars_optax
+from examples.imagenet.cli import main, parse
 from examples.imagenet.config import Config, Network, Optimizer
-from examples.imagenet.main import main, parse
+from examples.imagenet.data.batches import Batch
 from examples.imagenet.models import networks
 from examples.imagenet.recipe import configure, to_recipe
-from examples.imagenet.train import Batch, TrainState, train_step
+from examples.imagenet.step.step import TrainState, train_step
 from lars_optax import recipes
 
 

@@ -19,9 +19,10 @@ from logs import (
 )
 from rich.console import Console
 
-from examples.imagenet import progress, report
-from examples.imagenet.speed import cells, ratios
-from examples.imagenet.summary import labels, read_runs
+from examples.imagenet.report import __main__ as report
+from examples.imagenet.report.runs import labels, read_runs
+from examples.imagenet.report.speed import cells, ratios
+from examples.imagenet.run import progress
 
 
 def test_without_a_terminal_a_line_a_minute_says_when_it_will_end(monkeypatch, capsys):

@@ -8,14 +8,14 @@ import pytest
 from small_runs import command_line
 from test_trainer_data import write_idx
 
+from examples.imagenet.cli import main
 from examples.imagenet.config import Config, Data, Model, Optimizer, Run
-from examples.imagenet.data import Split, in_memory
-from examples.imagenet.engine import start_devices
-from examples.imagenet.figures import curve, plot_runs
+from examples.imagenet.data.arrays import Split, in_memory
 from examples.imagenet.log import read_log
-from examples.imagenet.loop import fit
-from examples.imagenet.main import main
-from examples.imagenet.trainer import Trainer
+from examples.imagenet.report.figures import curve, plot_runs
+from examples.imagenet.run.experiment import Trainer
+from examples.imagenet.run.loop import fit
+from examples.imagenet.step.devices import start_devices
 
 ROOT = Path(__file__).parents[1]
 PNG_MAGIC = b"\x89PNG\r\n\x1a\n"

@@ -19,12 +19,10 @@ from steps import (
     start,
 )
 
-from examples.imagenet import engine
-from examples.imagenet.moments import to_moments
-from examples.imagenet.train import (
-    Batch,
-    train_step,
-)
+from examples.imagenet.data.batches import Batch
+from examples.imagenet.step import devices as engine
+from examples.imagenet.step.moments import to_moments
+from examples.imagenet.step.step import train_step
 
 
 def test_slots_are_the_same_on_any_device_with_batch_norm_and_dropout(devices):

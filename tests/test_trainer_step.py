@@ -17,9 +17,9 @@ from steps import (
     start,
 )
 
-from examples.imagenet import engine
-from examples.imagenet.engine import AXIS
-from examples.imagenet.train import (
+from examples.imagenet.step import devices as engine
+from examples.imagenet.step.devices import AXIS
+from examples.imagenet.step.step import (
     SOLVERS,
     train_step,
 )

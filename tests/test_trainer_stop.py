@@ -13,12 +13,12 @@ import pytest
 import small_runs as runs
 
 from examples.imagenet.__main__ import DIVERGED
-from examples.imagenet.checkpoint import Checkpoints
-from examples.imagenet.cluster import Stops
-from examples.imagenet.diagnose import first_not_finite
 from examples.imagenet.log import read_log
-from examples.imagenet.loop import Stopped, fit
-from examples.imagenet.trainer import Trainer
+from examples.imagenet.run.checkpoint import Checkpoints
+from examples.imagenet.run.cluster import Stops
+from examples.imagenet.run.experiment import Trainer
+from examples.imagenet.run.loop import Stopped, fit
+from examples.imagenet.step.diagnose import first_not_finite
 
 
 def run(trainer, out, show=lambda record: None):

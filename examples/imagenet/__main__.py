@@ -5,7 +5,7 @@ Its exit status says where another start would end alike.
 
 import sys
 
-from .main import main
+from .cli import main
 
 REFUSED = 2  # flags or data that no other start takes either
 DIVERGED = 3

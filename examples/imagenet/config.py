@@ -10,15 +10,15 @@ import re
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
+import jax
 import tyro
 
 from lars_optax.recipes import Recipe
 
-from .cluster import Cluster
-from .flags import check
-from .pixels import Augment
+from .flags import check, flag
 
 Split = Literal["validation", "test"]
+Augment = Literal["caffe", "center", "rrc"]
 Engine = Literal["pmap", "shard_map"]
 Network = Literal[
     "alexnet-small",
@@ -30,6 +30,8 @@ Network = Literal[
     "resnet50",
     "resnet50_v1.5",
 ]
+
+_PATIENCE = 600  # for a step, of several processes [s]
 
 
 def _check_not_negative(group: Any, *names: str) -> None:
@@ -222,6 +224,61 @@ class Run:
         match = re.fullmatch(r"(\d+):(\d+)", self.profile or "")
         steps = range(*map(int, match.groups())) if match else range(0)
         return steps if steps else None
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """Several processes, of one machine or many, that train together.
+
+    Each is started with the same flags but --process. Under Slurm's srun none of these
+    is needed. --out must be a folder that all of them share.
+    """
+
+    #: Where process 0 listens and all others find it.
+    coordinator: Annotated[str | None, tyro.conf.arg(metavar="HOST:PORT")] = None
+    #: How many there are.
+    processes: int | None = None
+    #: The number of this one, from 0.
+    process: int | None = None
+    #: A process that died is noticed, and ends the others, within that time: with
+    #: status 75 where a step fails first, else by JAX, which aborts [s].
+    heartbeat_timeout: int = 60
+    #: A process that while training made no step for that long ends itself with the
+    #: same status; 0 for never. Default: 600 of several processes, 0 of one [s].
+    step_timeout: int | None = None
+
+    def __post_init__(self) -> None:
+        given = (self.coordinator, self.processes, self.process)
+        if given.count(None) not in (0, 3):
+            missing = [
+                flag(name)
+                for name in ("coordinator", "processes", "process")
+                if getattr(self, name) is None
+            ]
+            raise ValueError(f"{', '.join(missing)}: missing; give all three, or none")
+        if self.coordinator is not None:
+            ok = re.fullmatch(r".+:\d+", self.coordinator) is not None
+            check(ok, "coordinator", self.coordinator, "give HOST:PORT")
+        if self.processes is not None and self.process is not None:
+            check(self.processes > 0, "processes", self.processes, "give 1 or more")
+            ok = 0 <= self.process < self.processes
+            remedy = f"give 0 to {self.processes - 1}, as --processes is"
+            check(ok, "process", self.process, f"{remedy} {self.processes}")
+        check(
+            self.heartbeat_timeout >= 5,
+            *("heartbeat_timeout", self.heartbeat_timeout, "give 5 or more"),
+        )
+        check(
+            self.step_timeout is None or self.step_timeout >= 0,
+            *("step_timeout", self.step_timeout, "give 0 or more"),
+        )
+
+    @property
+    def patience(self) -> int:
+        """Seconds without a step after which a process ends itself; 0 for any."""
+        if self.step_timeout is None:
+            return _PATIENCE if jax.process_count() > 1 else 0
+        return self.step_timeout
 
 
 @dataclass(frozen=True)

@@ -16,14 +16,14 @@ from typing import Any
 from rich.console import Console
 
 from .config import Config, Data, Model, Optimizer, Run, Split
-from .engine import start_devices
-from .figures import plot_runs
-from .loop import Result, fit
-from .page import Table, markdown_table, show
-from .progress import progress
+from .data.sources import load
 from .provenance import provenance
-from .sources import load
-from .trainer import Trainer
+from .report.figures import plot_runs
+from .report.page import Table, markdown_table, show
+from .run.experiment import Trainer
+from .run.loop import Result, fit
+from .run.progress import progress
+from .step.devices import start_devices
 
 EPOCHS = 40
 WIDTH = 0.5

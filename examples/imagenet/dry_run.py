@@ -12,8 +12,8 @@ from lars_optax.recipes import Recipe
 
 from .plan import Plan
 from .recipe import changes
-from .train import TrainState, init_state
-from .trainer import Trainer
+from .run.experiment import Trainer
+from .step.step import TrainState, init_state
 
 
 def describe(trainer: Trainer) -> str:

@@ -23,12 +23,12 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
 from rich.table import Table
 
-from .archives import HOW_TO, ILSVRC2012, unpack
-from .data import load_idx
+from .data.archives import HOW_TO, ILSVRC2012, unpack
+from .data.arrays import load_idx
+from .data.folders import Broken, explain
+from .data.index import Index, Tree, read_index
+from .data.pixels import BrokenImage, decode, kind
 from .flags import check
-from .folders import Broken, explain
-from .index import Index, Tree, read_index
-from .pixels import BrokenImage, decode, kind
 
 _CHUNK = 64  # images a thread decodes in one go
 _SHOWN = 20  # broken files printed

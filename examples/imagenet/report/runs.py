@@ -11,8 +11,8 @@ from itertools import chain, count
 from pathlib import Path
 from typing import Any
 
-from .flags import flag
-from .log import LOG, Record, read_log
+from ..flags import flag
+from ..log import LOG, Record, read_log
 
 # Settings that change no number, and those that a label gives in its own words.
 _UNTOLD = {

@@ -16,11 +16,11 @@ from typing import Annotated, Any
 import tyro
 from rich.console import Console
 
+from ..flags import check
 from .figures import curve, plot_layers, plot_logs
-from .flags import check
 from .page import ABSENT, Part, Table, duration, markdown, show
+from .runs import Run, labels, read_runs
 from .speed import Cell, cells, ratios, tables
-from .summary import Run, labels, read_runs
 
 _RUNS = ("run", "status", "updates", "epoch", "accuracy", "top-5", "split", "time")
 

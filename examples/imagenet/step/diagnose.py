@@ -10,7 +10,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from .train import Batch, TrainState, mirrored
+from ..data.batches import Batch
+from .step import TrainState, mirrored
 
 
 def first_not_finite(

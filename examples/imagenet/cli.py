@@ -18,21 +18,21 @@ import jax
 import tyro
 from rich.console import Console
 
-from .checkpoint import Checkpoints, NotSaved, exist, remove
-from .cluster import TRY_AGAIN, check_agreement, join, together
 from .config import Config, Run
+from .data.batches import DataLost
+from .data.sources import load
 from .dry_run import describe
-from .engine import CopiesDiffer, start_devices
-from .figures import plot_runs
 from .flags import flag
 from .log import LOG, Record, read_log, tensorboard
-from .loop import Result, Stopped, fit
 from .models import image_pixels
-from .pipeline import DataLost
-from .progress import progress
 from .recipe import configure
-from .sources import load
-from .trainer import Trainer
+from .report.figures import plot_runs
+from .run.checkpoint import Checkpoints, NotSaved, exist, remove
+from .run.cluster import TRY_AGAIN, check_agreement, join, together
+from .run.experiment import Trainer
+from .run.loop import Result, Stopped, fit
+from .run.progress import progress
+from .step.devices import CopiesDiffer, start_devices
 
 _PNG = "curves.png"
 

@@ -9,9 +9,9 @@ from itertools import combinations
 from statistics import median
 from typing import NamedTuple
 
-from .log import Record
+from ..log import Record
 from .page import ABSENT, Table, duration
-from .summary import Run, differences
+from .runs import Run, differences
 
 # Settings that speed depends on, beside batch and devices.
 _MATTERS = {

@@ -16,9 +16,9 @@ import optax
 
 import lars_optax
 
+from ..data.batches import Array, Batch
 from .moments import age, from_moments, to_moments
 
-Array = Any  # of JAX on the devices, of NumPy on the way there
 SOLVERS = "solvers"  # the axis of slots side by side
 
 
@@ -29,13 +29,6 @@ class TrainState(NamedTuple):
     batch_stats: Any  # running moments of BatchNorm; {} without it
     opt_state: optax.OptState
     finite: jax.Array  # bool [], False from the first update on that was not
-
-
-class Batch(NamedTuple):
-    images: Array  # uint8 [n, height, width, channels]
-    labels: Array  # int32 [n]
-    mask: Array = None  # bool [n], False = padding; evaluation alone
-    mirror: Array = None  # bool [n], True = left and right are to change places
 
 
 def init_state(

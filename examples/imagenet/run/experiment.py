@@ -15,18 +15,18 @@ import numpy as np
 from lars_optax import epochs_to_steps
 from lars_optax.recipes import Recipe
 
-from .config import Config
-from .data import Dataset, Source
-from .engine import AXIS, parallelize
-from .flags import check, flag
-from .folders import Broken
-from .models import make_model, published_pixel_std
-from .pipeline import Share, evaluation, training
-from .plan import make_plan
-from .provenance import versions
-from .recipe import layer_stats, to_recipe
-from .sources import fingerprint
-from .train import SOLVERS, Batch, TrainState, eval_step, init_state, train_step
+from ..config import Config
+from ..data.arrays import Dataset, Source
+from ..data.batches import Batch, Share, evaluation, training
+from ..data.folders import Broken
+from ..data.sources import fingerprint
+from ..flags import check, flag
+from ..models import make_model, published_pixel_std
+from ..plan import make_plan
+from ..provenance import versions
+from ..recipe import layer_stats, to_recipe
+from ..step.devices import AXIS, parallelize
+from ..step.step import SOLVERS, TrainState, eval_step, init_state, train_step
 
 
 @dataclass(frozen=True)

@@ -15,9 +15,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from .data import Dataset, hold_out
+from ..config import Augment
+from .arrays import Dataset, hold_out
 from .index import Index, Tree, cache_folder, read_index, recall, remember
-from .pixels import DECODERS, Augment, BrokenImage, decode, for_evaluation, for_training
+from .pixels import DECODERS, BrokenImage, decode, for_evaluation, for_training
 
 _SAMPLE = 2_000  # training images whose pixels give mean and deviation
 

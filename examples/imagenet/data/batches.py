@@ -6,21 +6,28 @@ on how many threads read, how many processes share a batch, or where a run began
 
 import os
 from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import grain
 import numpy as np
 
-from .data import Source, Split, visits
+from .arrays import Source, Split, visits
 from .folders import Broken, ImageFolder, Loaded
-from .train import Batch
 
+Array = Any  # of JAX on the devices, of NumPy on the way there
 _CHUNK = 32  # images a thread reads at once
 Read = Callable[[np.ndarray], Loaded]  # of places, counted over the whole run
 
 
 class DataLost(Exception):
     """Images cannot be read, and the run is not to go on without them."""
+
+
+class Batch(NamedTuple):
+    images: Array  # uint8 [n, height, width, channels]
+    labels: Array  # int32 [n]
+    mask: Array = None  # bool [n], False = padding; evaluation alone
+    mirror: Array = None  # bool [n], True = left and right are to change places
 
 
 class Share(NamedTuple):

@@ -16,7 +16,7 @@ import optax
 
 from lars_optax._plots import line_style as line_style
 
-from .log import Record, read_log
+from ..log import Record, read_log
 
 _BOUNDS = {"accuracy": (0.01, 0.999), "loss": (0, 100)}  # of what is drawn
 _LOST = "diverged"

@@ -12,16 +12,16 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from ..data.batches import DataLost
+from ..log import Log, Record
+from ..provenance import versions
+from ..step.devices import assert_replicated
+from ..step.step import TrainState
 from .checkpoint import Checkpoints
 from .cluster import Stops, Watchdog
-from .engine import assert_replicated
-from .log import Log, Record
-from .pipeline import DataLost
+from .experiment import Scores, Trainer
 from .profile import Profile
-from .provenance import versions
 from .recorder import Recorder
-from .train import TrainState
-from .trainer import Scores, Trainer
 
 
 @dataclass(frozen=True)

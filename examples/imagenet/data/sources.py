@@ -3,9 +3,9 @@
 import hashlib
 from pathlib import Path
 
-from .data import Dataset, Source, Split, load_idx, load_mnist, synthetic
+from ..config import Augment
+from .arrays import Dataset, Source, Split, load_idx, load_mnist, synthetic
 from .folders import ImageFolder, load_folder
-from .pixels import Augment
 
 
 def load(

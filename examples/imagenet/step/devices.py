@@ -18,7 +18,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from .config import Engine
+from ..config import Engine
 
 AXIS = "batch"
 VIRTUAL_CPU_DEVICES = 4

@@ -10,13 +10,13 @@ import numpy as np
 
 from lars_optax import LayerStats
 
+from ..data.batches import DataLost
+from ..data.folders import Broken
+from ..log import Log
+from ..step.diagnose import first_not_finite, leaf_not_finite
+from ..step.step import TrainState
 from .cluster import gather
-from .diagnose import first_not_finite, leaf_not_finite
-from .folders import Broken
-from .log import Log
-from .pipeline import DataLost
-from .train import TrainState
-from .trainer import Trainer
+from .experiment import Trainer
 
 _IN_FLIGHT = 2  # steps behind the one just begun that need not have ended
 

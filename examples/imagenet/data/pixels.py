@@ -9,13 +9,13 @@ scan may decode to wrong pixels without a word.
 import math
 import struct
 import zlib
-from typing import Literal
 
 import cv2
 import numpy as np
 import simplejpeg
 
-Augment = Literal["caffe", "center", "rrc"]
+from ..config import Augment
+
 DECODERS = f"simplejpeg {simplejpeg.__version__}, OpenCV {cv2.__version__}"
 
 _JPEG = b"\xff\xd8\xff"

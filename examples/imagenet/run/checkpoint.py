@@ -24,11 +24,11 @@ from orbax.checkpoint.checkpoint_managers import (
     LatestN,
 )
 
-from .config import Config
-from .flags import flag
-from .log import LOG
-from .provenance import versions
-from .train import TrainState
+from ..config import Config
+from ..flags import flag
+from ..log import LOG
+from ..provenance import versions
+from ..step.step import TrainState
 
 _FOLDER = "checkpoints"
 _ACCURACY = "accuracy"

@@ -13,7 +13,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from .log import Record
+from ..log import Record
 
 _QUIET = 60.0  # seconds after which a run without a terminal says where it is
 

@@ -1,0 +1,1 @@
+"""A whole run: its loop, its checkpoints, its processes, what it shows."""
