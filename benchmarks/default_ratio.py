@@ -19,10 +19,10 @@ with 0.02.
 Final: Fashion-MNIST at batch 8,192, networks without and with BatchNorm, learning rates
 20 and 40, 30 epochs, seeds 0 and 1, accuracy on the study's validation images. The
 smallest of the candidates' largest shortfalls is found. If that of 0.02 exceeds it by
-at most one standard error, 0.02 becomes the default; else the candidate that has it
-does. The standard error is that of a difference of two means of n seeds: √(2/n) times
-the standard deviation between seeds, pooled over all settings and candidates of the
-final.
+at most one standard error, 0.02 becomes the default; otherwise the candidate that has
+it does. The standard error is that of a difference of two means of n seeds: √(2/n)
+times the standard deviation between seeds, pooled over all settings and candidates of
+the final.
 
     python -m benchmarks.ablations --only excluded     the screening of two networks
     python -m benchmarks.dense                         the screening of the other two

@@ -1,18 +1,16 @@
 """LARS, Layer-wise Adaptive Rate Scaling, for Optax. Anything not here is private."""
 
 from lars_optax import recipes as recipes
-from lars_optax._describe import describe_mask as describe_mask
-from lars_optax._diagnostics import LayerStats as LayerStats
-from lars_optax._diagnostics import format_layer_stats as format_layer_stats
-from lars_optax._diagnostics import layer_stats as layer_stats
 from lars_optax._larc import larc as larc
 from lars_optax._lars import lars as lars
 from lars_optax._lars import scale_by_lars as scale_by_lars
+from lars_optax._layer_stats import LayerStats as LayerStats
+from lars_optax._layer_stats import RecordLayerStatsState as RecordLayerStatsState
+from lars_optax._layer_stats import layer_stats as layer_stats
+from lars_optax._layer_stats import record_layer_stats as record_layer_stats
 from lars_optax._masks import exclude_bias_and_norm as exclude_bias_and_norm
 from lars_optax._masks import match_paths as match_paths
 from lars_optax._plots import plot_layer_stats as plot_layer_stats
-from lars_optax._record import RecordLayerStatsState as RecordLayerStatsState
-from lars_optax._record import record_layer_stats as record_layer_stats
 from lars_optax._schedules import epochs_to_steps as epochs_to_steps
 from lars_optax._schedules import linear_scaling as linear_scaling
 from lars_optax._schedules import sqrt_scaling as sqrt_scaling
@@ -22,6 +20,8 @@ from lars_optax._schedules import (
 from lars_optax._schedules import (
     warmup_polynomial_decay_schedule as warmup_polynomial_decay_schedule,
 )
+from lars_optax._tables import describe_mask as describe_mask
+from lars_optax._tables import format_layer_stats as format_layer_stats
 from lars_optax._transform import ScaleByLarsState as ScaleByLarsState
 
 __version__ = "0.1.0"

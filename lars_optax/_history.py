@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from lars_optax._diagnostics import LayerStats, layer_name
-from lars_optax._record import RecordLayerStatsState
+from lars_optax._layer_stats import LayerStats, RecordLayerStatsState
+from lars_optax._tables import layer_name
 from lars_optax._tree import Path, flatten, is_empty, path_string, quote, some
 
 _WANTED = "the trees that layer_stats returns, or states of record_layer_stats"

@@ -5,9 +5,9 @@ from typing import Any
 import jax
 import optax
 
-from lars_optax._layerwise import Settings
 from lars_optax._masks import BY_ROLE, Mask
 from lars_optax._momentum import cast_to_params, check_dtype, wide_momentum
+from lars_optax._rule import Settings
 from lars_optax._transform import transform
 from lars_optax._validate import check_sgd
 

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from lars_optax._layers import resolve_stacked_axes
+from lars_optax._axes import resolve_stacked_axes
 from lars_optax._roles import is_weight
 from lars_optax._tree import (
     broadcast_prefix,

@@ -9,9 +9,9 @@ from typing import Any, NoReturn, cast
 import jax
 import optax
 
-from lars_optax._layerwise import FALLBACK_RATIO, Settings
 from lars_optax._masks import BY_ROLE, Mask, check_mask, exclude_bias_and_norm
 from lars_optax._momentum import cast_to_params, check_dtype, wide_momentum
+from lars_optax._rule import FALLBACK_RATIO, Settings
 from lars_optax._schedules import (
     epochs_to_steps,
     warmup_piecewise_constant_schedule,

@@ -6,8 +6,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from lars_optax._layers import per_layer
-from lars_optax._layerwise import Settings
+from lars_optax._norms import per_layer
+from lars_optax._rule import Settings
 from lars_optax._tree import flatten
 
 

@@ -7,7 +7,7 @@ from jax.sharding import PartitionSpec
 from trees import PARAMS, assert_equal, update
 
 import lars_optax
-from lars_optax._layers import resolve_axis_names
+from lars_optax._axes import resolve_axis_names
 
 
 @pytest.mark.parametrize("stacked_axes", [0, -1, {"conv": 1, "rest": 0}])

@@ -1,4 +1,7 @@
-"""The statistics of every layer, kept in an optimizer's state."""
+"""Each layer's norms and trust ratio: the paper's Table 4, for any network.
+
+`layer_stats` takes them, and `record_layer_stats` keeps them in an optimizer's state.
+"""
 
 import functools
 from typing import Any, NamedTuple
@@ -7,12 +10,105 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from lars_optax._diagnostics import LayerStats, stats_of
-from lars_optax._layers import resolve_stacked_axes
-from lars_optax._layerwise import FALLBACK_RATIO, Settings
+from lars_optax._axes import resolve_stacked_axes
 from lars_optax._masks import BY_ROLE, Mask
+from lars_optax._norms import norm_dtype, sum_of_squares
+from lars_optax._rule import FALLBACK_RATIO, Settings, norms_of
 from lars_optax._tree import flatten, is_empty, replace_leaves
-from lars_optax._trust_ratio import norm_dtype, sum_of_squares
+
+
+class LayerStats(NamedTuple):
+    """Norms and ratio of one leaf: scalars, or vectors over the layers it stacks."""
+
+    param_norm: jax.Array  # ‖w‖
+    grad_norm: jax.Array  # ‖g‖
+    trust_ratio: jax.Array  # what `lars` multiplies g + βw by: λ, or fallback_ratio
+
+
+def layer_stats(
+    grads: optax.Updates,
+    params: optax.Params,
+    weight_decay: jax.typing.ArrayLike = 0.0,
+    weight_decay_mask: Mask = BY_ROLE,
+    trust_coefficient: jax.typing.ArrayLike = 0.001,
+    eps: jax.typing.ArrayLike = 0.0,
+    trust_ratio_mask: Mask = BY_ROLE,
+    *,
+    denominator: str = "separate",
+    fallback_ratio: jax.typing.ArrayLike = FALLBACK_RATIO,
+    max_ratio: jax.typing.ArrayLike | None = None,
+    stacked_axes: Any = None,
+    axis_name: Any = None,
+) -> Any:
+    """‖w‖, ‖g‖ and the trust ratio of every leaf, as `scale_by_lars` would take them.
+
+    Pass the arguments given to `scale_by_lars`, with the present value of a scheduled
+    weight decay. Inside one jit with the optimizer's update on the same gradients this
+    reads no array of an adapted layer again: XLA shares the reductions. (With
+    denominator="joint" and decay, ‖g‖ is one reduction more.)
+
+    Args: the gradients, the parameters, then as `scale_by_lars`.
+
+    Returns:
+      A tree like `params` with a `LayerStats` at each leaf, None where the gradient is
+      None.
+
+    Raises:
+      ValueError: as `scale_by_lars`.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from lars_optax import format_layer_stats
+      >>> params = {"kernel": jnp.full((2, 2), 3.0), "bias": jnp.ones(2)}
+      >>> grads = {"kernel": jnp.full((2, 2), 0.5), "bias": jnp.full(2, 0.1)}
+      >>> stats = layer_stats(grads, params)
+      >>> print(format_layer_stats(stats))
+      layer   ‖w‖       ‖g‖       ‖w‖/‖g‖   ratio
+      bias    1.414     0.1414    10        0.02
+      kernel  6         1         6         0.006
+
+    References:
+      You, Gitman, Ginsburg 2017, Table 4 (where x.1 are weights and x.0 biases, the
+      reverse of its caption, except at conv4).
+    """
+    settings = Settings(
+        weight_decay=weight_decay,
+        weight_decay_mask=weight_decay_mask,
+        trust_coefficient=trust_coefficient,
+        eps=eps,
+        trust_ratio_mask=trust_ratio_mask,
+        denominator=denominator,
+        fallback_ratio=fallback_ratio,
+        max_ratio=max_ratio,
+        stacked_axes=stacked_axes,
+        axis_name=axis_name,
+    )
+    if callable(weight_decay):
+        raise ValueError(
+            "weight_decay is a schedule; layer_stats needs its present value, "
+            "weight_decay(count)."
+        )
+    return stats_of(settings, grads, params)
+
+
+def stats_of(settings: Settings, grads: optax.Updates, params: optax.Params) -> Any:
+    """`layer_stats` under settings that hold no schedule."""
+    layers = settings.layers(grads, params)
+    found = [layer for layer in layers if layer is not None]
+    ratios = iter(settings.trust_ratios([x for x in found if x.adapted]))
+    arrays = [x.leaf.param for x in found] + [x.leaf.grad for x in found]
+    norms = norms_of(arrays, found + found)
+    stats = (
+        LayerStats(
+            w,
+            g,
+            next(ratios) if x.adapted else jnp.full_like(w, settings.fallback_ratio),
+        )
+        for x, w, g in zip(found, norms[: len(found)], norms[len(found) :], strict=True)
+    )
+    pairs = zip(flatten(grads)[1], layers, strict=True)
+    kept = (x if layer is None else next(stats) for x, layer in pairs)
+    return replace_leaves(grads, kept)
 
 
 def _none_yet(settings: Settings, params: optax.Params) -> Any:

@@ -1,16 +1,10 @@
 """What one layer is: a leaf or a slice of it, and the devices that hold it.
 
-Turns `stacked_axes` and `axis_name` into one value per leaf, and takes all norms of a
-tree with one `psum` per distinct set of mesh axes (two where some of its layers lie
-apart over another set: joined, all would count as apart). Never reshapes a leaf: that
-would gather a sharded one.
+Turns `stacked_axes` and `axis_name` into one value per leaf.
 """
 
-import math
 from typing import Any, NamedTuple
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import PartitionSpec
 
@@ -22,7 +16,6 @@ from lars_optax._tree import (
     is_empty,
     quote,
 )
-from lars_optax._trust_ratio import root, sum_of_squares
 
 
 def resolve_stacked_axes(stacked_axes: Any, params: Any) -> list[int | None]:
@@ -164,42 +157,3 @@ def _sharded_on(path: Path, leaf: Any, spec: Any, stacked: int | None) -> AxisNa
                 )
             (between if axis == stacked else summed).update(names)
     return AxisNames(tuple(sorted(summed)), tuple(sorted(between)))
-
-
-def layer_norms(
-    arrays: list[jax.Array],
-    stacked: list[int | None],
-    axis_names: list[AxisNames],
-) -> list[jax.Array]:
-    """‖x‖ of each layer: a scalar for each array, a vector where it is stacked."""
-    squares = [sum_of_squares(x, axis) for x, axis in zip(arrays, stacked, strict=True)]
-    groups: dict[Any, list[int]] = {}
-    for i, (names, x) in enumerate(zip(axis_names, squares, strict=True)):
-        if names.summed:
-            groups.setdefault((names, x.dtype), []).append(i)
-    for (names, _), members in groups.items():
-        _check_bound(names.summed)
-        flat = jnp.concatenate([jnp.atleast_1d(squares[i]) for i in members])
-        summed = jax.lax.psum(flat, names.summed)
-        ends = np.cumsum([math.prod(squares[i].shape) for i in members])[:-1]
-        for i, part in zip(members, jnp.split(summed, ends), strict=True):
-            squares[i] = part.reshape(squares[i].shape)
-    return [root(x) for x in squares]
-
-
-def _check_bound(names: tuple[str, ...]) -> None:
-    try:
-        jax.lax.psum(1, names)  # of a constant: nothing is sent
-    except NameError as error:
-        raise ValueError(
-            f"axis_name has {', '.join(map(repr, names))}, but: {error}. Inside "
-            "shard_map or pmap give the names of their axes; elsewhere, under jit too, "
-            "leave axis_name None."
-        ) from error
-
-
-def per_layer(value: jax.Array, leaf: jax.Array, stacked: int | None) -> jax.Array:
-    """A layer's value shaped to multiply its leaf."""
-    if stacked is None:
-        return value
-    return jnp.expand_dims(value, [i for i in range(leaf.ndim) if i != stacked])

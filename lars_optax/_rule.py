@@ -1,4 +1,4 @@
-"""The rule over a tree: settings, checked once; then every layer's norms and λ.
+"""The rule: its settings, checked once, and the mathematics of one layer.
 
 What `scale_by_lars` and `layer_stats` share, so that they cannot disagree and so that
 XLA finds the same reductions in both and does them once.
@@ -8,22 +8,41 @@ import dataclasses
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import optax
 
-from lars_optax._layers import (
+from lars_optax._axes import (
     AxisNames,
-    layer_norms,
     resolve_axis_names,
     resolve_stacked_axes,
     shapes_for_roles,
 )
 from lars_optax._masks import Mask, check_mask, refuse_empty_default, resolve_mask
+from lars_optax._norms import layer_norms, norm_dtype
 from lars_optax._tree import check_parameter, check_updates, flatten, is_empty
-from lars_optax._trust_ratio import Leaf, Rule, trust_ratio, with_step
 from lars_optax._validate import check_number, is_zero
 
 # The default of fallback_ratio, chosen by benchmarks/default_ratio.py.
 FALLBACK_RATIO = 0.02
+
+
+class Rule(NamedTuple):
+    """The constants of the trust ratio, each a number or a scalar array."""
+
+    trust_coefficient: Any  # η, the paper's l
+    eps: Any  # ε
+    fallback_ratio: Any  # stands in for λ where it is not defined
+    max_ratio: Any  # upper bound of λ, or None
+    clip_at: Any = None  # LARC: the learning rate γ, to which λ is clipped
+
+
+class Leaf(NamedTuple):
+    """One parameter and its gradient; `step` is g + βw, in float32 at least."""
+
+    param: jax.Array
+    grad: jax.Array
+    step: jax.Array
+    weight_decay: Any  # β, 0 where the leaf is not decayed
 
 
 class Layer(NamedTuple):
@@ -162,3 +181,48 @@ def norms_of(arrays: list[jax.Array], layers: list[Layer]) -> list[jax.Array]:
     return layer_norms(
         arrays, [x.stacked for x in layers], [x.axis_names for x in layers]
     )
+
+
+def with_step(grad: Any, param: Any, weight_decay: Any) -> Leaf:
+    """A leaf and its step; a `weight_decay` of None means not decayed."""
+    param, grad = jnp.asarray(param), jnp.asarray(grad)
+    wide = norm_dtype(param.dtype)
+    step = grad.astype(wide)
+    if norm_dtype(grad.dtype) != wide:
+        grad = step  # both norms have the parameter's precision
+    if weight_decay is None:
+        return Leaf(param, grad, step, 0.0)
+    weight_decay = jnp.asarray(weight_decay, jnp.finfo(wide).dtype)
+    step += weight_decay.astype(wide) * param.astype(wide)
+    return Leaf(param, grad, step, weight_decay)
+
+
+def trust_ratio(
+    param_norm: jax.Array, grad_norm: jax.Array, weight_decay: Any, rule: Rule
+) -> jax.Array:
+    """λ = η‖w‖ / (‖g‖ + β‖w‖ + ε), from the two norms.
+
+    For the joint denominator pass ‖g + βw‖ as `grad_norm` and 0 as `weight_decay`.
+    Where the rule clips, min(λ/γ, 1), for a learning rate γ that is still to come.
+    """
+    eta, eps, fallback = (
+        jnp.asarray(x, param_norm.dtype)
+        for x in (rule.trust_coefficient, rule.eps, rule.fallback_ratio)
+    )
+    # Zero norms: a layer not yet trained (w = 0) or one the loss does not see (g = 0).
+    undefined = (param_norm == 0) | (grad_norm == 0)
+    # 0/0 must not reach the division: its derivative would be NaN on both branches.
+    denominator = jnp.where(undefined, 1, grad_norm + weight_decay * param_norm + eps)
+    ratio = eta * param_norm / denominator
+    if rule.max_ratio is not None:
+        ratio = jnp.minimum(ratio, jnp.asarray(rule.max_ratio, ratio.dtype))
+    if rule.clip_at is not None:
+        gamma = jnp.asarray(rule.clip_at, ratio.dtype)
+        # γ = 0, as a warm-up may start: no factor matters, and 1 is finite.
+        is_zero = gamma == 0
+        factor = jnp.minimum(ratio / jnp.where(is_zero, 1, gamma), 1)
+        ratio = jnp.where(is_zero, 1, factor)
+    ratio = jnp.where(undefined, fallback, ratio)
+    # An infinite norm would give λ = 0 and freeze the layer in silence.
+    finite = jnp.isfinite(param_norm) & jnp.isfinite(grad_norm)
+    return jnp.where(finite, ratio, jnp.nan)
