@@ -47,7 +47,7 @@ if [ "$name" = newest ]; then
 fi
 # shellcheck disable=SC2046,SC2086
 "$python" -m pytest -p no:cacheprovider -o addopts="-q -rs --doctest-modules" $processes \
-    lars_optax $(printf 'tests/test_%s.py ' $tests)
+    lars_optax $(printf 'tests/package/test_%s.py ' $tests)
 if [ "$name" = floor ]; then exit; fi
 
 folder=$(mktemp -d)

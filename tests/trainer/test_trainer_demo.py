@@ -8,7 +8,7 @@ import pytest
 
 from examples.imagenet import demo
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 
 def test_demo_refuses_a_sweep_of_another_protocol(tmp_path):

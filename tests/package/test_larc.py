@@ -6,8 +6,15 @@ import numpy as np
 import optax
 import pytest
 from reference import trust_ratio
-from test_equivalence import assert_same_history
-from trees import GRADS, PARAMS, learning_rate, params_tree, recorded_grads, replay
+from trees import (
+    GRADS,
+    PARAMS,
+    assert_same_history,
+    learning_rate,
+    params_tree,
+    recorded_grads,
+    replay,
+)
 
 import lars_optax
 

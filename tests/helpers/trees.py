@@ -101,3 +101,15 @@ def assert_equal(actual, expected, rtol=0.0):
     for a, b in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
         largest = np.max(np.abs(np.nan_to_num(b)), initial=0.0)
         np.testing.assert_allclose(a, b, rtol=0, atol=rtol * largest)
+
+
+# Roundings of the largest value, of two orders of the same float32 arithmetic.
+TOLERANCE = 2e-6
+
+
+def assert_same_history(ours, theirs, tolerance=TOLERANCE):
+    for mine, other in zip(ours, theirs, strict=True):
+        for name, want in other.items():
+            want = np.asarray(want, np.float64)
+            error = np.max(np.abs(np.asarray(mine[name], np.float64) - want))
+            assert error <= tolerance * np.max(np.abs(want)), name

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from image_trees import write_idx
 from small_runs import command_line
-from test_trainer_data import write_idx
 
 from examples.imagenet.cli import main
 from examples.imagenet.config import Config, Data, Model, Optimizer, Run
@@ -17,7 +17,7 @@ from examples.imagenet.run.experiment import Trainer
 from examples.imagenet.run.loop import fit
 from examples.imagenet.step.devices import start_devices
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
 
 

@@ -5,7 +5,7 @@ ours in its place. They come with Optax's wheel but need scikit-learn; OPTAX_TES
 name a folder with another copy of Optax, for example an unpacked source distribution.
 By hand, with each case shown:
 
-    python tests/test_optax_suite.py
+    PYTHONPATH=.:tests/helpers python tests/package/test_optax_suite.py
 
 The others state the same laws in our own words, and need nothing.
 """
@@ -28,7 +28,7 @@ from compat import enable_x64
 
 import lars_optax
 
-REPOSITORY = Path(__file__).parent.parent
+REPOSITORY = Path(__file__).parents[2]
 UNAVAILABLE = 77  # exit status: what could be run passed, but not all could be run
 HALF, FULL = ("bfloat16", "float16"), ("float32", "float64", "complex64", "complex128")
 OPTAX_SIGNATURE = inspect.signature(optax.lars)  # both masks are True by default
@@ -93,6 +93,7 @@ def test_passes_the_tests_of_optax_lars():
     path = [
         os.environ.get("OPTAX_TESTS"),
         str(REPOSITORY),
+        str(REPOSITORY / "tests/helpers"),
         os.environ.get("PYTHONPATH"),
     ]
     environment = os.environ | {

@@ -6,17 +6,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from image_trees import write_idx
 
 from examples.imagenet.data import arrays as data
 from examples.imagenet.data.sources import load
 
 FASHION = Path("/usr/share/datasets/fashion-mnist")
-
-
-def write_idx(path, array, magic=b"\x00\x00\x08"):
-    raw = magic + bytes([array.ndim])
-    raw += struct.pack(f">{array.ndim}I", *array.shape) + array.tobytes()
-    path.write_bytes(gzip.compress(raw) if path.suffix == ".gz" else raw)
 
 
 def write_folder(folder, suffix="", train=40, test=10):

@@ -2,12 +2,12 @@
 
 import re
 import signal
-import socket
 import time
 
 import numpy as np
 import pytest
 import small_runs as runs
+from small_runs import free_port
 from steps import assert_params_close
 
 from examples.imagenet.log import read_log
@@ -28,12 +28,6 @@ Recorder.add = strike
 # Sums over the processes are taken in another order, and LARS divides by norms of them:
 # float32 roundings of 6e-8, of 24 updates.
 ROUNDINGS = 3e-5
-
-
-def free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 @pytest.fixture(scope="module")

@@ -22,7 +22,7 @@ from examples.imagenet.run.experiment import Trainer
 from examples.imagenet.step.step import train_step
 from lars_optax import recipes
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 IMAGENET = 1_281_167
 PARAMETERS = {
     "alexnet": 60_965_224,

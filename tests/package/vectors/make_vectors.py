@@ -1,4 +1,4 @@
-"""Record what four published LARS implementations do, for `tests/test_published.py`.
+"""Record what four published LARS implementations do, for `test_published.py`.
 
 Run by hand; the tests only read the .npz files this writes beside itself. In a fresh
 environment of Python 3.11, away from the project's own:
@@ -6,7 +6,7 @@ environment of Python 3.11, away from the project's own:
     pip install torch==2.13.0 numpy==2.4.6 jax==0.10.2
     pip install --no-deps timm==1.0.31 pytorch_optimizer==4.1.0
     pip install --no-deps solo-learn==1.0.2 flax==0.5.3
-    python tests/vectors/make_vectors.py
+    python tests/package/vectors/make_vectors.py
 
 `--no-deps` because each file below needs torch (or jax) and nothing else of what its
 distribution asks for. Each is loaded without its package's `__init__`, unmodified.

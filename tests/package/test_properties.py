@@ -5,7 +5,7 @@ float32 and complex64, or, one tree in 4, all float64. Elements are 0 or from 1e
 joint denominator squares βw, and β ≥ 2⁻¹⁰) to norms of 1e19, with some of 1e-30 and
 1e-40, whose squares are 0. Eager, for each shape to compile once. Twenty times as many:
 
-    python -m pytest tests/test_properties.py --hypothesis-profile=thorough
+    python -m pytest tests/package/test_properties.py --hypothesis-profile=thorough
 """
 
 import jax

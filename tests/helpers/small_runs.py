@@ -2,6 +2,7 @@
 
 import copy
 import os
+import socket
 import subprocess
 import sys
 from dataclasses import replace
@@ -11,8 +12,8 @@ from pathlib import Path
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+from image_trees import write_idx
 from steps import make_batch
-from test_trainer_data import write_idx
 
 from examples.imagenet.config import Config, Model, Optimizer, Run
 from examples.imagenet.data import arrays as data
@@ -20,7 +21,7 @@ from examples.imagenet.log import read_log
 from examples.imagenet.run.experiment import Trainer
 from examples.imagenet.step.devices import start_devices
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 UPDATES = 24  # three epochs of eight
 # What checkpoints say of the data, and of how a batch is cut.
 FACTS = ({"images": 128}, {"BatchNorm's images": 8})
@@ -143,3 +144,9 @@ def logged(out):
     records = read_log(out / "log.jsonl")
     kept = [r for r in records if r["kind"] in ("step", "layers", "epoch")]
     return [{k: v for k, v in record.items() if k != "seconds"} for record in kept]
+
+
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]

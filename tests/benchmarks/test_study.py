@@ -24,7 +24,7 @@ from benchmarks.study_runs import Job, Runs, missing, remaining
 from examples.imagenet.plan import make_plan
 from examples.imagenet.recipe import to_recipe
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 
 
 def run_all(score):

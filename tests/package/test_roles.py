@@ -12,7 +12,7 @@ from compat import shard_map
 from flax import nnx
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
-from test_masks import paths
+from mask_nets import paths
 from trees import assert_equal
 
 import lars_optax

@@ -1,7 +1,9 @@
 """Images and trees of class folders, as files, for the tests of the trainer's data."""
 
+import gzip
 import io
 import os
+import struct
 
 import numpy as np
 from PIL import Image
@@ -94,3 +96,9 @@ def age(root):
 def read_bytes(path):
     with open(path, "rb") as file:
         return file.read()
+
+
+def write_idx(path, array, magic=b"\x00\x00\x08"):
+    raw = magic + bytes([array.ndim])
+    raw += struct.pack(f">{array.ndim}I", *array.shape) + array.tobytes()
+    path.write_bytes(gzip.compress(raw) if path.suffix == ".gz" else raw)

@@ -27,7 +27,7 @@ settings.register_profile(
 )
 # Where it keeps the constants of imported modules: not in a folder of its own.
 configuration.set_hypothesis_home_dir(
-    Path(__file__).parents[1] / ".pytest_cache" / "hypothesis"
+    Path(__file__).parents[2] / ".pytest_cache" / "hypothesis"
 )
 if settings.get_current_profile_name() != "thorough":
     settings.load_profile("laws")

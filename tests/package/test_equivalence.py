@@ -9,19 +9,16 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from trees import learning_rate, params_tree, recorded_grads, replay, train
+from trees import (
+    assert_same_history,
+    learning_rate,
+    params_tree,
+    recorded_grads,
+    replay,
+    train,
+)
 
 import lars_optax
-
-TOLERANCE = 2e-6
-
-
-def assert_same_history(ours, theirs, tolerance=TOLERANCE):
-    for mine, other in zip(ours, theirs, strict=True):
-        for name, want in other.items():
-            want = np.asarray(want, np.float64)
-            error = np.max(np.abs(np.asarray(mine[name], np.float64) - want))
-            assert error <= tolerance * np.max(np.abs(want)), name
 
 
 def run(tx):

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import jax
 import numpy as np
 import pytest
-from test_trainer_processes import free_port
+from small_runs import free_port
 
 from examples.imagenet.cli import main
 from examples.imagenet.config import Cluster, Run

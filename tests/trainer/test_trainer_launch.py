@@ -15,7 +15,7 @@ import yaml
 from examples.imagenet.__main__ import DIVERGED, REFUSED
 from examples.imagenet.cli import parse
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 LAUNCH = ROOT / "examples" / "imagenet" / "launch"
 SLURM = LAUNCH / "slurm.sh"
 TRAINER = ["-m", "examples.imagenet"]

@@ -13,7 +13,7 @@ from matplotlib import pyplot
 from examples.notebooks.execute import NOTEBOOK, strip
 
 matplotlib.use("agg")
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 NUMBER = re.compile(r"\d[\d,]*(?:\.\d+)?(?:e[-+]\d+)?")
 # Relative; 4 digits are printed. Training magnifies roundings, most of all in what the
 # gradients are at its end.

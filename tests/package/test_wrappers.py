@@ -6,12 +6,13 @@ import numpy as np
 import optax
 import pytest
 from reference import Lars, trust_ratio
-from test_equivalence import TOLERANCE, assert_same_history
 from trees import (
     PARAMS,
+    TOLERANCE,
     WEIGHTS,
     arrays,
     assert_equal,
+    assert_same_history,
     learning_rate,
     params_tree,
     recorded_grads,

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from test_masks import NnxNet, linen_params, paths
+from mask_nets import NnxNet, linen_params, paths
 
 import lars_optax
 

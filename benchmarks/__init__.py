@@ -1,0 +1,1 @@
+"""Measurements of the package and the trainer; scripts to run with `python -m`."""
