@@ -13,17 +13,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from benchmarks import (
-    ablations,
-    ablations_page,
-    default_ratio,
-    layers_page,
-    regimes,
-    scaling,
-    study_page,
-    study_runs,
-)
-from benchmarks.optimizer_step import BASE
+from benchmarks.correctness import regimes
+from benchmarks.speed import scaling
+from benchmarks.speed.optimizer_step import BASE
+from benchmarks.study import ablations, ablations_page, default_ratio, layers_page
+from benchmarks.study import page as study_page
+from benchmarks.study import runs as study_runs
 from examples.imagenet import demo
 from examples.imagenet.report.page import markdown_table
 

@@ -22,7 +22,7 @@ from lars_optax._norms import layer_norms, norm_dtype
 from lars_optax._tree import check_parameter, check_updates, flatten, is_empty
 from lars_optax._validate import check_number, is_zero
 
-# The default of fallback_ratio, chosen by benchmarks/default_ratio.py.
+# The default of fallback_ratio, chosen by benchmarks/study/default_ratio.py.
 FALLBACK_RATIO = 0.02
 
 

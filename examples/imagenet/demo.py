@@ -72,7 +72,7 @@ def read_rates(path: Path) -> dict[str, float]:
         ):
             raise ValueError(
                 f"{path} swept {name!r} under another protocol;"
-                " run python -m benchmarks.demo_sweep"
+                " run python -m benchmarks.study.demo_sweep"
             )
     return {name: methods[name]["best"] for name in METHODS}
 

@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from benchmarks.ablations import ABLATIONS, STAGE, name
-from benchmarks.protocol import Cell
+from benchmarks.study.ablations import ABLATIONS, STAGE, name
+from benchmarks.study.protocol import Cell
 from examples.imagenet.recipe import to_recipe
 
 

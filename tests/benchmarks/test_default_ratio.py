@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 import lars_optax
-from benchmarks import study_runs
-from benchmarks.default_ratio import (
+from benchmarks.study import runs as study_runs
+from benchmarks.study.default_ratio import (
     RATIOS,
     choose,
     final,

@@ -10,8 +10,8 @@ import pytest
 from trees import assert_equal
 
 import lars_optax
-from benchmarks import study
-from benchmarks.protocol import (
+from benchmarks.study import __main__ as study
+from benchmarks.study.protocol import (
     FINAL,
     METHODS,
     SMALL,
@@ -20,7 +20,7 @@ from benchmarks.protocol import (
     TUNING,
     cells,
 )
-from benchmarks.study_runs import Job, Runs, missing, remaining
+from benchmarks.study.runs import Job, Runs, missing, remaining
 from examples.imagenet.plan import make_plan
 from examples.imagenet.recipe import to_recipe
 

@@ -13,7 +13,7 @@ import pytest
 from networks import KEY, make, named_leaves, random_images, random_variables, shapes
 
 import lars_optax
-from benchmarks.layers_page import PAPER, printed_leaf
+from benchmarks.study.layers_page import PAPER, printed_leaf
 from examples.imagenet.models import image_pixels, networks
 from examples.imagenet.models.resnet import ResNet
 

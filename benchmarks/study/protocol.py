@@ -113,7 +113,7 @@ TUNED_LONG["optax-lars-long"] = TUNED_LONG["optax-lars-long"]._replace(
     lowest=(10, 10), rates=4
 )
 METHODS |= TUNED_LONG
-# `benchmarks.default_ratio` alone runs these: the study's tables have no rows of them.
+# `default_ratio` alone runs these: the study's tables have no rows of them.
 RATIOS = {
     f"lars-{ratio:g}": Method(
         f"LARS of weights, others at {ratio:g}",

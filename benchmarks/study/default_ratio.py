@@ -9,12 +9,12 @@ Candidates are 1, 0.1, 0.02, 0.005 and 0.001. LARS of all leaves and `optax.lars
 its own defaults stand beside them and are not candidates.
 
 Screening, on four networks of scikit-learn's and MNIST's digits at the learning rates
-10, 20, 40 and 80: the two networks of `benchmarks.ablations`, three seeds each, and the
-two dense networks of `benchmarks.dense`, without and with LayerNorm, eight seeds each.
-A setting is one network at one learning rate. The shortfall of a candidate in a setting
-is the best candidate's mean accuracy on held-out images minus its own. A candidate is
-judged by its largest shortfall over all settings. The best two other than 0.02 go on
-with 0.02.
+10, 20, 40 and 80: the two networks of `benchmarks.study.ablations`, three seeds each,
+and the two dense networks of `benchmarks.study.dense`, without and with LayerNorm,
+eight seeds each. A setting is one network at one learning rate. The shortfall of a
+candidate in a setting is the best candidate's mean accuracy on held-out images minus
+its own. A candidate is judged by its largest shortfall over all settings. The best two
+other than 0.02 go on with 0.02.
 
 Final: Fashion-MNIST at batch 8,192, networks without and with BatchNorm, learning rates
 20 and 40, 30 epochs, seeds 0 and 1, accuracy on the study's validation images. The
@@ -24,9 +24,9 @@ it does. The standard error is that of a difference of two means of n seeds: √
 times the standard deviation between seeds, pooled over all settings and candidates of
 the final.
 
-    python -m benchmarks.ablations --only excluded     the screening of two networks
-    python -m benchmarks.dense                         the screening of the other two
-    python -m benchmarks.default_ratio [--hours 2]     the final, then both tables
+    python -m benchmarks.study.ablations --only excluded  the screening of two networks
+    python -m benchmarks.study.dense                      the screening of two others
+    python -m benchmarks.study.default_ratio [--hours 2]  the final, then both tables
 """
 
 import argparse
@@ -35,10 +35,12 @@ import time
 from collections.abc import Iterable
 from statistics import mean, variance
 
-from benchmarks import ablations, dense, study, study_runs
-from benchmarks.protocol import TUNED, Cell, Stage
-from benchmarks.study_page import DATA, NETWORKS, percent
-from benchmarks.study_runs import Job, Record, Runs
+from benchmarks.study import __main__ as study
+from benchmarks.study import ablations, dense
+from benchmarks.study import runs as study_runs
+from benchmarks.study.page import DATA, NETWORKS, percent
+from benchmarks.study.protocol import TUNED, Cell, Stage
+from benchmarks.study.runs import Job, Record, Runs
 from examples.imagenet.provenance import provenance
 from examples.imagenet.report.page import markdown_table
 
@@ -62,7 +64,7 @@ def collect(rows: Iterable[tuple[str, float, str, float]]) -> Scores:
 
 
 def screening(digits: list[Record], small: list[Record]) -> Scores:
-    """Of the records of `benchmarks.ablations` and `benchmarks.dense`."""
+    """Of the records of `benchmarks.study.ablations` and `benchmarks.study.dense`."""
     found = []
     for variant in ablations.ABLATIONS["excluded"]:
         for network, title in NETWORKS.items():

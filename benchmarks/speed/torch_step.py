@@ -1,7 +1,8 @@
 """PyTorch's optimizers on the same leaves, a step each time their name is asked for.
 
-Started by benchmarks/optimizer_step.py with a Python that has torch and timm; talks in
-lines of JSON: first the leaves, then a name, answered with the seconds of one step.
+Started by benchmarks/speed/optimizer_step.py with a Python that has torch and timm;
+talks in lines of JSON: first the leaves, then a name, answered with the seconds of one
+step.
 """
 
 import importlib

@@ -1,6 +1,6 @@
 """The trainer's whole step: what LARS adds, what accumulation costs, and PyTorch's.
 
-    python -m benchmarks.train_step [--torch PYTHON] [--networks resnet50 …]
+    python -m benchmarks.speed.train_step [--torch PYTHON] [--networks resnet50 …]
 
 The step is the trainer's on one device, jitted, its state donated, on full-size uint8
 images that lie there already; all that is compared takes turns, a step each. Ratios are
@@ -32,10 +32,10 @@ import jax
 import numpy as np
 
 import lars_optax
-from benchmarks import optimizer_step as update
-from benchmarks.leaves import shapes
-from benchmarks.one_step import NETWORKS
-from benchmarks.peer import Peer
+from benchmarks.speed import optimizer_step as update
+from benchmarks.speed.leaves import shapes
+from benchmarks.speed.one_step import NETWORKS
+from benchmarks.speed.peer import Peer
 from examples.imagenet.data.batches import Batch
 from examples.imagenet.models import image_pixels, make_model, published_pixel_std
 from examples.imagenet.provenance import provenance

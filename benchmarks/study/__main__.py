@@ -3,11 +3,10 @@
     python -m benchmarks.study [--hours 2] [--only PART …]   what is still missing
     python -m benchmarks.study --again NAME                  a row, beside what is kept
 
-benchmarks/protocol.py says what is compared, and the trainer trains. Each run adds a
-line to benchmarks/results/study.jsonl; stop it with Ctrl-C at any time, and the same
-command goes on from there. It says first how many runs are to come and how
-long they should take, by the runs there are, and begins none that would end after
---hours.
+benchmarks/study/protocol.py says what is compared, and the trainer trains. Each run
+adds a line to benchmarks/results/study.jsonl; stop it with Ctrl-C at any time, and the
+same command goes on from there. It says first how many runs are to come and how long
+they should take, by the runs there are, and begins none that would end after --hours.
 """
 
 import argparse
@@ -19,8 +18,8 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import NamedTuple
 
-from benchmarks.protocol import METHODS, Cell, Stage, cells
-from benchmarks.study_runs import RESULTS, Job, Record, missing, read, remaining
+from benchmarks.study.protocol import METHODS, Cell, Stage, cells
+from benchmarks.study.runs import RESULTS, Job, Record, missing, read, remaining
 from examples.imagenet.data.arrays import Dataset
 from examples.imagenet.data.sources import load
 from examples.imagenet.log import strict_json

@@ -1,6 +1,6 @@
 """One optimizer step on the parameters of whole networks: time, compilation, memory.
 
-    python -m benchmarks.optimizer_step [--torch PYTHON] [--networks resnet50 …]
+    python -m benchmarks.speed.optimizer_step [--torch PYTHON] [--networks resnet50 …]
 
 The step is what a training loop jits, `update` and `apply_updates` with donated state
 and parameters, on the leaves of ResNet-50, AlexNet and ViT-B/16. The optimizers take
@@ -33,8 +33,8 @@ import numpy as np
 import optax
 
 import lars_optax
-from benchmarks.leaves import NETWORKS, shapes
-from benchmarks.peer import Peer
+from benchmarks.speed.leaves import NETWORKS, shapes
+from benchmarks.speed.peer import Peer
 from examples.imagenet.provenance import provenance
 
 RATE, DECAY, MOMENTUM = 1e-3, 5e-4, 0.9  # small: the weights stay what they are

@@ -1,6 +1,6 @@
 """Images per second from JPEG files to batches, beside PyTorch's DataLoader and Pillow.
 
-    python -m benchmarks.input_pipeline [--torch PYTHON] [--files N] [--rounds N]
+    python -m benchmarks.speed.input_pipeline [--torch PYTHON] [--files N] [--rounds N]
 
 The trainer's pipeline and, with --torch, a Python that has PyTorch and Pillow read the
 same files, held to the same 1, 2, 4, … cores, a worker for each; they take turns, each
@@ -31,7 +31,7 @@ import numpy as np
 import simplejpeg
 from sklearn.datasets import load_sample_images
 
-from benchmarks.peer import Peer
+from benchmarks.speed.peer import Peer
 from examples.imagenet.config import Augment
 from examples.imagenet.data.batches import Share, training
 from examples.imagenet.data.folders import ImageFolder, load_folder, read_image

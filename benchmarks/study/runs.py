@@ -5,7 +5,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple
 
-from benchmarks.protocol import METHODS, RULES, Cell, Stage
+from benchmarks.study.protocol import METHODS, RULES, Cell, Stage
 
 RESULTS = Path("benchmarks/results/study.jsonl")
 COMPILING = 15  # seconds, about

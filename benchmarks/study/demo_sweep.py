@@ -1,6 +1,6 @@
 """Finds the learning rate of each method of `examples.imagenet.demo`.
 
-    python -m benchmarks.demo_sweep
+    python -m benchmarks.study.demo_sweep
 
 As many rates for every method, a factor of 2 apart, scored by the mean accuracy on the
 validation images over the same seeds; the test images stay unseen. Refuses to write a

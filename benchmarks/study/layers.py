@@ -1,7 +1,7 @@
 """Norms of the layers: the paper's Table 4, and the same along a small net's training.
 
-    python -m benchmarks.layers table4 [--images DIR]
-    python -m benchmarks.layers training [--fashion-mnist DIR]
+    python -m benchmarks.study.layers table4 [--images DIR]
+    python -m benchmarks.study.layers training [--fashion-mnist DIR]
 
 `table4`: full-size AlexNet-BN with the fillers of the authors' train_val2, at its first
 update of 4,096 images, eight times 512 of which BatchNorm takes the moments. Without
@@ -23,11 +23,11 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.input_pipeline import crop, photographs
-from benchmarks.protocol import FINAL, TUNED, Cell
-from benchmarks.study import FASHION, Place, dataset
-from benchmarks.study_page import DATA, NETWORKS
-from benchmarks.study_runs import read
+from benchmarks.speed.input_pipeline import crop, photographs
+from benchmarks.study.__main__ import FASHION, Place, dataset
+from benchmarks.study.page import DATA, NETWORKS
+from benchmarks.study.protocol import FINAL, TUNED, Cell
+from benchmarks.study.runs import read
 from examples.imagenet.config import Config, Model, Network, Optimizer, Run
 from examples.imagenet.data.arrays import Split, in_memory
 from examples.imagenet.data.pixels import for_evaluation

@@ -1,8 +1,8 @@
 """PyTorch's training step of ResNet-50, one each time it is asked for.
 
-Started by benchmarks/train_step.py with a Python that has torch; talks in lines of
-JSON: first the task, then a name, answered with the seconds of one step, or NaN where
-the device's memory was too small. The network is that of examples/imagenet/models
+Started by benchmarks/speed/train_step.py with a Python that has torch; talks in lines
+of JSON: first the task, then a name, answered with the seconds of one step, or NaN
+where the device's memory was too small. The network is that of examples/imagenet/models
 (stride in the first 1×1 convolution, pooling that rounds up), compiled, channels last.
 """
 

@@ -1,13 +1,14 @@
 """Where `optax.lars` and `lars_optax.lars` are right, each against double precision.
 
-    python -m benchmarks.regimes
+    python -m benchmarks.correctness.regimes
 
 Both are set to one rule, λ = η‖w‖ / ‖g + βw‖ with momentum unless the row says so, and
 judged by a naive float64 of it, layer by layer, at the parameters each has reached
-(benchmarks/oracle.py). A number is the largest error of an update, as a share of the
-largest element its leaf should have, over leaves and steps. Refuses to write where ours
-is not what its row asks. Takes half a minute; writes benchmarks/results/regimes.json.
-The README has two tables of it: wrong numbers, and what `optax.lars` lacks.
+(benchmarks/correctness/oracle.py). A number is the largest error of an update, as a
+share of the largest element its leaf should have, over leaves and steps. Refuses to
+write where ours is not what its row asks. Takes half a minute; writes
+benchmarks/results/regimes.json. The README has two tables of it: wrong numbers, and
+what `optax.lars` lacks.
 """
 
 import json
@@ -23,8 +24,8 @@ import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 import lars_optax
-from benchmarks.masks import networks
-from benchmarks.oracle import (
+from benchmarks.correctness.masks import networks
+from benchmarks.correctness.oracle import (
     BETA,
     DROP,
     ETA,

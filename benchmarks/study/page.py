@@ -12,9 +12,9 @@ from typing import Any
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter, StrMethodFormatter
 
-from benchmarks import protocol
-from benchmarks.protocol import METHODS, TUNED, TUNED_LONG, Cell, cells
-from benchmarks.study_runs import Runs
+from benchmarks.study import protocol
+from benchmarks.study.protocol import METHODS, TUNED, TUNED_LONG, Cell, cells
+from benchmarks.study.runs import Runs
 from examples.imagenet.report.figures import line_style
 from examples.imagenet.report.page import markdown_table
 

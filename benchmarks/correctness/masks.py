@@ -1,6 +1,6 @@
 """The default mask on real networks in Linen, Haiku, NNX and Equinox.
 
-    python -m benchmarks.masks
+    python -m benchmarks.correctness.masks
 
 Counts the biases and norm parameters that a mask by rank would adapt. NNX and Equinox
 ship no such network: theirs are here, parameters only. Writes results/masks.json, .md.

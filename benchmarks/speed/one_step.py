@@ -1,6 +1,6 @@
 """One training step of each full-size network on a CPU: time and peak memory.
 
-    python -m benchmarks.one_step
+    python -m benchmarks.speed.one_step
 
 Each network has a process of its own, so that the peak is its own; the step is the
 trainer's, with LARS, at 227 or 224 pixels, compiled ahead and run twice. Refuses a
@@ -110,7 +110,13 @@ def main() -> None:
         return
     networks = {}
     for network in NETWORKS:
-        command = [sys.executable, "-m", "benchmarks.one_step", "--network", network]
+        command = [
+            sys.executable,
+            "-m",
+            "benchmarks.speed.one_step",
+            "--network",
+            network,
+        ]
         command += ["--batch-size", str(arguments.batch_size)]
         done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
         networks[network] = json.loads(done.stdout) | {"load": os.getloadavg()[0]}

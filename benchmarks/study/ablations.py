@@ -1,6 +1,6 @@
 """What the paper leaves open, a choice at a time, on the digits of `make train`.
 
-    python -m benchmarks.ablations [--only TITLE …] [--devices N]
+    python -m benchmarks.study.ablations [--only TITLE …] [--devices N]
 
 LARS at a batch of 1,600, its other choices as in the study: every variant has the same
 six rates, seeds and 30 epochs, and all of it is published, so nothing is chosen. The
@@ -18,9 +18,9 @@ from typing import Any, NamedTuple
 import optax
 
 import lars_optax
-from benchmarks import study_runs
-from benchmarks.protocol import METHODS, TUNED, Cell, Stage
-from benchmarks.study_page import NETWORKS
+from benchmarks.study import runs as study_runs
+from benchmarks.study.page import NETWORKS
+from benchmarks.study.protocol import METHODS, TUNED, Cell, Stage
 from examples.imagenet.config import Optimizer
 from examples.imagenet.data.arrays import Dataset
 from examples.imagenet.data.sources import load

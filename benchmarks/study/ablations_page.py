@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.ablations import ABLATIONS, RATES, Variant, name
-from benchmarks.study_page import NETWORKS, finish, panels, percent
+from benchmarks.study.ablations import ABLATIONS, RATES, Variant, name
+from benchmarks.study.page import NETWORKS, finish, panels, percent
 from examples.imagenet.report.figures import line_style, spread_accuracies
 from examples.imagenet.report.page import markdown_table
 

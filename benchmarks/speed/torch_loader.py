@@ -1,8 +1,8 @@
 """A DataLoader of JPEG files with Pillow: a pass each time its name is asked for.
 
-Started by benchmarks/input_pipeline.py with a Python that has torch and Pillow; talks
-in lines of JSON: first the files, then a name, answered with the seconds of one pass.
-As torchvision does it, all of an image is decoded; pixels stay uint8.
+Started by benchmarks/speed/input_pipeline.py with a Python that has torch and Pillow;
+talks in lines of JSON: first the files, then a name, answered with the seconds of one
+pass. As torchvision does it, all of an image is decoded; pixels stay uint8.
 """
 
 import importlib

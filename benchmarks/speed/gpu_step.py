@@ -1,6 +1,6 @@
 """ResNet-50 on one GPU in bfloat16: images per second, memory, and whether it repeats.
 
-    python -m benchmarks.gpu_step
+    python -m benchmarks.speed.gpu_step
 
 Runs the trainer's step with LARS on a fixed batch, twice as it is and twice with XLA's
 deterministic operations, each in a process of its own, and compares the parameters of
@@ -21,7 +21,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from benchmarks.one_step import measure
+from benchmarks.speed.one_step import measure
 from examples.imagenet.provenance import provenance
 
 FLAGS = {"default": "", "deterministic": "--xla_gpu_deterministic_ops=true"}
@@ -54,7 +54,14 @@ def twice(name: str, words: list[str]) -> dict[str, Any]:
         for i in range(2):
             path = f"{folder}/{i}.npz"
             done = subprocess.run(
-                [sys.executable, "-m", "benchmarks.gpu_step", *words, "--params", path],
+                [
+                    sys.executable,
+                    "-m",
+                    "benchmarks.speed.gpu_step",
+                    *words,
+                    "--params",
+                    path,
+                ],
                 stdout=subprocess.PIPE,
                 text=True,
                 check=True,

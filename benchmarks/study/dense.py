@@ -1,6 +1,6 @@
 """Trains two small dense networks on scikit-learn's digits, whole batches at a time.
 
-    python -m benchmarks.dense
+    python -m benchmarks.study.dense
 
 Three dense layers of 128, 128 and 10 units, without normalisation and with LayerNorm
 after the first two; 80 updates of 1,400 images each, β = 5e-4, μ = 0.9, a linear

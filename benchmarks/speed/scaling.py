@@ -1,7 +1,7 @@
 """Images per second at a fixed batch on n and 2n devices; time to an accuracy.
 
-    python -m benchmarks.scaling speed [--network resnet50] [--batches 512 4096]
-    python -m benchmarks.scaling time [--seeds 3] [--fashion-mnist DIR]
+    python -m benchmarks.speed.scaling speed [--network resnet50] [--batches 512 4096]
+    python -m benchmarks.speed.scaling time [--seeds 3] [--fashion-mnist DIR]
 
 `speed`: the cells and ratios of the paper's Tables 8 to 11, by the trainer's own
 records on noise, with all devices and half of them, which hold a batch at once;
@@ -23,10 +23,10 @@ from typing import Any, get_args
 
 import jax
 
-from benchmarks.protocol import FINAL, SMALL, TUNED, Cell
-from benchmarks.study import FASHION, Place, trainer
-from benchmarks.study_page import DATA, NETWORKS
-from benchmarks.study_runs import read
+from benchmarks.study.__main__ import FASHION, Place, trainer
+from benchmarks.study.page import DATA, NETWORKS
+from benchmarks.study.protocol import FINAL, SMALL, TUNED, Cell
+from benchmarks.study.runs import read
 from examples.imagenet.config import Config, Data, Model, Network, Optimizer, Run
 from examples.imagenet.data.sources import load
 from examples.imagenet.log import read_log

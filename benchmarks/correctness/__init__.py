@@ -1,0 +1,1 @@
+"""Where the optimizer and its masks are right, against double precision and others."""

@@ -1,0 +1,1 @@
+"""How fast steps, training and data are, as ratios to peers."""
