@@ -13,7 +13,7 @@ help:
 	@echo "make floor   run the package's tests on the oldest jax and optax it supports"
 	@echo "make newest  run these, the tests with Flax, Haiku and Equinox and a short training"
 	@echo "             run on the newest jax and optax (skipped without Python 3.12 or 3.13)"
-	@echo "make lint    check format, style and types"
+	@echo "make lint    check format, style, types and who imports whom"
 	@echo "make docs    build the documentation into site/"
 	@echo "make report  put the benchmarks' results into the tables of the pages"
 	@echo "make clean   remove the environment and what the runs wrote"
@@ -34,6 +34,7 @@ lint: $(STAMP)
 	$(PY) -m ruff format --check .
 	$(PY) -m ruff check .
 	$(PY) -m mypy
+	$(VENV)/bin/lint-imports
 
 docs: $(STAMP)
 	NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --strict

@@ -14,7 +14,8 @@ import jax
 import numpy as np
 import optax
 
-from lars_optax._plots import line_style as line_style
+# The package's own pictures and the trainer's tell lines apart in one way.
+from lars_optax._plots import line_style as line_style  # noqa: PLC2701
 
 from ..log import Record, read_log
 
