@@ -9,7 +9,7 @@ import numpy as np
 
 from lars_optax._layer_stats import LayerStats, RecordLayerStatsState
 from lars_optax._tables import layer_name
-from lars_optax._tree import Path, flatten, is_empty, path_string, quote, some
+from lars_optax._tree import Path, flatten, is_empty, list_some, path_string, quote
 
 _WANTED = "the trees that layer_stats returns, or states of record_layer_stats"
 
@@ -96,7 +96,7 @@ def series_of(trees: Sequence[Any], quantity: str) -> dict[str, np.ndarray]:
         if other := [p for p in both if p not in table or p not in tables[0]]:
             raise ValueError(
                 f"history[{i}] and history[0] are of different trees: only one of them "
-                f"has {some(other)}."
+                f"has {list_some(other)}."
             )
     series = {}
     for path in _in_order(tables[0]):

@@ -21,9 +21,9 @@ from lars_optax._tree import (
     called,
     flatten,
     is_empty,
+    list_some,
     path_string,
     quote,
-    some,
 )
 
 Mask = bool | str | Any | Callable[[optax.Params], Any]
@@ -215,7 +215,7 @@ def refuse_empty_default(
         named = [p for p, x in zip(paths, leaves, strict=True) if not is_empty(x)]
         if named:
             raise ValueError(
-                f"{argument}={mask!r} selects no leaf: {some(named)}. Were the "
+                f"{argument}={mask!r} selects no leaf: {list_some(named)}. Were the "
                 "parameters flattened (optax.flatten removes the layers LARS needs), "
                 "or has none of them the name or the shape of a weight? "
                 f"{argument}=True selects every leaf."

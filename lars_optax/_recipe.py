@@ -158,7 +158,7 @@ class Recipe:
         for name in ("end_learning_rate", "fallback_ratio"):
             check_number(name, getattr(self, name))
         for name in ("epochs", "power", "trust_coefficient"):
-            check_number(name, getattr(self, name), open_low=True)
+            check_number(name, getattr(self, name), positive=True)
         check_count("batch_size", self.batch_size, low=1)
         check_count("extra_decay_steps", self.extra_decay_steps)
         if self.rate_batch_size is not None:

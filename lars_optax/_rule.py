@@ -72,10 +72,10 @@ class Settings:
 
     def __post_init__(self) -> None:
         check_number("weight_decay", self.weight_decay, schedule=True)
-        check_number("trust_coefficient", self.trust_coefficient, open_low=True)
+        check_number("trust_coefficient", self.trust_coefficient, positive=True)
         check_number("eps", self.eps)
         check_number("fallback_ratio", self.fallback_ratio)
-        check_number("max_ratio", self.max_ratio, open_low=True, optional=True)
+        check_number("max_ratio", self.max_ratio, positive=True, optional=True)
         check_mask(self.weight_decay_mask, "weight_decay_mask")
         check_mask(self.trust_ratio_mask, "trust_ratio_mask")
         if self.denominator not in ("separate", "joint"):

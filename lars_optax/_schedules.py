@@ -84,8 +84,8 @@ def sqrt_scaling(base_value: float, batch_size: int, base_batch_size: int) -> fl
 
 def _batch_factor(base_value: float, batch_size: int, base_batch_size: int) -> float:
     check_number("base_value", base_value)
-    check_number("batch_size", batch_size, open_low=True)
-    check_number("base_batch_size", base_batch_size, open_low=True)
+    check_number("batch_size", batch_size, positive=True)
+    check_number("base_batch_size", base_batch_size, positive=True)
     return batch_size / base_batch_size
 
 
@@ -136,7 +136,7 @@ def warmup_polynomial_decay_schedule(
       [0.0, 4.0, 8.0, 4.5, 2.0, 0.5, 0.0, 0.0]
     """
     check_number("end_value", end_value)
-    check_number("power", power, open_low=True)
+    check_number("power", power, positive=True)
     warmup_steps = check_count("warmup_steps", warmup_steps, remedy=_STEPS)
     decay_steps = check_count("decay_steps", decay_steps, low=1, remedy=_STEPS)
     if decay_steps <= warmup_steps:

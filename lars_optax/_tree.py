@@ -62,7 +62,7 @@ def quote(path: Path) -> str:
     return repr(path_string(path)) if path else "the root of the tree"
 
 
-def some(paths: Iterable[Path], limit: int = 4) -> str:
+def list_some(paths: Iterable[Path], limit: int = 4) -> str:
     """The first few paths, quoted, and how many more there are."""
     paths = list(paths)
     text = ", ".join(quote(path) for path in paths[:limit])
@@ -94,7 +94,9 @@ def broadcast_prefix(
     names = [_names(path) for path in places]
     entries = dict(zip(names, zip(places, values, strict=True), strict=True))
     if len(entries) < len(names):
-        raise ValueError(f"{argument} has two leaves of one name among {some(places)}.")
+        raise ValueError(
+            f"{argument} has two leaves of one name among {list_some(places)}."
+        )
     owners = [
         next((name[:n] for n in range(len(name) + 1) if name[:n] in entries), None)
         for name in map(_names, paths)
@@ -103,13 +105,13 @@ def broadcast_prefix(
     if missing := [p for p, x, owner in pairs if owner is None and not is_empty(x)]:
         raise ValueError(
             f"{argument} must be a tree like the parameters or a prefix of one; "
-            f"it does not cover {some(missing)}."
+            f"it does not cover {list_some(missing)}."
         )
     if extra := entries.keys() - set(owners) - _paths_without_leaves(tree):
         raise ValueError(
             f"{argument} must be a tree like the parameters or a prefix of one; "
             f"the parameters have nothing at "
-            f"{some(entries[name][0] for name in sorted(extra))}."
+            f"{list_some(entries[name][0] for name in sorted(extra))}."
         )
     return [None if owner is None else entries[owner][1] for owner in owners]
 
@@ -133,8 +135,8 @@ def check_updates(updates: Any, params: Any) -> None:
         missing = [path for path in paths if path not in grad_paths]
         extra = [path for path in grad_paths if path not in paths]
         differences = [
-            *([f"updates have nothing at {some(missing)}"] if missing else []),
-            *([f"params have nothing at {some(extra)}"] if extra else []),
+            *([f"updates have nothing at {list_some(missing)}"] if missing else []),
+            *([f"params have nothing at {list_some(extra)}"] if extra else []),
         ] or [f"their containers differ: {grad_structure} and {structure}"]
         raise ValueError(
             "updates and params must be trees of one structure, but "

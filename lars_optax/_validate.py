@@ -14,13 +14,13 @@ def check_number(
     value: Any,
     *,
     high: float = math.inf,
-    open_low: bool = False,
+    positive: bool = False,
     optional: bool = False,
     schedule: bool = False,
 ) -> None:
     """Raise ValueError unless `value` is one finite number, 0 <= value < high.
 
-    With `open_low`, 0 < value. With `optional`, None passes, and with `schedule` what
+    With `positive`, 0 < value. With `optional`, None passes, and with `schedule` what
     can be called. Of jax arrays only shape and dtype are checked: looking at the value
     would block, or fail on a tracer. Fewer than 32 bits are refused.
     """
@@ -52,9 +52,9 @@ def check_number(
         hint *= callable(value)
         raise ValueError(f"{argument} must be {what}, got {value!r}.{hint}")
     number = float(value)
-    above = number > 0 if open_low else number >= 0
+    above = number > 0 if positive else number >= 0
     if not (math.isfinite(number) and above and number < high):
-        bounds = "> 0" if open_low else ">= 0"
+        bounds = "> 0" if positive else ">= 0"
         bounds += "" if math.isinf(high) else f" and < {high:g}"
         raise ValueError(f"{argument} must be finite and {bounds}, got {value!r}.")
 

@@ -28,7 +28,7 @@ from .models import image_pixels
 from .recipe import configure
 from .report.figures import plot_runs
 from .run.checkpoint import Checkpoints, NotSaved, exist, remove
-from .run.cluster import TRY_AGAIN, check_agreement, join, together
+from .run.cluster import TRY_AGAIN, check_agreement, join, raise_everywhere
 from .run.experiment import Trainer
 from .run.loop import Result, Stopped, fit
 from .run.progress import progress
@@ -56,7 +56,7 @@ def main(arguments: Sequence[str] | None = None) -> Result | None:
     # orbax logs the traceback of each thread of a failed save; NotSaved is a line.
     logging.getLogger("absl").setLevel(logging.CRITICAL)
     try:
-        return _main(parse(arguments))
+        return run(parse(arguments))
     except ValueError as error:
         raise SystemExit(f"error: {error}") from None
     except (DataLost, NotSaved, CopiesDiffer, OSError) as error:
@@ -82,19 +82,19 @@ def _give_up(why: str, status: int) -> NoReturn:
     os._exit(status)
 
 
-def _main(config: Config) -> Result | None:
+def run(config: Config) -> Result | None:
     if not config.dry_run:
         # First of all, as JAX counts its devices once.
         join(config.cluster)
-    trainer = together(lambda: _trainer(config))
+    trainer = raise_everywhere(lambda: _trainer(config))
     # The first process speaks for all; each of them tells its own errors.
     console = Console(quiet=trainer.process > 0)
     if config.dry_run:
         console.print(describe(trainer), highlight=False, soft_wrap=True)
         return None
     check_agreement(_settings(trainer))
-    together(lambda: None if trainer.process else _prepare_out(config.run))
-    checkpoints = together(lambda: _checkpoints(trainer))
+    raise_everywhere(lambda: None if trainer.process else _prepare_out(config.run))
+    checkpoints = raise_everywhere(lambda: _checkpoints(trainer))
     try:
         result = _train(trainer, checkpoints, console)
     except Stopped as stopped:

@@ -74,7 +74,7 @@ def _memory(
     state: TrainState, plan: Plan, model: Any, image_shape: tuple[int, ...]
 ) -> str:
     """An estimate for one device: what stays, and what a pass over its slots keeps."""
-    images = plan.solvers * plan.slot
+    images = plan.solvers * plan.images_per_slot
     # Beside the state its gradients, and a sum of them or the update they become.
     held = size(state) + 2 * size(state.params)
     kept = images * kept_per_image(model.clone(bn_axis_name=None), image_shape)

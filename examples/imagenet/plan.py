@@ -7,18 +7,19 @@ from .config import Run
 
 
 class Plan(NamedTuple):
-    """batch = processes · devices · solvers · accumulate · slot."""
+    """batch = processes · devices · solvers · accumulate · images_per_slot."""
 
     processes: int
     devices: int  # of each process
     solvers: int  # slots side by side on each device
     accumulate: int  # slots one after the other
-    slot: int  # images that share BatchNorm moments [images]
+    images_per_slot: int  # images that share BatchNorm moments [images]
 
     def __str__(self) -> str:
         return (
-            f"processes {self.processes} × devices {self.devices} × solvers"
-            f" {self.solvers} × accumulate {self.accumulate} × {self.slot:,} images"
+            f"processes {self.processes} × devices {self.devices}"
+            f" × solvers {self.solvers} × accumulate {self.accumulate}"
+            f" × {self.images_per_slot:,} images"
         )
 
 
@@ -28,7 +29,7 @@ def make_plan(run: Run, devices: int, examples: int, processes: int = 1) -> Plan
     parts = Plan(processes, devices, run.solvers_per_device, run.accumulate, 1)
     slots = math.prod(parts)
     if batch % slots == 0 and batch <= examples:
-        return parts._replace(slot=batch // slots)
+        return parts._replace(images_per_slot=batch // slots)
     over = f"{slots} devices" if slots == devices else f"{slots} slots ({parts})"
     # The largest that is not above, the smallest that is, of those there are images for
     low, high = min(batch, examples) // slots * slots, batch // slots * slots + slots

@@ -121,8 +121,10 @@ def test_every_batch_divides_into_slots(devices):
         run = cell.config("mnist", 1.0, FINAL, devices).run
         assert run.devices <= devices
         plan = make_plan(run, run.devices, 55_000, 1)
-        assert plan.slot * plan.accumulate * run.devices == cell.batch
-        assert plan.slot == {32: 32, 128: 128, 1600: 400}.get(cell.batch, 512)
+        assert plan.images_per_slot * plan.accumulate * run.devices == cell.batch
+        assert plan.images_per_slot == {32: 32, 128: 128, 1600: 400}.get(
+            cell.batch, 512
+        )
 
 
 def test_every_method_trains_with_an_optimizer_of_its_own():

@@ -21,7 +21,7 @@ from examples.imagenet.run.cluster import (
     check_agreement,
     gather,
     join,
-    together,
+    raise_everywhere,
 )
 from examples.imagenet.step import devices as engine
 
@@ -126,16 +126,16 @@ def test_processes_that_differ_are_told_in_what(monkeypatch):
 
 
 def test_what_one_process_cannot_do_ends_all(monkeypatch):
-    assert together(lambda: 3) == 3
+    assert raise_everywhere(lambda: 3) == 3
 
     def fail():
         raise OSError("no such disk")
 
     with pytest.raises(ValueError, match="no such disk"):
-        together(fail)
+        raise_everywhere(fail)
     monkeypatch.setattr(cluster, "gather", lambda mine: [*mine, "the other has none"])
     with pytest.raises(ValueError, match="the other has none"):
-        together(lambda: 3)
+        raise_everywhere(lambda: 3)
 
 
 def test_a_port_that_is_taken_is_told_by_its_flag(monkeypatch):
@@ -197,7 +197,7 @@ def test_a_watchdog_that_is_closed_or_off_bites_nobody(monkeypatch):
 def test_processes_share_a_batch_and_the_plan_says_so():
     run = Run(batch_size=64, accumulate=2)
     plan = make_plan(run, devices=4, examples=1000, processes=2)
-    assert (plan.processes, plan.devices, plan.slot) == (2, 4, 4)
+    assert (plan.processes, plan.devices, plan.images_per_slot) == (2, 4, 4)
     with pytest.raises(ValueError, match="72 does not divide over 16 slots"):
         make_plan(Run(batch_size=72, accumulate=2), 4, 1000, 2)
 

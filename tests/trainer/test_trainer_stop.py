@@ -15,7 +15,7 @@ import small_runs as runs
 from examples.imagenet.__main__ import DIVERGED
 from examples.imagenet.log import read_log
 from examples.imagenet.run.checkpoint import Checkpoints
-from examples.imagenet.run.cluster import Stops
+from examples.imagenet.run.cluster import StopSignals
 from examples.imagenet.run.experiment import Trainer
 from examples.imagenet.run.loop import Stopped, fit
 from examples.imagenet.step.diagnose import first_not_finite
@@ -66,13 +66,13 @@ def test_the_first_signal_is_noted_and_the_second_acts_at_once(second):
 
     before = {s: signal.signal(s, act) for s in (signal.SIGINT, signal.SIGTERM)}
     try:
-        with Stops() as stops:
-            assert stops.asked(1) is None
+        with StopSignals() as stops:
+            assert stops.agreed(1) is None
             signal.raise_signal(signal.SIGINT)
-            assert stops.asked(2) == signal.SIGINT
+            assert stops.agreed(2) == signal.SIGINT
             with pytest.raises(Acted):
                 signal.raise_signal(second)
-        with Stops():
+        with StopSignals():
             assert not any(signal.getsignal(s) is act for s in before)
         assert all(signal.getsignal(s) is act for s in before)
     finally:
@@ -168,7 +168,7 @@ def test_the_first_thing_not_finite_is_named(poisons, found):
     state, batch = jax.device_get(trainer.init(0)), trainer.batch(0, 0)
     for each in poisons:
         state = poison(state, *each)
-    name = first_not_finite(trainer.model, state, batch, trainer.plan.slot)
+    name = first_not_finite(trainer.model, state, batch, trainer.plan.images_per_slot)
     assert name is found is None or name.startswith(found)
 
 

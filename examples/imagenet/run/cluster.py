@@ -49,7 +49,7 @@ def join(cluster: Cluster) -> None:
         raise ValueError(f"--coordinator: {error}") from error
 
 
-def together(act: Callable[[], _T]) -> _T:
+def raise_everywhere(act: Callable[[], _T]) -> _T:
     """What `act` returns; ValueError in every process if it cannot do it in any."""
     problems: list[str] = []
     result = None
@@ -92,7 +92,7 @@ def gather(texts: Sequence[str]) -> list[str]:
     ]
 
 
-class Stops:
+class StopSignals:
     """SIGTERM and SIGINT, noted, and agreed on by all processes; use as a context.
 
     A second signal acts at once, but for SIGTERM of several processes, which is JAX's.
@@ -102,7 +102,7 @@ class Stops:
         self._received: list[int] = []
         self._before: dict[int, Any] = {}
 
-    def asked(self, step: int) -> int | None:
+    def agreed(self, step: int) -> int | None:
         """The signal after which all processes are to stop at this step, if any."""
         if jax.process_count() == 1:
             return self._received[0] if self._received else None
@@ -121,7 +121,7 @@ class Stops:
             signal.signal(number, handler)
         self._before = {}
 
-    def __enter__(self) -> "Stops":
+    def __enter__(self) -> "StopSignals":
         alone = jax.process_count() == 1
         signums = (signal.SIGINT, signal.SIGTERM) if alone else (signal.SIGINT,)
         # Python lets the main thread alone handle signals.

@@ -130,7 +130,7 @@ class Trainer:
         devices = plan.processes * plan.devices
         found = {"devices": devices}
         if self.shapes.batch_stats:
-            together = plan.slot * (devices * plan.solvers if sync else 1)
+            together = plan.images_per_slot * (devices * plan.solvers if sync else 1)
             found["images of which BatchNorm takes the moments"] = together
         if getattr(self.model, "dropout", 0):
             slots = devices * plan.solvers * plan.accumulate

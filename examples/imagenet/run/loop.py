@@ -18,7 +18,7 @@ from ..provenance import versions
 from ..step.devices import assert_replicated
 from ..step.step import TrainState
 from .checkpoint import Checkpoints
-from .cluster import Stops, Watchdog
+from .cluster import StopSignals, Watchdog
 from .experiment import Scores, Trainer
 from .profile import Profile
 from .recorder import Recorder
@@ -70,12 +70,12 @@ def fit(
         stack.enter_context(profile)
         watchdog = stack.enter_context(Watchdog(config.cluster.patience))
         recorder = Recorder(trainer, seed, log, seconds, watchdog.feed)
-        training = _Training(trainer, seed, state, done, recorder, profile)
+        training = TrainingRun(trainer, seed, state, done, recorder, profile)
         if checkpoints:
             stack.enter_context(checkpoints)
         # Alone and without checkpoints a signal has its usual effect.
         listens = checkpoints or trainer.plan.processes > 1
-        stops = stack.enter_context(Stops()) if listens else None
+        stops = stack.enter_context(StopSignals()) if listens else None
         if restored and not restored[1]["evaluated"]:
             training.evaluate_epoch()
             recorder.restart_clock()
@@ -107,7 +107,7 @@ def _log_start(
         log.write(kind="data", step=done, notes=trainer.data.notes)
 
 
-class _Training:
+class TrainingRun:
     """A run on its way: the state after `done` updates, and its scores once known."""
 
     def __init__(
@@ -125,7 +125,7 @@ class _Training:
         self.scores: Scores | None = None
 
     def run(
-        self, checkpoints: Checkpoints | None = None, stops: Stops | None = None
+        self, checkpoints: Checkpoints | None = None, stops: StopSignals | None = None
     ) -> Result:
         try:
             return self._run(checkpoints, stops)
@@ -135,11 +135,13 @@ class _Training:
                 self._save_what_is_done(checkpoints)
             raise
 
-    def _run(self, checkpoints: Checkpoints | None, stops: Stops | None) -> Result:
+    def _run(
+        self, checkpoints: Checkpoints | None, stops: StopSignals | None
+    ) -> Result:
         run, recorder = self.trainer.config.run, self.recorder
         while self.done < self.trainer.updates:
             self._update()
-            stop = stops.asked(self.done) if stops else None
+            stop = stops.agreed(self.done) if stops else None
             ends_epoch = self.done in self.trainer.epochs
             asked = run.checkpoint_every and self.done % run.checkpoint_every == 0
             saves = checkpoints and (ends_epoch or asked or stop)

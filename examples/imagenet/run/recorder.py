@@ -136,7 +136,7 @@ class Recorder:
     def _where(self, state: TrainState, step: int, grad_norm: np.ndarray) -> str:
         """The first layer that was not finite: found by running the step again."""
         trainer = self.trainer
-        batch, slot = trainer.batch(self.seed, step), trainer.plan.slot
+        batch, slot = trainer.batch(self.seed, step), trainer.plan.images_per_slot
         # On the host, as one process cannot compute with the others' copies.
         state = jax.device_get(state)
         found = first_not_finite(trainer.model, state, batch, slot, self._alive)
