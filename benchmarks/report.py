@@ -14,9 +14,14 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from benchmarks.correctness import regimes
-from benchmarks.speed import scaling
 from benchmarks.speed.optimizer_step import BASE
-from benchmarks.study import ablations, ablations_page, default_ratio, layers_page
+from benchmarks.study import (
+    ablations,
+    ablations_page,
+    default_ratio,
+    layers_page,
+    scaling,
+)
 from benchmarks.study import page as study_page
 from benchmarks.study import runs as study_runs
 from examples.imagenet import demo

@@ -1,7 +1,7 @@
 """Images per second at a fixed batch on n and 2n devices; time to an accuracy.
 
-    python -m benchmarks.speed.scaling speed [--network resnet50] [--batches 512 4096]
-    python -m benchmarks.speed.scaling time [--seeds 3] [--fashion-mnist DIR]
+    python -m benchmarks.study.scaling speed [--network resnet50] [--batches 512 4096]
+    python -m benchmarks.study.scaling time [--seeds 3] [--fashion-mnist DIR]
 
 `speed`: the cells and ratios of the paper's Tables 8 to 11, by the trainer's own
 records on noise, with all devices and half of them, which hold a batch at once;
