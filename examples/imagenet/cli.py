@@ -18,11 +18,10 @@ import jax
 import tyro
 from rich.console import Console
 
-from .config import Config, Run
+from .config import FACTS, Config, Run
 from .data.batches import DataLost
 from .data.sources import load
 from .dry_run import describe
-from .flags import flag
 from .log import LOG, Record, read_log, tensorboard
 from .models import image_pixels
 from .recipe import configure
@@ -107,13 +106,15 @@ def run(config: Config) -> Result | None:
 
 def _settings(trainer: Trainer) -> dict[str, Any]:
     """What all processes must have in common, by the names of the flags."""
-    groups = asdict(trainer.config)
-    del groups["cluster"]["process"], groups["data"]["workers"]
-    del groups["data"]["source"]  # a path, of which the content counts
-    flags = {"recipe": groups.pop("recipe"), "dry_run": groups.pop("dry_run")}
-    for group in groups.values():
-        flags |= group
-    return {flag(name): value for name, value in flags.items()} | trainer.identity()
+    flags: dict[str, Any] = {}
+    for key, value in asdict(trainer.config).items():
+        flags |= value if isinstance(value, dict) else {key: value}
+    shared = {
+        f"--{FACTS[key].name}": value
+        for key, value in flags.items()
+        if FACTS[key].shared
+    }
+    return shared | trainer.identity()
 
 
 def _trainer(config: Config) -> Trainer:

@@ -7,8 +7,8 @@ The comments are --help's texts; a line of them begins with a letter, or is not 
 
 import math
 import re
-from dataclasses import dataclass, field
-from typing import Annotated, Any, Literal
+from dataclasses import dataclass, field, fields, is_dataclass
+from typing import Annotated, Any, Literal, NamedTuple
 
 import jax
 import tyro
@@ -34,6 +34,24 @@ Network = Literal[
 _PATIENCE = 600  # for a step, of several processes [s]
 
 
+class Facts(NamedTuple):
+    """What other modules must know of a flag, beside its value."""
+
+    name: str  # without its dashes
+    # May change when a run goes on from a checkpoint. Of the data's source the content
+    # is compared, and another cut of the batch is reported.
+    resume: bool = False
+    shared: bool = True  # all processes of a run must agree on it
+    result: bool = True  # tells runs apart in a report
+    speed: bool = False  # how fast a run is depends on it, beside batch and devices
+    recipe: bool = False  # a recipe gives it
+
+
+def told(default: Any, **facts: Any) -> Any:
+    """A flag with that default, of which these facts are not the usual ones."""
+    return field(default=default, metadata=facts)
+
+
 def _check_not_negative(group: Any, *names: str) -> None:
     for name in names:
         value = getattr(group, name)
@@ -50,7 +68,7 @@ class Data:
     #: or train/CLASS/* with val/CLASS/*, test/CLASS/* or both: JPEG, PNG, BMP, WebP.
     source: Annotated[
         str, tyro.conf.arg(name="data", metavar="mnist|synthetic|DIR")
-    ] = "mnist"
+    ] = told("mnist", name="data", resume=True, shared=False, speed=True)
     #: Held out of DIR's training images [images]; ignored where DIR has val/, and by
     #: the other sources, whose splits are fixed.
     validation_images: int = 5_000
@@ -58,17 +76,19 @@ class Data:
     evaluate_on: Split = "validation"
     #: Side of what the network sees of class folders' images, or of synthetic ones.
     #: Default: what the network is meant for [pixels].
-    pixels: int | None = None
+    pixels: int | None = told(None, speed=True)
     #: Of class folders. `caffe`: warped to 256×256 (8/7 of small --pixels), random crop
     #: and mirror, likely the paper's, which is silent. `rrc`: random-resized crop and
     #: mirror, the default of Goyal's and MLPerf's recipes. `center`: the centre crop.
-    augment: Augment = "caffe"
+    augment: Augment = told("caffe", speed=True, recipe=True)
     #: Where a file of class folders cannot be read: end the run with a checkpoint (of
     #: several processes without), or go on with an image of the mean colour. Both name
     #: it; `examples.imagenet.prepare` finds all.
-    broken: Literal["stop", "blank"] = "stop"
+    broken: Literal["stop", "blank"] = told("stop", resume=True)
     #: Threads that read and decode class folders. Default: one for each core.
-    workers: int | None = None
+    workers: int | None = told(
+        None, resume=True, shared=False, result=False, speed=True
+    )
 
     def __post_init__(self) -> None:
         _check_not_negative(self, "validation_images")
@@ -82,17 +102,19 @@ class Model:
     """The network."""
 
     #: The paper's, for 227×227 or 224×224 pixels, or a -small one for 28×28.
-    network: Network = "alexnet-small"
+    network: Network = told("alexnet-small", speed=True)
     #: Multiplies every layer's number of channels except the last's.
-    width: float = 1.0
+    width: float = told(1.0, speed=True)
     #: Of activations and products; parameters, statistics and loss are float32.
-    dtype: Annotated[str, tyro.conf.arg(metavar="float32|bfloat16")] = "float32"
+    dtype: Annotated[str, tyro.conf.arg(metavar="float32|bfloat16")] = told(
+        "float32", speed=True
+    )
     #: AlexNets: share of fc6's and fc7's outputs dropped; 0.5 where not given.
     dropout: float | None = None
     #: ResNets: start the last BatchNorm scale of each block at 0.
     zero_init_last_bn: bool = False
     #: BatchNorm over each slot's own images, or over all slots worked on at once.
-    bn: Literal["local", "sync"] = "local"
+    bn: Literal["local", "sync"] = told("local", speed=True)
 
     def __post_init__(self) -> None:
         ok = math.isfinite(self.width) and self.width > 0
@@ -107,7 +129,9 @@ class Optimizer:
     """
 
     #: Momentum SGD, or LARS.
-    name: Annotated[Literal["sgd", "lars"], tyro.conf.arg(name="optimizer")] = "lars"
+    name: Annotated[Literal["sgd", "lars"], tyro.conf.arg(name="optimizer")] = told(
+        "lars", name="optimizer", speed=True
+    )
     #: Peak rate γ; it is not scaled with --batch-size.
     learning_rate: float | None = 10.0
     #: Epochs in which γ rises linearly from --warmup-start [epochs].
@@ -168,37 +192,41 @@ class Run:
 
     #: Images in one update: processes × devices × --solvers-per-device × --accumulate
     #: equal slots [images].
-    batch_size: int = 32
+    batch_size: int = told(32, recipe=True)
     #: Passes over the training images; updates = round(epochs · images / size).
-    epochs: float = 10.0
+    epochs: float = told(10.0, recipe=True)
     #: Sets the initial weights, dropout and the order of images, never the split.
-    seed: int = 0
+    seed: int = told(0, result=False)
     #: Devices of each process. Default: every GPU, or 4 virtual devices on a CPU.
-    devices: int | None = None
+    devices: int | None = told(None, resume=True)
     #: What runs one step on all of them.
-    engine: Engine = "pmap"
+    engine: Engine = told("pmap", resume=True, speed=True)
     #: Slots each device works through one after the other, for one update.
-    accumulate: int = 1
+    accumulate: int = told(1, resume=True, speed=True)
     #: Slots each device works on side by side; each has its own BatchNorm moments.
-    solvers_per_device: int = 1
+    solvers_per_device: int = told(1, resume=True, speed=True)
     #: Images evaluated at once, over all devices; padded, never dropped [images].
-    eval_batch_size: int = 1_000
+    eval_batch_size: int = told(1_000, resume=True, result=False)
     #: Steps fetched from the devices at once for the log [steps].
-    log_every: int = 10
+    log_every: int = told(10, resume=True, result=False)
     #: Log every layer's norms, ratio and rate that often; 0 for never [steps].
-    layers_every: int = 100
+    layers_every: int = told(100, resume=True, result=False)
     #: Write TensorBoard's event files too.
-    tensorboard: bool = False
+    tensorboard: bool = told(False, resume=True, result=False)
     #: Newest checkpoints kept beside the best one; 0 to save none.
-    checkpoints: int = 2
+    checkpoints: int = told(2, resume=True, result=False)
     #: Save that often too, not only after each epoch; 0 for not [steps].
-    checkpoint_every: int = 0
+    checkpoint_every: int = told(0, resume=True, result=False)
     #: Trace steps A to B−1 into --out's profile/, for TensorBoard or Perfetto.
-    profile: Annotated[str | None, tyro.conf.arg(metavar="A:B")] = None
+    profile: Annotated[str | None, tyro.conf.arg(metavar="A:B")] = told(
+        None, resume=True, result=False
+    )
     #: What to do where --out holds the checkpoints or the log of an earlier run.
-    existing: Literal["refuse", "resume", "replace"] = "refuse"
+    existing: Literal["refuse", "resume", "replace"] = told(
+        "refuse", resume=True, result=False
+    )
     #: Folder for log.jsonl, curves.png and checkpoints.
-    out: str = "runs/imagenet"
+    out: str = told("runs/imagenet", resume=True, result=False)
 
     def __post_init__(self) -> None:
         for name in (
@@ -239,7 +267,7 @@ class Cluster:
     #: How many there are.
     processes: int | None = None
     #: The number of this one, from 0.
-    process: int | None = None
+    process: int | None = told(None, shared=False)
     #: A process that died is noticed, and ends the others, within that time: with
     #: status 75 where a step fails first, else by JAX, which aborts [s].
     heartbeat_timeout: int = 60
@@ -290,14 +318,29 @@ class Config:
     recipe: Annotated[str | None, tyro.conf.arg(metavar="NAME")] = None
     #: Print the network's size, steps, split of the batch, memory and rates; train
     #: nothing.
-    dry_run: bool = False
+    dry_run: bool = told(False, resume=True)
     data: Data = field(default_factory=Data)
-    model: Model = field(default_factory=Model)
-    optimizer: Optimizer = field(default_factory=Optimizer)
+    model: Model = field(default_factory=Model, metadata={"recipe": True})
+    optimizer: Optimizer = field(default_factory=Optimizer, metadata={"recipe": True})
     run: Run = field(default_factory=Run)
-    cluster: Cluster = field(default_factory=Cluster)
+    cluster: Cluster = field(default_factory=Cluster, metadata={"resume": True})
 
     def __post_init__(self) -> None:
         warmup, epochs = self.optimizer.warmup_epochs, self.run.epochs
         ok = warmup is None or warmup < epochs
         check(ok, "warmup_epochs", warmup, f"give fewer than --epochs, {epochs:g}")
+
+
+def _facts() -> dict[str, Facts]:
+    found = {}
+    for group in fields(Config):
+        inside = is_dataclass(group.type)
+        for one in fields(group.type) if inside else [group]:  # type: ignore[arg-type]
+            facts: dict[str, Any] = {"name": one.name.replace("_", "-")}
+            facts |= group.metadata if inside else {}
+            found[one.name] = Facts(**facts | one.metadata)
+    return found
+
+
+#: Of every flag, by the name of its field; no two groups have a field of one name.
+FACTS = _facts()

@@ -14,7 +14,7 @@ import jax
 import lars_optax
 from lars_optax import recipes
 
-from .config import Config, Data, Model, Optimizer, Run
+from .config import FACTS, Config, Data, Model, Optimizer, Run
 from .flags import flag
 
 # Fields of the same name and meaning in both.
@@ -81,18 +81,10 @@ def changes(config: Config) -> list[str]:
         return []
     before, now = asdict(configure(config.recipe)), asdict(config)
     return [
-        f"{flag(key)} {before[group][key]!r} → {value!r}"
-        for group in ("model", "optimizer")
+        f"--{FACTS[key].name} {before[group][key]!r} → {value!r}"
+        for group in ("model", "optimizer", "run", "data")
         for key, value in now[group].items()
-        if value != before[group][key]
-    ] + [
-        f"{flag(key)} {before[group][key]!r} → {now[group][key]!r}"
-        for group, key in (
-            ("run", "batch_size"),
-            ("run", "epochs"),
-            ("data", "augment"),
-        )
-        if now[group][key] != before[group][key]
+        if FACTS[key].recipe and value != before[group][key]
     ]
 
 

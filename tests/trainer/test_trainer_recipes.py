@@ -1,7 +1,7 @@
 """Law: recipes and flags reach the optimizer, which moves all of every network."""
 
 import inspect
-from dataclasses import fields, replace
+from dataclasses import fields, is_dataclass, replace
 from typing import get_args
 
 import jax
@@ -13,10 +13,10 @@ from steps import make_setup
 
 import lars_optax
 from examples.imagenet.cli import main, parse
-from examples.imagenet.config import Config, Network, Optimizer
+from examples.imagenet.config import FACTS, Config, Network, Optimizer
 from examples.imagenet.data.batches import Batch
 from examples.imagenet.models import networks
-from examples.imagenet.recipe import configure, to_recipe
+from examples.imagenet.recipe import changes, configure, to_recipe
 from examples.imagenet.step.step import TrainState, train_step
 from lars_optax import recipes
 
@@ -253,3 +253,21 @@ def test_bfloat16_keeps_parameters_statistics_and_loss_in_float32():
 
 def test_defaults_are_a_whole_run():
     assert to_recipe(Config()).missing() == ()
+
+
+def test_every_flag_has_facts_and_no_two_groups_a_field_of_one_name():
+    groups = [f.type for f in fields(Config) if is_dataclass(f.type)]
+    names = [f.name for group in groups for f in fields(group)]
+    own = [f.name for f in fields(Config) if not is_dataclass(f.type)]
+    assert sorted(names + own) == sorted(FACTS)
+    shown = {FACTS[name].name for name in FACTS}
+    assert {"optimizer", "data", "batch-size", "process"} <= shown
+    assert not shown & {"name", "source"}  # the fields, not the flags
+
+
+def test_a_flag_is_named_as_it_is_typed_where_it_departs_from_the_recipe():
+    flags = ["--recipe", "mlperf-v1.0-resnet50-lars-8192", "--optimizer", "sgd"]
+    assert changes(parse([*flags, "--epochs", "8"])) == [
+        "--optimizer 'lars' → 'sgd'",
+        "--epochs 44 → 8.0",
+    ]

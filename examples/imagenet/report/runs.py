@@ -11,15 +11,12 @@ from itertools import chain, count
 from pathlib import Path
 from typing import Any
 
+from ..config import FACTS
 from ..flags import flag
 from ..log import LOG, Record, read_log
 
-# Settings that change no number, and those that a label gives in its own words.
-_UNTOLD = {
-    *("seed", "out", "existing", "tensorboard", "checkpoints", "checkpoint_every"),
-    *("eval_batch_size", "log_every", "layers_every", "workers", "profile"),
-    *("network", "name", "batch_size"),
-}
+_IN_LABELS = {"network", "name", "batch_size"}  # in words of their own
+_UNTOLD = {key for key, facts in FACTS.items() if not facts.result} | _IN_LABELS
 
 
 @dataclass(frozen=True)

@@ -9,15 +9,13 @@ from itertools import combinations
 from statistics import median
 from typing import NamedTuple
 
+from ..config import FACTS
 from ..log import Record
 from .page import ABSENT, Table, duration
 from .runs import Run, differences
 
 # Settings that speed depends on, beside batch and devices.
-_MATTERS = {
-    *("source", "network", "width", "dtype", "bn", "name", "platform"),
-    *("engine", "accumulate", "solvers_per_device", "pixels", "augment", "workers"),
-}
+_MATTERS = {key for key, facts in FACTS.items() if facts.speed} | {"platform"}
 
 _SPEED = (
     *("batch", "devices", "img/s", "/device", "waiting", "records"),

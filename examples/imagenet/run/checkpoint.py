@@ -24,7 +24,7 @@ from orbax.checkpoint.checkpoint_managers import (
     LatestN,
 )
 
-from ..config import Config
+from ..config import FACTS, Config
 from ..flags import flag
 from ..log import LOG
 from ..provenance import versions
@@ -32,19 +32,8 @@ from ..step.step import TrainState
 
 _FOLDER = "checkpoints"
 _ACCURACY = "accuracy"
-# What may differ between the run that saved a checkpoint and the one that goes on.
-_FREE = {
-    *("dry_run", "eval_batch_size", "log_every", "layers_every", "tensorboard"),
-    *("checkpoints", "checkpoint_every", "existing", "out", "devices", "engine"),
-    *("profile", "broken", "workers", "coordinator", "processes", "process"),
-    *("heartbeat_timeout", "step_timeout"),
-    # They cut a batch otherwise, which is told.
-    *("accumulate", "solvers_per_device"),
-    "source",  # of which the content is compared
-}
-# What to call a field that is not a flag's name.
+# What is compared beside the flags.
 _NAMES = {
-    "name": "--optimizer",
     "images": "the number of training images",
     "content": "what --data holds (a fingerprint)",
 }
@@ -235,8 +224,10 @@ def _differences(old: dict[str, Any], new: dict[str, Any]) -> Iterator[str]:
     for key, value in new.items():
         if isinstance(value, dict):
             yield from _differences(old.get(key, {}), value)
-        elif key not in _FREE and old.get(key) != _plain(value):
-            name = _NAMES.get(key, flag(key))
+            continue
+        facts = FACTS.get(key)
+        if old.get(key) != _plain(value) and not (facts and facts.resume):
+            name = f"--{facts.name}" if facts else _NAMES.get(key, flag(key))
             yield f"{name} was {old.get(key)!r}, now {value!r}"
 
 
