@@ -42,14 +42,10 @@ def resolve_stacked_axes(stacked_axes: Any, params: Any) -> list[int | None]:
     return axes
 
 
-def _is_axis(x: Any) -> bool:
-    return isinstance(x, int | np.integer) and not isinstance(x, bool)
-
-
 def _stacking_axis(path: Path, leaf: Any, axis: Any) -> int | None:
     if axis is None:
         return None
-    if not _is_axis(axis):
+    if isinstance(axis, bool) or not isinstance(axis, int | np.integer):
         raise ValueError(
             "stacked_axes must be an int, a tree of ints and None, or a function from "
             f"the parameters to such a tree; got {axis!r} for {quote(path)}. Under "
@@ -99,9 +95,7 @@ def resolve_axis_names(
         and all(isinstance(x, str) for x in axis_name)
     ):
         raise ValueError(f"axis_name must be a tuple of names, got {axis_name!r}.")
-    specs = broadcast_prefix(
-        axis_name, params, "axis_name", is_leaf=lambda x: isinstance(x, PartitionSpec)
-    )
+    specs = _specs(axis_name, params)
     paths, leaves, _ = flatten(params)
     return [
         AxisNames() if is_empty(leaf) else _sharded_on(path, leaf, spec, axis)
@@ -120,16 +114,19 @@ def shapes_for_roles(axis_name: Any, params: Any) -> list[tuple[int, ...]]:
         return shapes
     if _is_names(axis_name):
         return [tuple(max(n, 2) for n in shape) for shape in shapes]
-    specs = broadcast_prefix(
-        axis_name, params, "axis_name", is_leaf=lambda x: isinstance(x, PartitionSpec)
-    )
     return [
         tuple(
             max(n, 2) if i < len(spec or ()) and spec[i] is not None else n
             for i, n in enumerate(shape)
         )
-        for shape, spec in zip(shapes, specs, strict=True)
+        for shape, spec in zip(shapes, _specs(axis_name, params), strict=True)
     ]
+
+
+def _specs(axis_name: Any, params: Any) -> list[Any]:
+    return broadcast_prefix(
+        axis_name, params, "axis_name", is_leaf=lambda x: isinstance(x, PartitionSpec)
+    )
 
 
 def _sharded_on(path: Path, leaf: Any, spec: Any, stacked: int | None) -> AxisNames:

@@ -121,13 +121,12 @@ class Recipe:
             name: {k: v for k, v in getattr(self, name).items() if k not in fields}
             for name in ("inferred", "hints")
         }
-        kept: dict[str, Any] = {}
         notes = _RATE_NOTE.sub("", fields.pop("notes", self.notes)).strip()
+        belongs: int | None = self.rate_batch_size or self.batch_size
         if "learning_rate" in fields:
-            kept["rate_batch_size"] = None
-        elif self.rate_batch_size is None:
-            kept["rate_batch_size"] = self.batch_size
-        new = dataclasses.replace(self, **(grounds | kept | fields))
+            belongs = None
+        kept: dict[str, Any] = grounds | {"rate_batch_size": belongs}
+        new = dataclasses.replace(self, **(kept | fields))
         if new.rate_batch_size == new.batch_size:
             return dataclasses.replace(new, rate_batch_size=None, notes=notes)
         return dataclasses.replace(new, notes=f"{notes} {new._rate_note()}".strip())

@@ -6,7 +6,7 @@ Three dense layers of 128, 128 and 10 units, without normalisation and with Laye
 after the first two; 80 updates of 1,400 images each, β = 5e-4, μ = 0.9, a linear
 warm-up from 0 over a sixth of the updates, then (1 − t/T)². A seed sets the initial
 weights and which of the 1,797 images are held out. The accuracy is that of the 397
-held-out images. Every run adds a line to benchmarks/results/dense.jsonl.
+held-out images. benchmarks/results/dense.jsonl is written anew, a line for each run.
 """
 
 from collections.abc import Callable

@@ -22,6 +22,7 @@ from .config import FACTS, Config, Run
 from .data.batches import DataLost
 from .data.sources import load
 from .dry_run import describe
+from .flags import flag
 from .log import LOG, Record, read_log, tensorboard
 from .models import image_pixels
 from .recipe import configure
@@ -110,7 +111,7 @@ def _settings(trainer: Trainer) -> dict[str, Any]:
     for key, value in asdict(trainer.config).items():
         flags |= value if isinstance(value, dict) else {key: value}
     shared = {
-        f"--{FACTS[key].name}": value
+        flag(FACTS[key].name): value
         for key, value in flags.items()
         if FACTS[key].shared
     }

@@ -1,7 +1,7 @@
 """What one training run is: frozen values with units, defaults and bounds.
 
 Each group is checked when it is made; a value out of bounds raises ValueError with
-the flag's name, the value and what to give instead. Knows no arrays and no devices.
+the flag's name, the value and what to give instead. Knows no arrays.
 The comments are --help's texts; a line of them begins with a letter, or is not joined.
 """
 
@@ -35,9 +35,9 @@ _PATIENCE = 600  # for a step, of several processes [s]
 
 
 class Facts(NamedTuple):
-    """What other modules must know of a flag, beside its value."""
+    """What other modules must know of a flag besides its value."""
 
-    name: str  # without its dashes
+    name: str  # of the flag, without the dashes before it
     # May change when a run goes on from a checkpoint. Of the data's source the content
     # is compared, and another cut of the batch is reported.
     resume: bool = False
@@ -47,8 +47,8 @@ class Facts(NamedTuple):
     recipe: bool = False  # a recipe gives it
 
 
-def told(default: Any, **facts: Any) -> Any:
-    """A flag with that default, of which these facts are not the usual ones."""
+def option(default: Any, **facts: Any) -> Any:
+    """A field with that default, and the facts that differ from those of `Facts`."""
     return field(default=default, metadata=facts)
 
 
@@ -68,7 +68,7 @@ class Data:
     #: or train/CLASS/* with val/CLASS/*, test/CLASS/* or both: JPEG, PNG, BMP, WebP.
     source: Annotated[
         str, tyro.conf.arg(name="data", metavar="mnist|synthetic|DIR")
-    ] = told("mnist", name="data", resume=True, shared=False, speed=True)
+    ] = option("mnist", name="data", resume=True, shared=False, speed=True)
     #: Held out of DIR's training images [images]; ignored where DIR has val/, and by
     #: the other sources, whose splits are fixed.
     validation_images: int = 5_000
@@ -76,17 +76,17 @@ class Data:
     evaluate_on: Split = "validation"
     #: Side of what the network sees of class folders' images, or of synthetic ones.
     #: Default: what the network is meant for [pixels].
-    pixels: int | None = told(None, speed=True)
+    pixels: int | None = option(None, speed=True)
     #: Of class folders. `caffe`: warped to 256×256 (8/7 of small --pixels), random crop
     #: and mirror, likely the paper's, which is silent. `rrc`: random-resized crop and
     #: mirror, the default of Goyal's and MLPerf's recipes. `center`: the centre crop.
-    augment: Augment = told("caffe", speed=True, recipe=True)
+    augment: Augment = option("caffe", speed=True, recipe=True)
     #: Where a file of class folders cannot be read: end the run with a checkpoint (of
     #: several processes without), or go on with an image of the mean colour. Both name
     #: it; `examples.imagenet.prepare` finds all.
-    broken: Literal["stop", "blank"] = told("stop", resume=True)
+    broken: Literal["stop", "blank"] = option("stop", resume=True)
     #: Threads that read and decode class folders. Default: one for each core.
-    workers: int | None = told(
+    workers: int | None = option(
         None, resume=True, shared=False, result=False, speed=True
     )
 
@@ -102,11 +102,11 @@ class Model:
     """The network."""
 
     #: The paper's, for 227×227 or 224×224 pixels, or a -small one for 28×28.
-    network: Network = told("alexnet-small", speed=True)
+    network: Network = option("alexnet-small", speed=True)
     #: Multiplies every layer's number of channels except the last's.
-    width: float = told(1.0, speed=True)
+    width: float = option(1.0, speed=True)
     #: Of activations and products; parameters, statistics and loss are float32.
-    dtype: Annotated[str, tyro.conf.arg(metavar="float32|bfloat16")] = told(
+    dtype: Annotated[str, tyro.conf.arg(metavar="float32|bfloat16")] = option(
         "float32", speed=True
     )
     #: AlexNets: share of fc6's and fc7's outputs dropped; 0.5 where not given.
@@ -114,7 +114,7 @@ class Model:
     #: ResNets: start the last BatchNorm scale of each block at 0.
     zero_init_last_bn: bool = False
     #: BatchNorm over each slot's own images, or over all slots worked on at once.
-    bn: Literal["local", "sync"] = told("local", speed=True)
+    bn: Literal["local", "sync"] = option("local", speed=True)
 
     def __post_init__(self) -> None:
         ok = math.isfinite(self.width) and self.width > 0
@@ -129,7 +129,7 @@ class Optimizer:
     """
 
     #: Momentum SGD, or LARS.
-    name: Annotated[Literal["sgd", "lars"], tyro.conf.arg(name="optimizer")] = told(
+    name: Annotated[Literal["sgd", "lars"], tyro.conf.arg(name="optimizer")] = option(
         "lars", name="optimizer", speed=True
     )
     #: Peak rate γ; it is not scaled with --batch-size.
@@ -192,41 +192,41 @@ class Run:
 
     #: Images in one update: processes × devices × --solvers-per-device × --accumulate
     #: equal slots [images].
-    batch_size: int = told(32, recipe=True)
+    batch_size: int = option(32, recipe=True)
     #: Passes over the training images; updates = round(epochs · images / size).
-    epochs: float = told(10.0, recipe=True)
+    epochs: float = option(10.0, recipe=True)
     #: Sets the initial weights, dropout and the order of images, never the split.
-    seed: int = told(0, result=False)
+    seed: int = option(0, result=False)
     #: Devices of each process. Default: every GPU, or 4 virtual devices on a CPU.
-    devices: int | None = told(None, resume=True)
+    devices: int | None = option(None, resume=True)
     #: What runs one step on all of them.
-    engine: Engine = told("pmap", resume=True, speed=True)
+    engine: Engine = option("pmap", resume=True, speed=True)
     #: Slots each device works through one after the other, for one update.
-    accumulate: int = told(1, resume=True, speed=True)
+    accumulate: int = option(1, resume=True, speed=True)
     #: Slots each device works on side by side; each has its own BatchNorm moments.
-    solvers_per_device: int = told(1, resume=True, speed=True)
+    solvers_per_device: int = option(1, resume=True, speed=True)
     #: Images evaluated at once, over all devices; padded, never dropped [images].
-    eval_batch_size: int = told(1_000, resume=True, result=False)
+    eval_batch_size: int = option(1_000, resume=True, result=False)
     #: Steps fetched from the devices at once for the log [steps].
-    log_every: int = told(10, resume=True, result=False)
+    log_every: int = option(10, resume=True, result=False)
     #: Log every layer's norms, ratio and rate that often; 0 for never [steps].
-    layers_every: int = told(100, resume=True, result=False)
+    layers_every: int = option(100, resume=True, result=False)
     #: Write TensorBoard's event files too.
-    tensorboard: bool = told(False, resume=True, result=False)
+    tensorboard: bool = option(False, resume=True, result=False)
     #: Newest checkpoints kept beside the best one; 0 to save none.
-    checkpoints: int = told(2, resume=True, result=False)
+    checkpoints: int = option(2, resume=True, result=False)
     #: Save that often too, not only after each epoch; 0 for not [steps].
-    checkpoint_every: int = told(0, resume=True, result=False)
+    checkpoint_every: int = option(0, resume=True, result=False)
     #: Trace steps A to B−1 into --out's profile/, for TensorBoard or Perfetto.
-    profile: Annotated[str | None, tyro.conf.arg(metavar="A:B")] = told(
+    profile: Annotated[str | None, tyro.conf.arg(metavar="A:B")] = option(
         None, resume=True, result=False
     )
     #: What to do where --out holds the checkpoints or the log of an earlier run.
-    existing: Literal["refuse", "resume", "replace"] = told(
+    existing: Literal["refuse", "resume", "replace"] = option(
         "refuse", resume=True, result=False
     )
     #: Folder for log.jsonl, curves.png and checkpoints.
-    out: str = told("runs/imagenet", resume=True, result=False)
+    out: str = option("runs/imagenet", resume=True, result=False)
 
     def __post_init__(self) -> None:
         for name in (
@@ -267,7 +267,7 @@ class Cluster:
     #: How many there are.
     processes: int | None = None
     #: The number of this one, from 0.
-    process: int | None = told(None, shared=False)
+    process: int | None = option(None, shared=False)
     #: A process that died is noticed, and ends the others, within that time: with
     #: status 75 where a step fails first, else by JAX, which aborts [s].
     heartbeat_timeout: int = 60
@@ -318,7 +318,7 @@ class Config:
     recipe: Annotated[str | None, tyro.conf.arg(metavar="NAME")] = None
     #: Print the network's size, steps, split of the batch, memory and rates; train
     #: nothing.
-    dry_run: bool = told(False, resume=True)
+    dry_run: bool = option(False, resume=True)
     data: Data = field(default_factory=Data)
     model: Model = field(default_factory=Model, metadata={"recipe": True})
     optimizer: Optimizer = field(default_factory=Optimizer, metadata={"recipe": True})

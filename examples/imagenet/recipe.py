@@ -81,7 +81,7 @@ def changes(config: Config) -> list[str]:
         return []
     before, now = asdict(configure(config.recipe)), asdict(config)
     return [
-        f"--{FACTS[key].name} {before[group][key]!r} → {value!r}"
+        f"{flag(FACTS[key].name)} {before[group][key]!r} → {value!r}"
         for group in ("model", "optimizer", "run", "data")
         for key, value in now[group].items()
         if FACTS[key].recipe and value != before[group][key]

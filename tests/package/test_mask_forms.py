@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from jax.sharding import PartitionSpec as P
 from mask_nets import NnxNet, linen_params, paths
 
 import lars_optax
@@ -91,3 +92,13 @@ def test_prefix_may_cover_a_subtree_without_leaves():
     params = {"a": {"kernel": jnp.ones((2, 2))}, "empty": {}}
     table = lars_optax.describe_mask({"a": True, "empty": False}, params)
     assert "1 of 1 leaves" in table
+
+
+@pytest.mark.parametrize("axis_name", ["m", {"layer_scale": P(None, None, "m")}])
+def test_the_printed_mask_is_that_of_the_optimizer_with_its_axis_name(axis_name):
+    params = {"layer_scale": jnp.ones((1, 1, 32))}
+    table = lars_optax.describe_mask(
+        "exclude_bias_and_norm", params, axis_name=axis_name
+    )
+    # With a name alone any axis may be the sharded one.
+    assert table.splitlines()[-1].startswith("1 of 1" if axis_name == "m" else "0 of 1")

@@ -227,7 +227,7 @@ def _differences(old: dict[str, Any], new: dict[str, Any]) -> Iterator[str]:
             continue
         facts = FACTS.get(key)
         if old.get(key) != _plain(value) and not (facts and facts.resume):
-            name = f"--{facts.name}" if facts else _NAMES.get(key, flag(key))
+            name = flag(facts.name) if facts else _NAMES.get(key, flag(key))
             yield f"{name} was {old.get(key)!r}, now {value!r}"
 
 
