@@ -61,10 +61,10 @@ def _stacking_axis(path: Path, leaf: Any, axis: Any) -> int | None:
 
 
 class AxisNames(NamedTuple):
-    """The mesh axes that cut a leaf's layers, to sum over, and those between layers."""
+    """The mesh axes over which a leaf is sharded."""
 
-    summed: tuple[str, ...] = ()
-    between: tuple[str, ...] = ()
+    summed: tuple[str, ...] = ()  # they shard its layers: squares are summed over them
+    between: tuple[str, ...] = ()  # they shard the stacking axis: nothing is summed
 
 
 def _is_names(axis_name: Any) -> bool:
@@ -77,10 +77,9 @@ def _is_names(axis_name: Any) -> bool:
 def resolve_axis_names(
     axis_name: Any, params: Any, stacked: list[int | None]
 ) -> list[AxisNames]:
-    """The mesh axes over which each leaf's squares are summed.
+    """The mesh axes over which each leaf is sharded.
 
-    The axis of a `PartitionSpec` that shards the stacking axis is left out: each device
-    has its own layers there.
+    Where a `PartitionSpec` shards the stacking axis, each device has its own layers.
     """
     if axis_name is None:
         return [AxisNames()] * len(stacked)

@@ -159,12 +159,15 @@ def lars(
     2. Where a norm is zero, λ is `fallback_ratio`, 0.02 by default. In `optax.lars` it
        is 1.
     3. The denominator is the paper's; denominator="joint" is Optax's. With that, both
-       masks True and fallback_ratio=1.0, both optimizers are the same.
+       masks True and fallback_ratio=1.0, both optimizers give the same float32
+       updates, to rounding.
     4. The default masks work under `optax.inject_hyperparams`. It takes callables for
-       schedules, so name masks that are callables in its `static_args`: they raise an
-       error if not, unless one happens to return True for a step count.
-    5. Norms are float32 at least, sums over sharded and by stacked layers are exact,
-       and a momentum of None or 0 keeps no buffer.
+       schedules, so name masks that are callables in its `static_args`. A mask
+       that is not named there is called with the step count, and raises an error
+       unless it returns True for it.
+    5. Norms are computed in float32 at least. The norm of a sharded layer is that of
+       the whole layer, and each stacked layer has its own. A momentum of None or 0
+       keeps no buffer.
 
     Args:
       learning_rate: γ ≥ 0, a number or a schedule.
@@ -186,8 +189,9 @@ def lars(
       A transformation whose update needs `params`.
 
     Raises:
-      ValueError: as `scale_by_lars`, for γ and μ out of range, and for an
-        `accumulator_dtype` that is none, or is real where parameters are complex.
+      ValueError: as `scale_by_lars`, for γ and μ out of range, for an
+        `accumulator_dtype` that is not a dtype, and for a real one where parameters
+        are complex.
 
     Example:
       >>> import jax, jax.numpy as jnp, optax

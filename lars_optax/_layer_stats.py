@@ -111,7 +111,7 @@ def stats_of(settings: Settings, grads: optax.Updates, params: optax.Params) -> 
     return replace_leaves(grads, kept)
 
 
-def _none_yet(settings: Settings, params: optax.Params) -> Any:
+def _zero_stats(settings: Settings, params: optax.Params) -> Any:
     """Zeros in the shapes and dtypes of the statistics of these parameters."""
     settings.check(params)
     stacked = resolve_stacked_axes(settings.stacked_axes, params)
@@ -207,7 +207,7 @@ def record_layer_stats(
         count = jnp.zeros([], jnp.int32)
         if isinstance(params, _placeholder()):  # statistics are no parameters
             return RecordLayerStatsState(count, count)
-        return RecordLayerStatsState(count, _none_yet(settings, params))
+        return RecordLayerStatsState(count, _zero_stats(settings, params))
 
     def update_fn(
         updates: optax.Updates, state: Any, params: Any = None, **extra_args: Any

@@ -51,12 +51,13 @@ def exclude_bias_and_norm(params: optax.Params, *, stacked_axes: Any = None) -> 
     - A leaf named `kernel`, `w`, `embedding` or `embeddings` is a weight, unless it has
       rank 0 or 1 and its module is named for a norm.
     - A leaf whose module is named for a norm is a norm's parameter. The last word of
-      such a name is a norm's: `BatchNorm_0`, `bn1`, `input_layernorm`, `ln_f`,
-      `norms/0`. `WeightNorm_0` is not such a name, because it holds weights.
+      such a name, before a number or a single letter, is a norm's: `BatchNorm_0`,
+      `bn1`, `input_layernorm`, `ln_f`, `norms/0`. `WeightNorm_0` is not such a name,
+      because it holds weights.
     - A leaf with the word kernel, w, weight, embedding or lora in its name, such as
       `w_i` and `weight_v`, is a weight if its rank is at least 2. So is a leaf whose
-      last word ends in token, cls, probe, embed or embedding, such as `cls_token`. The
-      plurals of these words count too. This rule does not apply to a name whose last
+      last word ends in token, cls, probe, embed or embedding, such as `cls_token`.
+      Their usual plurals count too. This rule does not apply to a name whose last
       word is g, gain or scale. An array in a list has the list's name for this rule.
     - A leaf of rank 2 without a name of its own, as in `[(kernel, bias), ...]`, is a
       weight.

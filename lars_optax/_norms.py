@@ -2,10 +2,10 @@
 
 Everything here is computed in float32 at least (float64 for float64 and complex128),
 whatever the parameter's dtype. In float32 a norm is right up to 1.8e19, and for
-elements above about 1e-19: squares must be in its range. All norms of a tree take one
-`psum` for each distinct set of mesh axes (two where some of its layers lie apart over
-another set: joined, all would count as apart). Never reshapes a leaf: that would gather
-a sharded one.
+elements above about 1e-19: squares must be in its range. Norms are
+summed over devices with one `psum` for each distinct pair of `AxisNames` and dtype, so
+leaves whose stacking axis is sharded are summed apart. No leaf is reshaped, which would
+gather a sharded one.
 """
 
 import math

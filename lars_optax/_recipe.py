@@ -206,8 +206,9 @@ class Recipe:
         updates = steps(self.epochs)
         if not updates:
             raise ValueError(
-                f"{self.name}: num_examples={num_examples} make less than half a step "
-                f"in epochs={self.epochs} with batch_size={self.batch_size}."
+                f"{self.name}: epochs={self.epochs} of num_examples={num_examples} "
+                f"with batch_size={self.batch_size} round to 0 steps. Give more epochs "
+                "or a smaller batch_size."
             )
         if steps(warmup) >= updates:
             self._refuse_warmup("epochs", steps(warmup), updates)

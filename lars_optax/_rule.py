@@ -56,7 +56,10 @@ class Layer(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Settings:
-    """The arguments of `scale_by_lars`; raises ValueError on what cannot be meant."""
+    """The arguments of `scale_by_lars`, and the learning rate at which `larc` clips.
+
+    Raises ValueError on values out of range.
+    """
 
     weight_decay: Any
     weight_decay_mask: Mask

@@ -86,8 +86,8 @@ def format_layer_stats(stats: Any) -> str:
     for path, leaf in flat:
         if not isinstance(leaf, LayerStats):
             raise ValueError(
-                "format_layer_stats needs the tree that layer_stats returns, of a state"
-                ' optax.tree.get(state, "layer_stats"); found '
+                "format_layer_stats needs the tree that layer_stats returns, or "
+                'optax.tree.get(state, "layer_stats") of a state that has one; found '
                 f"{type(leaf).__name__} at {path_string(path)!r}."
             )
         if any(isinstance(x, jax.core.Tracer) for x in leaf):

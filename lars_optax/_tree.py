@@ -174,7 +174,7 @@ def _check_leaf(path: Path, grad: Any, weight: Any) -> None:
 
 
 def check_parameter(path: Path, leaf: Any) -> None:
-    """Raise ValueError unless a leaf is a floating-point or complex array."""
+    """Raise ValueError unless a leaf is a floating-point or complex array or number."""
     # A dtype such as jnp.float32, which is a class, has an attribute of that name too.
     is_array = hasattr(leaf, "dtype") and not isinstance(leaf, type)
     if is_array or isinstance(leaf, numbers.Number):

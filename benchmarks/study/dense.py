@@ -1,4 +1,4 @@
-"""Trains two small dense networks on scikit-learn's digits, whole batches at a time.
+"""Trains two small dense networks on scikit-learn's digits, with full-batch gradients.
 
     python -m benchmarks.study.dense
 

@@ -1,7 +1,8 @@
 """What one training run is: frozen values with units, defaults and bounds.
 
 Each group is checked when it is made; a value out of bounds raises ValueError with
-the flag's name, the value and what to give instead. Knows no arrays.
+the flag's name, the value and what to give instead. Uses no arrays, and of JAX the
+number of processes alone.
 The comments are --help's texts; a line of them begins with a letter, or is not joined.
 """
 
@@ -38,8 +39,8 @@ class Facts(NamedTuple):
     """What other modules must know of a flag besides its value."""
 
     name: str  # of the flag, without the dashes before it
-    # May change when a run goes on from a checkpoint. Of the data's source the content
-    # is compared, and another cut of the batch is reported.
+    # May change when a run goes on from a checkpoint. The data's path may: its contents
+    # are compared. A batch that is divided in another way is reported.
     resume: bool = False
     shared: bool = True  # all processes of a run must agree on it
     result: bool = True  # tells runs apart in a report
@@ -125,7 +126,8 @@ class Model:
 class Optimizer:
     """The rule and its schedule: a warm-up, then a decay.
 
-    The fields are those of a `lars_optax` recipe; None is a value still to be given.
+    Each field sets one of a `lars_optax` recipe: `name` its `algorithm`, `layers` its
+    `mask`, the others that of the same name. None is a value still to be given.
     """
 
     #: Momentum SGD, or LARS.
