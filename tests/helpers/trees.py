@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import pytest
 
 STEPS = 40
 
@@ -64,13 +65,23 @@ def as_mask(names, params):
     return {name: name in names for name in params}
 
 
+def train_step(tx):
+    """A step from gradients, state and parameters to new parameters and state."""
+
+    def step(grads, state, params):
+        updates, state = tx.update(grads, state, params)
+        return optax.apply_updates(params, updates), state
+
+    return step
+
+
 def train(tx, params, grads_of, inputs):
     """Parameters after each step of `tx`; gradients are `grads_of(params, input)`."""
+    update = train_step(tx)
 
     @jax.jit
     def step(params, state, x):
-        updates, state = tx.update(grads_of(params, x), state, params)
-        return optax.apply_updates(params, updates), state
+        return update(grads_of(params, x), state, params)
 
     state, history = tx.init(params), []
     for x in inputs:
@@ -91,8 +102,22 @@ def arrays(tree):
 PARAMS, GRADS = arrays(params_tree()), arrays(recorded_grads()[10])
 
 
+def updates_and_states(tx, grads, params=PARAMS):
+    """Updates and state after each of several gradients, at the same parameters."""
+    state = tx.init(params)
+    for g in grads:
+        updates, state = tx.update(g, state, params)
+        yield updates, state
+
+
 def update(tx, grads=GRADS, params=PARAMS):
     return tx.update(grads, tx.init(params), params)[0]
+
+
+def assert_refused(message, function, *args, **options):
+    """The call raises ValueError; the message is a regular expression."""
+    with pytest.raises(ValueError, match=message):
+        function(*args, **options)
 
 
 def assert_equal(actual, expected, rtol=0.0):

@@ -1,27 +1,34 @@
 """Laws of `scale_by_lars` and `lars` as Optax transformations."""
 
+import itertools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
 from jax.test_util import check_grads
-from trees import GRADS, PARAMS, arrays, assert_equal, recorded_grads, update
+from trees import (
+    GRADS,
+    PARAMS,
+    arrays,
+    assert_equal,
+    recorded_grads,
+    train_step,
+    update,
+    updates_and_states,
+)
 
 import lars_optax
+
+LARS = lars_optax.lars(0.3, 0.01, True, 0.01, 0.0, True)
 
 
 @pytest.mark.parametrize("denominator", ["separate", "joint"])
 def test_fallback_ratio_at_zero_norms_and_outside_the_mask(denominator):
     w, g, zero = jnp.full((2, 2), 3.0), jnp.full((2, 2), 0.5), jnp.zeros((2, 2))
     params = {"zero_w": zero, "zero_g": w, "both": zero, "masked": w, "zero_sum": w}
-    grads = {
-        "zero_w": g,
-        "zero_g": zero,
-        "both": zero,
-        "masked": g,
-        "zero_sum": -0.5 * w,
-    }
+    grads = dict(zip(params, (g, zero, zero, g, -0.5 * w), strict=True))
     mask = {name: name != "masked" for name in params}
     tx = lars_optax.scale_by_lars(
         0.5, True, 0.001, 0.0, mask, denominator=denominator, fallback_ratio=0.25
@@ -45,12 +52,13 @@ def test_undecayed_leaf_has_no_decay_in_its_denominator():
 
 
 def test_max_ratio_bounds_the_ratio_and_not_the_fallback():
-    def steps(**options):
-        return update(lars_optax.scale_by_lars(
-            0.0, True, 1.0, 0.0, True, fallback_ratio=5.0, **options
-        ))  # fmt: skip
-
-    free, bounded = steps(), steps(max_ratio=1.0)
+    options = {
+        "trust_coefficient": 1.0,
+        "trust_ratio_mask": True,
+        "fallback_ratio": 5.0,
+    }
+    free = update(lars_optax.scale_by_lars(**options))
+    bounded = update(lars_optax.scale_by_lars(**options, max_ratio=1.0))
     for name, w in PARAMS.items():
         ratio = np.linalg.norm(w) / np.linalg.norm(GRADS[name])
         if name == "last_norm_scale":
@@ -64,13 +72,10 @@ def test_max_ratio_bounds_the_ratio_and_not_the_fallback():
 def test_state_is_only_a_count_and_only_for_a_schedule():
     assert lars_optax.scale_by_lars(0.1).init(PARAMS) == optax.EmptyState()
     tx = lars_optax.scale_by_lars(optax.linear_schedule(0.0, 1.0, 10), True)
-    state = tx.init(PARAMS)
-    assert jax.tree.map(lambda x: (x.shape, x.dtype), jax.tree.leaves(state)) == [
-        ((), jnp.int32)
-    ]
-    for count in range(3):
+    (count,) = jax.tree.leaves(tx.init(PARAMS))
+    assert (count.shape, count.dtype) == ((), jnp.int32)
+    for count, (updates, state) in enumerate(updates_and_states(tx, [GRADS] * 3)):
         fixed = lars_optax.scale_by_lars(count / 10, True)
-        updates, state = tx.update(GRADS, state, PARAMS)
         assert_equal(updates, update(fixed), rtol=1e-6)
         assert int(optax.tree.get(state, "count")) == count + 1
 
@@ -83,26 +88,24 @@ def test_no_momentum_keeps_no_buffer(momentum):
 
 
 def test_scan_and_vmap_give_what_a_python_loop_gives():
-    tx = lars_optax.lars(0.3, 0.01, True, 0.01, 0.0, True)
-    grads = arrays(recorded_grads()[:5])
-    params, state = PARAMS, tx.init(PARAMS)
+    step, grads = train_step(LARS), arrays(recorded_grads()[:5])
+    looped = state, params = LARS.init(PARAMS), PARAMS
     for g in grads:
-        updates, state = tx.update(g, state, params)
-        params = optax.apply_updates(params, updates)
+        looped = params, state = step(g, state, params)
 
     def scan(params):
-        def step(carry, g):
-            updates, state = tx.update(g, carry[1], carry[0])
-            return (optax.apply_updates(carry[0], updates), state), None
+        def body(carry, g):
+            return step(g, *reversed(carry)), None
 
         stacked = jax.tree.map(lambda *x: jnp.stack(x), *grads)
-        return jax.lax.scan(step, (params, tx.init(params)), stacked)[0]
+        return jax.lax.scan(body, (params, LARS.init(params)), stacked)[0]
 
-    assert_equal(scan(PARAMS), (params, state), rtol=2e-6)
+    assert_equal(scan(PARAMS), looped, rtol=2e-6)
     pair = jax.tree.map(lambda x: jnp.stack([x, 2 * x]), PARAMS)
-    for i, got in enumerate([PARAMS, jax.tree.map(lambda x: 2 * x, PARAMS)]):
-        both = jax.vmap(scan)(pair)[0]
-        assert_equal(jax.tree.map(lambda x, i=i: x[i], both), scan(got)[0], rtol=2e-6)
+    both = jax.vmap(scan)(pair)[0]
+    for i, factor in enumerate((1, 2)):
+        expected = scan(optax.tree.scale(factor, PARAMS))[0]
+        assert_equal(jax.tree.map(lambda x, i=i: x[i], both), expected, rtol=2e-6)
 
 
 @pytest.mark.parametrize("denominator", ["separate", "joint"])
@@ -112,24 +115,19 @@ def test_derivative_through_a_step_is_finite_where_norms_are_zero(denominator):
     def after(w, g):
         return jnp.sum(optax.apply_updates(w, update(tx, g, w)) ** 2)
 
-    for w in (jnp.zeros(3), jnp.ones(3)):
-        for g in (jnp.zeros(3), jnp.ones(3)):
-            for slope in jax.grad(after, argnums=(0, 1))(w, g):
-                assert np.isfinite(slope).all()
+    for w, g in itertools.product((jnp.zeros(3), jnp.ones(3)), repeat=2):
+        assert np.isfinite(jax.grad(after, argnums=(0, 1))(w, g)).all()
 
 
 def test_derivative_through_a_step_is_the_difference_quotient(x64):
-    tx = lars_optax.lars(0.3, 0.01, True, 0.01, 0.0, True)
     w, g = jnp.asarray([1.0, -2.0, 0.5]), jnp.asarray([0.3, 0.1, 2.0])
-    check_grads(lambda w, g: update(tx, g, w), (w, g), order=1)
+    check_grads(lambda w, g: update(LARS, g, w), (w, g), order=1)
 
 
 def test_the_momentum_of_a_leaf_outlives_a_step_without_its_gradient():
-    tx = lars_optax.lars(0.5)
-    _, state = tx.update(GRADS, tx.init(PARAMS), PARAMS)
-    _, after = tx.update({**GRADS, "conv": None}, state, PARAMS)
-    kept, momentum = (optax.tree.get(x, "trace")["conv"] for x in (after, state))
-    assert_equal(kept, momentum)
+    grads = GRADS, {**GRADS, "conv": None}
+    states = [state for _, state in updates_and_states(lars_optax.lars(0.5), grads)]
+    assert_equal(*(optax.tree.get(state, "trace")["conv"] for state in states))
 
 
 def test_an_infinite_gradient_is_visible_in_its_whole_layer():

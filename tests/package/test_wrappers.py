@@ -12,19 +12,23 @@ from trees import (
     WEIGHTS,
     arrays,
     assert_equal,
+    assert_refused,
     assert_same_history,
     learning_rate,
     params_tree,
     recorded_grads,
     replay,
     train,
+    train_step,
     update,
+    updates_and_states,
 )
 
 import lars_optax
 from lars_optax import record_layer_stats
 
 OPTIONS = {"weight_decay": 0.01, "trust_coefficient": 0.01}
+inject = optax.inject_hyperparams
 REFERENCE = {"decayed": WEIGHTS, "adapted": WEIGHTS, "beta": 0.01, "eta": 0.01}
 LARS = lars_optax.lars(learning_rate, **OPTIONS)
 SOME = ("conv", "conv_bias", "unseen")
@@ -46,8 +50,8 @@ def by_the_book(grads, names=PARAMS, rate=learning_rate, **options):
 def test_injected_values_are_those_of_a_fresh_lars_at_every_step_of_one_trace():
     names = ("learning_rate", "momentum", "weight_decay", "trust_coefficient")
     values = [(0.5, 0.9, 0.0, 0.01), (0.2, 0.9, 0.1, 0.01), (0.2, 0.5, 0.1, 0.03)]
-    tx = optax.inject_hyperparams(lars_optax.lars)(0.5)
-    traces, state, inner_state = [], tx.init(PARAMS), lars_optax.lars(0.5).init(PARAMS)
+    tx, traces = inject(lars_optax.lars)(0.5), []
+    state, inner_state = tx.init(PARAMS), lars_optax.lars(0.5).init(PARAMS)
 
     @jax.jit
     def step(grads, state):
@@ -58,23 +62,22 @@ def test_injected_values_are_those_of_a_fresh_lars_at_every_step_of_one_trace():
         new = dict(zip(names, numbers, strict=True))
         state = optax.tree.set(state, **{k: jnp.float32(x) for k, x in new.items()})
         updates, state = step(grads, state)
-        fresh = lars_optax.lars(**new)
-        expected, inner_state = fresh.update(grads, inner_state, PARAMS)
-        assert_equal(updates, expected, TOLERANCE)
-        assert_equal(state.inner_state, inner_state, TOLERANCE)
+        expected = lars_optax.lars(**new).update(grads, inner_state, PARAMS)
+        assert_equal((updates, state.inner_state), expected, TOLERANCE)
+        inner_state = expected[1]
     assert len(traces) == 1
 
 
 def test_an_injected_schedule_is_the_schedule():
     decay = optax.linear_schedule(0.0, 0.01, 40)
-    tx = optax.inject_hyperparams(lars_optax.lars)(learning_rate, decay)
+    tx = inject(lars_optax.lars)(learning_rate, decay)
     assert_same_history(run(tx), run(lars_optax.lars(learning_rate, decay)))
 
 
 def test_masks_named_in_static_args_are_masks():
     static = ("weight_decay_mask", "trust_ratio_mask")
     masks = dict.fromkeys(static, lars_optax.match_paths("conv"))
-    build = optax.inject_hyperparams(lars_optax.lars, static_args=static)
+    build = inject(lars_optax.lars, static_args=static)
     expected = update(lars_optax.lars(0.5, **OPTIONS, **masks))
     assert_equal(update(build(0.5, **OPTIONS, **masks)), expected, TOLERANCE)
 
@@ -90,25 +93,21 @@ def test_injected_values_are_float32_or_refused(optimizer, dtype, promotion):
     params = {"kernel": jnp.full((2, 2), 2.0, dtype), "bias": jnp.ones(2, dtype)}
     grads = jax.tree.map(lambda w: 0.5 * w, params)
     with jax.numpy_dtype_promotion(promotion):
-        rounded = optax.inject_hyperparams(optimizer)(**options)
+        rounded = inject(optimizer)(**options)
         for init in (rounded.init, jax.jit(rounded.init)):
-            with pytest.raises(ValueError, match=f"dtype {dtype}.*hyperparam_dtype"):
-                init(params)
-        build = optax.inject_hyperparams(optimizer, hyperparam_dtype=jnp.float32)
-        histories = []
-        for tx in (build(**options), optimizer(**options)):
-            state, history = tx.init(params), []
-            for _ in range(3):
-                updates, state = tx.update(grads, state, params)
-                history.append(jax.tree.map(jnp.float32, updates))
-            histories.append(history)
-    assert_equal(*histories)
+            assert_refused(f"dtype {dtype}.*hyperparam_dtype", init, params)
+        build = inject(optimizer, hyperparam_dtype=jnp.float32)
+        histories = [
+            [updates for updates, _ in updates_and_states(tx, [grads] * 3, params)]
+            for tx in (build(**options), optimizer(**options))
+        ]
+    assert_equal(*jax.tree.map(jnp.float32, histories))
 
 
 def test_a_schedule_that_is_injected_in_bfloat16_is_refused():
-    tx = optax.inject_hyperparams(lars_optax.lars)(learning_rate)
-    with pytest.raises(ValueError, match="is an array of dtype bfloat16"):
-        tx.init({"kernel": jnp.ones((2, 2), "bfloat16")})
+    params = {"kernel": jnp.ones((2, 2), "bfloat16")}
+    init = inject(lars_optax.lars)(learning_rate).init
+    assert_refused("is an array of dtype bfloat16", init, params)
 
 
 @pytest.mark.parametrize("skip", [None, optax.skip_not_finite])
@@ -128,10 +127,9 @@ def test_multi_steps_are_lars_on_the_mean_gradient(skip):
 
 def test_apply_if_finite_makes_a_bad_step_as_none_at_all():
     def last(tx, grads):
-        params, state, step = PARAMS, tx.init(PARAMS), jax.jit(tx.update)
+        params, state, step = PARAMS, tx.init(PARAMS), jax.jit(train_step(tx))
         for g in arrays(grads):
-            updates, state = step(g, state, params)
-            params = optax.apply_updates(params, updates)
+            params, state = step(g, state, params)
         return params, state
 
     good = recorded_grads()[:4]
@@ -151,31 +149,27 @@ def test_partition_trains_each_group_as_if_alone():
     assert_same_history(found, expected)
 
 
-@pytest.mark.parametrize(
-    ("tx", "left", "momenta"),
-    [
-        (optax.masked(LARS, IS_SOME), 1.0, len(SOME)),
-        (optax.chain(LARS, optax.freeze(IS_REST)), 0.0, len(PARAMS)),
-        (optax.selective_transform(LARS, freeze_mask=IS_REST), 0.0, len(SOME)),
-    ],
-    ids=["masked", "freeze", "selective_transform"],
-)
+@pytest.mark.parametrize(("tx", "left", "momenta"), [
+    (optax.masked(LARS, IS_SOME), 1.0, len(SOME)),
+    (optax.chain(LARS, optax.freeze(IS_REST)), 0.0, len(PARAMS)),
+    (optax.selective_transform(LARS, freeze_mask=IS_REST), 0.0, len(SOME)),
+], ids=["masked", "freeze", "selective_transform"])  # fmt: skip
 def test_what_is_left_out_is_left_and_the_rest_trained_as_if_alone(tx, left, momenta):
     def some(tree):
         return {name: tree[name] for name in SOME}
 
-    state, alone = tx.init(PARAMS), LARS.init(some(PARAMS))
-    for grads in arrays(recorded_grads()[:3]):
-        updates, state = tx.update(grads, state, PARAMS)
-        expected, alone = LARS.update(some(grads), alone, some(PARAMS))
-        assert_equal(updates, {k: left * g for k, g in grads.items()} | expected)
-    assert len(jax.tree.leaves(optax.tree.get(state, "trace"))) == momenta
+    grads = arrays(recorded_grads()[:3])
+    ours = updates_and_states(tx, grads)
+    alone = updates_and_states(LARS, map(some, grads), some(PARAMS))
+    for g, found, (own, _) in zip(grads, ours, alone, strict=True):
+        assert_equal(found[0], optax.tree.scale(left, g) | own)
+    assert len(jax.tree.leaves(optax.tree.get(found[1], "trace"))) == momenta
 
 
 AXES = {"conv": 3, "head": 0, "conv_bias": None, "last_norm_scale": 0, "unseen": None}
 WRAPPED = {
     "lars": LARS,
-    "inject_hyperparams": optax.inject_hyperparams(lars_optax.lars)(0.5),
+    "inject_hyperparams": inject(lars_optax.lars)(0.5),
     "apply_if_finite": optax.apply_if_finite(LARS, 3),
     "multi_steps": optax.MultiSteps(LARS, 1).gradient_transformation(),
     "recorded": optax.chain(record_layer_stats(), LARS),
@@ -185,9 +179,8 @@ WRAPPED = {
 
 @pytest.mark.parametrize("name", WRAPPED)
 def test_the_momentum_and_the_counts_are_found_by_name(name):
-    tx, state = WRAPPED[name], WRAPPED[name].init(PARAMS)
-    for grads in arrays(recorded_grads()[:2]):
-        updates, state = tx.update(grads, state, PARAMS)
+    grads = arrays(recorded_grads()[:2])
+    *_, (updates, state) = updates_and_states(WRAPPED[name], grads)
     assert_equal(optax.tree.get(state, "trace"), updates)
     counts = optax.tree.get_all_with_path(state, "count")
     assert {(x.dtype.name, int(x)) for _, x in counts} == {("int32", 2)}
@@ -228,14 +221,17 @@ def test_clipping_first_matters_only_to_the_decay():
         assert_same_history(*histories(0.1), tolerance=0.1)
 
 
-@pytest.mark.parametrize("wrapper", ["schedule_free", "lookahead", "ema"])
+WRAPPERS = {
+    "schedule_free": lambda lars: optax.contrib.schedule_free(lars, 1.0),
+    "lookahead": lambda lars: optax.lookahead(lars, 5, 0.5),
+    "ema": lambda lars: optax.chain(lars, optax.ema(0.9)),
+}
+
+
+@pytest.mark.parametrize("wrapper", WRAPPERS)
 def test_the_loss_of_a_quadratic_falls(wrapper):
     lars = lars_optax.lars(1.0, trust_coefficient=0.05, momentum=None)
-    tx = {
-        "schedule_free": lambda: optax.contrib.schedule_free(lars, 1.0),
-        "lookahead": lambda: optax.lookahead(lars, 5, 0.5),
-        "ema": lambda: optax.chain(lars, optax.ema(0.9)),
-    }[wrapper]()
+    tx = WRAPPERS[wrapper](lars)
     start = {"kernel": jnp.full((2, 2), 3.0)}
 
     def loss(params):
