@@ -6,24 +6,33 @@ import numpy as np
 import optax
 import pytest
 from reference import Lars
-from trees import PARAMS, assert_equal, recorded_grads, replay
+from trees import (
+    PARAMS,
+    WEIGHTS,
+    as_mask,
+    assert_equal,
+    recorded_grads,
+    replay,
+    update,
+    updates_and_states,
+)
 
 from lars_optax import lars, recipes
+
+MLPERF = recipes.get("mlperf-v1.0-resnet50-lars-8192")
+GOYAL = recipes.get("goyal-resnet50-sgd-8192")
+SHORT = {"batch_size": 100, "epochs": 4}
 
 
 @pytest.mark.parametrize(
     "name", ["paper-t5-alexnet_bn-lars-512", "mlperf-v1.0-resnet50-lars-8192"]
 )
 def test_lars_recipe_equals_the_reference(name):
-    recipe = recipes.get(name).replace(batch_size=100, epochs=4, warmup_epochs=1)
-    recipe = recipe.replace(warmup_start=0.0)
-    rate = recipe.schedule(1000)
-    everything = tuple(PARAMS)
-    masked = ("conv", "head", "unseen")  # by rank: the names say nothing
-    names = everything if recipe.mask is True else masked
+    recipe = recipes.get(name).replace(**SHORT, warmup_epochs=1, warmup_start=0.0)
+    rate, grads = recipe.schedule(1000), recorded_grads()
+    names = PARAMS if recipe.mask is True else WEIGHTS
     rule = {"beta": recipe.weight_decay, "fallback": 1.0}
     oracle = Lars(PARAMS, decayed=names, adapted=names, **rule)
-    grads = recorded_grads()
     history = replay(recipe.optimizer(1000), PARAMS, grads)
     for step, got in enumerate(history):
         expected = oracle.step(grads[step], float(rate(step)))
@@ -31,21 +40,16 @@ def test_lars_recipe_equals_the_reference(name):
 
 
 def test_fallback_ratio_is_that_of_leaves_not_adapted_and_of_zero_gradients():
-    recipe = recipes.get("mlperf-v1.0-resnet50-lars-8192").replace(warmup_epochs=0)
+    recipe = MLPERF.replace(warmup_epochs=0)
     grads = recorded_grads()[0]
-    one, half = (
-        replay(recipe.replace(fallback_ratio=ratio).optimizer(10**6), PARAMS, [grads])[
-            0
-        ]
-        for ratio in (1.0, 0.5)
-    )
+    recipes_of_two = (recipe.replace(fallback_ratio=ratio) for ratio in (1.0, 0.5))
+    both = [replay(x.optimizer(10**6), PARAMS, [grads])[0] for x in recipes_of_two]
     for name, weight in PARAMS.items():
-        whole, less = (np.asarray(got[name] - weight) for got in (one, half))
+        whole, less = (np.asarray(got[name] - weight) for got in both)
         falls_back = np.ndim(weight) < 2 or not grads[name].any()
         # Differences of float32 weights near 1: an absolute 1e-6.
-        np.testing.assert_allclose(
-            less, whole * (0.5 if falls_back else 1.0), rtol=1e-4, atol=1e-6
-        )
+        expected = whole * (0.5 if falls_back else 1.0)
+        np.testing.assert_allclose(less, expected, rtol=1e-4, atol=1e-6)
         assert whole.any() == (np.ndim(weight) > 1 or grads[name].any()), name
 
 
@@ -56,38 +60,31 @@ def test_sgd_recipe_has_the_rate_inside_the_momentum_and_goyal_outside():
     def by_hand(recipe, scaled):
         rate = optax.scale_by_learning_rate(recipe.schedule(1000))
         trace = optax.trace(0.9, nesterov=recipe.nesterov)
-        decay = optax.add_decayed_weights(
-            1e-4, None if scaled else {k: np.ndim(w) > 1 for k, w in PARAMS.items()}
-        )
+        mask = None if scaled else as_mask(WEIGHTS, PARAMS)
+        decay = optax.add_decayed_weights(1e-4, mask)
         order = (rate, trace) if scaled else (trace, rate)
         return replay(optax.chain(decay, *order), PARAMS, recorded_grads())
 
-    short = {"batch_size": 100, "epochs": 4}
-    caffe = recipes.get("paper-t1-resnet50-sgd-256").replace(**short)
-    jax.tree.map(np.testing.assert_array_equal, steps(caffe), by_hand(caffe, True))
-    goyal = recipes.get("goyal-resnet50-sgd-8192")
-    goyal = goyal.replace(**short, warmup_epochs=1, boundaries=(2, 3))
-    jax.tree.map(np.testing.assert_array_equal, steps(goyal), by_hand(goyal, False))
+    caffe = recipes.get("paper-t1-resnet50-sgd-256").replace(**SHORT)
+    goyal = GOYAL.replace(**SHORT, warmup_epochs=1, boundaries=(2, 3))
+    assert_equal(steps(caffe), by_hand(caffe, True))
+    assert_equal(steps(goyal), by_hand(goyal, False))
 
 
 def test_sgd_recipe_takes_biases_alone():
-    tx = recipes.get("goyal-resnet50-sgd-8192").optimizer(10**6)
     params = {"bias": jnp.ones(3)}
-    updates, _ = tx.update(params, tx.init(params), params)
+    updates = update(GOYAL.optimizer(10**6), params, params)
     np.testing.assert_allclose(updates["bias"], -0.1 * 1.9, rtol=1e-6)  # Nesterov
 
 
 @pytest.mark.parametrize("order", ["scaled", "unscaled"])
 def test_sgd_recipe_sums_in_a_float32_buffer_and_decays_no_stacked_vector(order):
-    recipe = recipes.get("goyal-resnet50-sgd-8192")
-    recipe = recipe.replace(warmup_epochs=0, momentum_order=order, weight_decay=0.5)
+    recipe = GOYAL.replace(warmup_epochs=0, momentum_order=order, weight_decay=0.5)
     tx = recipe.optimizer(10**6, stacked_axes=0, accumulator_dtype="float32")
     tree = {"kernel": jnp.ones((2, 3, 4)), "gain": jnp.ones((2, 4))}
     params = jax.tree.map(lambda x: x.astype("bfloat16"), tree)
     grads = jax.tree.map(lambda x: x * jnp.bfloat16(1e-2), params)
-    state = tx.init(params)
-    for _ in range(2):
-        updates, state = tx.update(grads, state, params)
+    *_, (updates, state) = updates_and_states(tx, [grads] * 2, params)
     rate = -recipe.learning_rate if order == "scaled" else 1.0
     sums = {name: 1.9 * rate * (float(jnp.bfloat16(1e-2)) + decay)
             for name, decay in (("kernel", 0.5), ("gain", 0.0))}  # fmt: skip
@@ -100,19 +97,13 @@ def test_sgd_recipe_sums_in_a_float32_buffer_and_decays_no_stacked_vector(order)
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 @pytest.mark.parametrize("momentum", [0.9, 0.0])
 def test_lars_recipe_is_lars_in_half_precision_and_of_stacked_layers(dtype, momentum):
-    recipe = recipes.get("mlperf-v1.0-resnet50-lars-8192")
-    recipe = recipe.replace(warmup_epochs=0, momentum=momentum)
+    recipe = MLPERF.replace(warmup_epochs=0, momentum=momentum)
     random = np.random.default_rng(0)
     draw = [{"kernel": random.normal(size=(3, 4, 5)) * 1e-4} for _ in range(4)]
     params, *grads = jax.tree.map(lambda x: jnp.asarray(x, dtype), draw)
     options = {"stacked_axes": 0, "accumulator_dtype": "float32"}
-    own = lars(
-        recipe.schedule(10**6), recipe.weight_decay, momentum=momentum, **options
-    )
-    tx = recipe.optimizer(10**6, **options)
-    for mine, theirs in zip(
-        replay(tx, params, grads), replay(own, params, grads), strict=True
-    ):
-        np.testing.assert_array_equal(mine["kernel"], theirs["kernel"])
+    rate, tx = recipe.schedule(10**6), recipe.optimizer(10**6, **options)
+    own = lars(rate, recipe.weight_decay, momentum=momentum, **options)
+    assert_equal(replay(tx, params, grads), replay(own, params, grads))
     held = sum(x.size for x in jax.tree.leaves(tx.init(params)))
     assert held == 1 + (params["kernel"].size if momentum else 0)  # and a count

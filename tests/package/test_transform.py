@@ -1,6 +1,7 @@
 """Laws of `scale_by_lars` and `lars` as Optax transformations."""
 
 import itertools
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -52,13 +53,8 @@ def test_undecayed_leaf_has_no_decay_in_its_denominator():
 
 
 def test_max_ratio_bounds_the_ratio_and_not_the_fallback():
-    options = {
-        "trust_coefficient": 1.0,
-        "trust_ratio_mask": True,
-        "fallback_ratio": 5.0,
-    }
-    free = update(lars_optax.scale_by_lars(**options))
-    bounded = update(lars_optax.scale_by_lars(**options, max_ratio=1.0))
+    make = partial(lars_optax.scale_by_lars, 0.0, True, 1.0, 0.0, True)
+    free, bounded = (update(make(fallback_ratio=5.0, max_ratio=x)) for x in (None, 1.0))
     for name, w in PARAMS.items():
         ratio = np.linalg.norm(w) / np.linalg.norm(GRADS[name])
         if name == "last_norm_scale":
