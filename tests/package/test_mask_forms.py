@@ -7,6 +7,7 @@ import pytest
 from flax import nnx
 from jax.sharding import PartitionSpec as P
 from mask_nets import NnxNet, linen_params, paths
+from trees import assert_equal, assert_refused, update
 
 import lars_optax
 
@@ -14,18 +15,18 @@ import lars_optax
 @pytest.mark.parametrize("count", [3, np.int32(3), jnp.asarray(3)])
 def test_masks_refuse_a_step_count(count):
     for mask in (lars_optax.exclude_bias_and_norm, lars_optax.match_paths("x")):
-        with pytest.raises(ValueError, match=r"step count.*static_args"):
-            mask(count)
+        assert_refused(r"step count.*static_args", mask, count)
 
 
-PARAMS = {"stem": {"kernel": jnp.ones((2, 2))}, "head": {"kernel": jnp.ones((2, 2)),
-          "bias": jnp.ones(2)}}  # fmt: skip
+W = jnp.ones((2, 2))
+PARAMS = {"stem": {"kernel": W}, "head": {"kernel": W, "bias": jnp.ones(2)}}
+
+
+def selected(*patterns, params=PARAMS, **options):
+    return paths(lars_optax.match_paths(*patterns, **options)(params), True)
 
 
 def test_match_paths_searches_joined_paths():
-    def selected(*patterns, **options):
-        return paths(lars_optax.match_paths(*patterns, **options)(PARAMS), True)
-
     assert selected("kernel") == {"stem/kernel", "head/kernel"}
     assert selected("^head/") == {"head/kernel", "head/bias"}
     assert selected("stem", "bias$") == {"stem/kernel", "head/bias"}
@@ -35,20 +36,14 @@ def test_match_paths_searches_joined_paths():
 
 def test_match_paths_sees_nnx_paths_without_value():
     state = nnx.state(NnxNet(nnx.Rngs(0)), nnx.Param)
-    assert paths(lars_optax.match_paths("^conv/kernel$")(state), True) == {
-        "conv/kernel"
-    }
+    assert selected("^conv/kernel$", params=state) == {"conv/kernel"}
 
 
 def test_match_paths_refuses_what_matches_nothing():
-    with pytest.raises(ValueError, match=r"'kernal'.*'stem/kernel'"):
-        lars_optax.match_paths("stem", "kernal")(PARAMS)
-    with pytest.raises(ValueError, match="regular expression"):
-        lars_optax.match_paths("(")
-    with pytest.raises(ValueError, match="at least one"):
-        lars_optax.match_paths()
-    with pytest.raises(ValueError, match="strings"):
-        lars_optax.match_paths(3)
+    assert_refused(r"'kernal'.*'stem/kernel'", selected, "stem", "kernal")
+    assert_refused("regular expression", lars_optax.match_paths, "(")
+    assert_refused("at least one", lars_optax.match_paths)
+    assert_refused("strings", lars_optax.match_paths, 3)
 
 
 def test_masks_of_every_form_select_alike():
@@ -62,12 +57,10 @@ def test_masks_of_every_form_select_alike():
     ]
     tables = {lars_optax.describe_mask(form, PARAMS) for form in forms}
     assert len(tables) == 1
-    steps = []
-    for form in forms:
-        tx = lars_optax.scale_by_lars(0.1, form, 0.01, 0.0, form)
-        steps.append(tx.update(PARAMS, tx.init(PARAMS), PARAMS)[0])
-    for other in steps[1:]:
-        jax.tree.map(np.testing.assert_array_equal, steps[0], other)
+    rules = [lars_optax.scale_by_lars(0.1, form, 0.01, 0.0, form) for form in forms]
+    first, *others = (update(tx, PARAMS, PARAMS) for tx in rules)
+    for other in others:
+        assert_equal(other, first)
 
 
 def test_describe_mask_prints_every_leaf_and_totals():
@@ -97,8 +90,7 @@ def test_prefix_may_cover_a_subtree_without_leaves():
 @pytest.mark.parametrize("axis_name", ["m", {"layer_scale": P(None, None, "m")}])
 def test_the_printed_mask_is_that_of_the_optimizer_with_its_axis_name(axis_name):
     params = {"layer_scale": jnp.ones((1, 1, 32))}
-    table = lars_optax.describe_mask(
-        "exclude_bias_and_norm", params, axis_name=axis_name
-    )
+    mask = "exclude_bias_and_norm"
+    table = lars_optax.describe_mask(mask, params, axis_name=axis_name)
     # With a name alone any axis may be the sharded one.
     assert table.splitlines()[-1].startswith("1 of 1" if axis_name == "m" else "0 of 1")

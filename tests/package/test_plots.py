@@ -14,7 +14,7 @@ import pytest
 from matplotlib import pyplot
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
-from trees import PARAMS, arrays, recorded_grads
+from trees import PARAMS, arrays, assert_refused, recorded_grads
 
 import lars_optax
 from examples.imagenet.report.figures import plot_schedules
@@ -50,6 +50,11 @@ def lines(ax):
     return {line.get_label(): line for line in ax.lines}
 
 
+def styles(ax, *parts):
+    """The parts of each line's style, such as its marker."""
+    return [tuple(getattr(x, f"get_{part}")() for part in parts) for x in ax.lines]
+
+
 def named(ax):
     return [text.get_text() for text in ax.get_legend().get_texts()]
 
@@ -58,25 +63,20 @@ def draw(ax):
     ax.figure.canvas.draw()  # warnings are errors here
 
 
-@pytest.mark.parametrize(
-    ("quantity", "label"),
-    [
-        ("trust_ratio", "trust ratio"),
-        ("param_norm", "‖w‖"),
-        ("grad_norm", "‖g‖"),
-        ("norm_ratio", "‖w‖ / ‖g‖"),
-    ],
-)
-def test_lines_are_the_numbers_of_layer_stats(quantity, label, ax):
+QUANTITIES = {
+    "trust_ratio": ("trust ratio", lambda x: x.trust_ratio),
+    "param_norm": ("‖w‖", lambda x: x.param_norm),
+    "grad_norm": ("‖g‖", lambda x: x.grad_norm),
+    "norm_ratio": ("‖w‖ / ‖g‖", lambda x: x.param_norm / x.grad_norm),
+}
+
+
+@pytest.mark.parametrize("quantity", QUANTITIES)
+def test_lines_are_the_numbers_of_layer_stats(quantity, ax):
+    label, value = QUANTITIES[quantity]
     shown = lines(plot_layer_stats(history(), STEPS, quantity=quantity, ax=ax))
     for name in ("conv", "head"):
-        rows = [record[name] for record in history()]
-        expected = [
-            r.param_norm / r.grad_norm
-            if quantity == "norm_ratio"
-            else getattr(r, quantity)
-            for r in rows
-        ]
+        expected = [value(record[name]) for record in history()]
         assert shown[name].get_xdata().tolist() == STEPS
         np.testing.assert_allclose(shown[name].get_ydata(), expected, rtol=1e-6)
     assert (ax.get_yscale(), ax.get_ylabel(), ax.get_xlabel()) == ("log", label, "step")
@@ -114,16 +114,15 @@ def test_equal_layers_share_a_line_and_keep_a_layer_s_style(ax):
     plot_layer_stats([{**biases, "w": stats(2)}], ax=ax)
     assert named(ax) == ["a and 2 more", "w"]
     style = line_style(3)  # that of the fourth leaf, whatever shares lines
-    assert lines(ax)["w"].get_marker() == style["marker"]
-    assert lines(ax)["w"].get_linestyle() == style["linestyle"]
+    found = styles(ax, "marker", "linestyle")
+    assert found[1] == (style["marker"], style["linestyle"])
 
 
 def test_few_lines_differ_without_colour(ax):
     plot_layer_stats([{f"w{i}": stats(1 + i) for i in range(24)}] * 2, ax=ax)
-    styles = {(line.get_linestyle(), line.get_marker()) for line in ax.lines}
-    assert len(styles) == len(named(ax)) == 24
-    shades = {(line.get_linestyle(), line.get_color()) for line in ax.lines}
-    assert len(shades) == 24  # markers are few and far between
+    assert len(set(styles(ax, "linestyle", "marker"))) == len(named(ax)) == 24
+    # Markers are few and far between.
+    assert len(set(styles(ax, "linestyle", "color"))) == 24
 
 
 def test_of_many_lines_some_are_named_and_shades_go_with_the_depth(ax):
@@ -132,10 +131,9 @@ def test_of_many_lines_some_are_named_and_shades_go_with_the_depth(ax):
     assert [line.get_ydata()[0] for line in ax.lines] == list(range(1, 61))
     assert named(ax)[::11] == ["block_0/w", "block_59/w"]  # not 9, the last by name
     assert ax.get_legend().get_title().get_text() == "12 of 60 lines"
-    grey = [np.dot(to_rgb(line.get_color()), (0.3, 0.59, 0.11)) for line in ax.lines]
+    grey = [np.dot(to_rgb(x), (0.3, 0.59, 0.11)) for (x,) in styles(ax, "color")]
     assert (np.diff(grey) > 0).all()
-    marks = [line.get_marker() for line in ax.lines if line.get_linewidth() > 1]
-    assert len(marks) == 12
+    assert sum(width > 1 for (width,) in styles(ax, "linewidth")) == 12
     draw(ax)
 
 
@@ -177,40 +175,34 @@ def test_pyplot_knows_of_the_figure_only_where_no_axes_are_given(ax):
 OTHER = [{"a": stats(1), "b": stats(1)}, {"a": stats(1), "c": stats(1)}]
 
 
-@pytest.mark.parametrize(
-    ("records", "options", "said"),
-    [
-        ([], {}, r"history is empty. Append"),
-        ({"w": stats(1)}, {}, r"history must be a list.* dict.*\[record\]"),
-        (stats(1), {}, r"history must be a list of records, got LayerStats"),
-        ([{"w": np.ones(2)}], {}, r"history\[0\] has ndarray at 'w'.*layer_stats"),
-        ([{"w": None}], {}, r"history holds no statistics"),
-        (OTHER, {}, r"history\[1\] and history\[0\].*only one.*'b', 'c'"),
-        ([{"w": stats([1, 2])}, {"w": stats([1, 2, 3])}], {},
-         r"stacked at 'w'.*\(2,\) in history\[0\], \(3,\) in history\[1\]"),
-        ([{"w": stats(1)}], {"steps": [1, 2]}, r"steps has 2 numbers.*1 records"),
-        ([{"w": stats(1)}], {"steps": ["one"]}, r"steps must be a list of numbers"),
-        ([{"w": stats(1)}], {"steps": 5}, r"steps must be a list of numbers, got 5"),
-        ([{"w": stats(1)}], {"quantity": "lr"}, r"quantity must be.*'lr'"),
-        ([{"w": stats(1)}], {"ax": np.zeros(2)}, r"ax must be one matplotlib Axes"),
-    ],
-)  # fmt: skip
+@pytest.mark.parametrize(("records", "options", "said"), [
+    ([], {}, r"history is empty. Append"),
+    ({"w": stats(1)}, {}, r"history must be a list.* dict.*\[record\]"),
+    (stats(1), {}, r"history must be a list of records, got LayerStats"),
+    ([{"w": np.ones(2)}], {}, r"history\[0\] has ndarray at 'w'.*layer_stats"),
+    ([{"w": None}], {}, r"history holds no statistics"),
+    (OTHER, {}, r"history\[1\] and history\[0\].*only one.*'b', 'c'"),
+    ([{"w": stats([1, 2])}, {"w": stats([1, 2, 3])}], {},
+     r"stacked at 'w'.*\(2,\) in history\[0\], \(3,\) in history\[1\]"),
+    ([{"w": stats(1)}], {"steps": [1, 2]}, r"steps has 2 numbers.*1 records"),
+    ([{"w": stats(1)}], {"steps": ["one"]}, r"steps must be a list of numbers"),
+    ([{"w": stats(1)}], {"steps": 5}, r"steps must be a list of numbers, got 5"),
+    ([{"w": stats(1)}], {"quantity": "lr"}, r"quantity must be.*'lr'"),
+    ([{"w": stats(1)}], {"ax": np.zeros(2)}, r"ax must be one matplotlib Axes"),
+])  # fmt: skip
 def test_wrong_arguments_are_refused(records, options, said):
-    with pytest.raises(ValueError, match=said):
-        plot_layer_stats(records, **options)
+    assert_refused(said, plot_layer_stats, records, **options)
     assert pyplot.get_fignums() == []
 
 
 def test_states_that_are_several_and_tracers_are_refused(ax):
     tx = lars_optax.record_layer_stats()
     state = tx.init(PARAMS)
-    with pytest.raises(ValueError, match=r"history\[1\] holds 2 states"):
-        plot_layer_stats([state, (state, state)], ax=ax)
+    plot = functools.partial(plot_layer_stats, ax=ax)
+    assert_refused(r"history\[1\] holds 2 states", plot, [state, (state, state)])
     several = jax.tree.map(lambda x: jnp.stack([x, x]), state)
-    with pytest.raises(ValueError, match=r"several states in one, of shape \(2,\)"):
-        plot_layer_stats([several], ax=ax)
-    with pytest.raises(ValueError, match=r"history\[0\] holds tracers"):
-        jax.jit(lambda x: plot_layer_stats([{"w": x}], ax=ax))(stats(1))
+    assert_refused(r"several states in one, of shape \(2,\)", plot, [several])
+    assert_refused(r"history\[0\] holds tracers", jax.jit(plot), [{"w": stats(1)}])
 
 
 def test_the_package_imports_and_explains_itself_without_matplotlib(monkeypatch):
