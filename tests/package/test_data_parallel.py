@@ -15,7 +15,7 @@ import optax
 import pytest
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
-from trees import assert_equal, learning_rate
+from trees import assert_equal, learning_rate, train_step
 
 import lars_optax
 
@@ -26,11 +26,10 @@ pytestmark = pytest.mark.skipif(
 
 N, AXIS = 8, "batch"
 SHARE = 4  # examples of a batch on each device
+make_lars = partial(lars_optax.lars, trust_coefficient=0.02, fallback_ratio=0.02)
 OPTIMIZERS = {
     "sgd": optax.sgd(learning_rate, momentum=0.9),
-    "lars": lars_optax.lars(
-        learning_rate, 0.1, trust_coefficient=0.02, fallback_ratio=0.02
-    ),
+    "lars": make_lars(learning_rate, 0.1),
 }
 ROUNDINGS = 2e-6  # of a leaf's largest value: sums over a batch in another order
 
@@ -64,10 +63,9 @@ def mean_of_varying_gradients(params, x, y):
     return mean_of_gradients(varying, x, y)
 
 
-def train_step(tx, gradient):
+def step_on_batch(tx, gradient):
     def step(params, state, x, y):
-        updates, state = tx.update(gradient(params, x, y), state, params)
-        return optax.apply_updates(params, updates), state
+        return train_step(tx)(gradient(params, x, y), state, params)
 
     return step
 
@@ -79,7 +77,7 @@ def on_all(eight_devices):
     ins = (P(), P(), P(AXIS), P(AXIS))
 
     def spread(tx, gradient, **options):
-        step = train_step(tx, gradient)
+        step = step_on_batch(tx, gradient)
         step = jax.shard_map(step, mesh=mesh, in_specs=ins, out_specs=P(), **options)
         return jax.jit(step)
 
@@ -87,7 +85,7 @@ def on_all(eight_devices):
 
 
 def on_one(tx):
-    return jax.jit(train_step(tx, jax.grad(loss)))
+    return jax.jit(step_on_batch(tx, jax.grad(loss)))
 
 
 def first_update(step, tx):
@@ -109,7 +107,7 @@ def test_a_mean_of_gradients_is_n_times_too_large_in_shard_map_by_default(on_all
 
 
 def test_lars_hides_the_factor_in_adapted_weights_and_not_in_biases(on_all):
-    tx = lars_optax.lars(5.0, trust_coefficient=0.02, fallback_ratio=0.02)
+    tx = make_lars(5.0)
     right = first_update(on_one(tx), tx)
     wrong = first_update(on_all(tx, mean_of_gradients), tx)
     expected = {"kernel": right["kernel"], "bias": N * right["bias"]}
@@ -117,8 +115,7 @@ def test_lars_hides_the_factor_in_adapted_weights_and_not_in_biases(on_all):
 
 
 def test_the_factor_makes_the_weight_decay_of_lars_n_times_weaker(on_all):
-    make = partial(lars_optax.lars, 5.0, trust_coefficient=0.02, fallback_ratio=0.02)
-    wrong, weaker = make(weight_decay=0.8), make(weight_decay=0.8 / N)
+    wrong, weaker = make_lars(5.0, 0.8), make_lars(5.0, 0.8 / N)
     found = first_update(on_all(wrong, mean_of_gradients), wrong)["kernel"]
     assert_equal(found, first_update(on_one(weaker), weaker)["kernel"], rtol=1e-5)
 

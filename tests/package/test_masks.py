@@ -79,9 +79,8 @@ def test_equinox_names():
     # A mask made from a model is callable, as the model is; it is a tree all the same.
     assert callable(mask)
     tx = lars_optax.lars(0.1, weight_decay_mask=mask, trust_ratio_mask=mask)
-    assert_equal(
-        update(tx, params, params), update(lars_optax.lars(0.1), params, params)
-    )
+    by_name = lars_optax.lars(0.1)
+    assert_equal(update(tx, params, params), update(by_name, params, params))
 
 
 class Attention(eqx.Module):

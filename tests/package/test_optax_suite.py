@@ -16,6 +16,7 @@ import os
 import subprocess
 import sys
 import unittest
+from functools import partial
 from pathlib import Path
 from unittest import mock
 
@@ -90,12 +91,8 @@ def run_optax_suite():
 
 
 def test_passes_the_tests_of_optax_lars():
-    path = [
-        os.environ.get("OPTAX_TESTS"),
-        str(REPOSITORY),
-        str(REPOSITORY / "tests/helpers"),
-        os.environ.get("PYTHONPATH"),
-    ]
+    own = str(REPOSITORY), str(REPOSITORY / "tests/helpers")
+    path = [os.environ.get("OPTAX_TESTS"), *own, os.environ.get("PYTHONPATH")]
     environment = os.environ | {
         "PYTHONPATH": os.pathsep.join(filter(None, path)),
         "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",  # it mostly compiles
@@ -110,6 +107,11 @@ def test_passes_the_tests_of_optax_lars():
     print(last)
 
 
+def update(optimizer, params, **extra):
+    """The first update, with the parameters as gradients."""
+    return optimizer.update(params, optimizer.init(params), params, **extra)[0]
+
+
 def parabola(params):
     return jnp.sum(jnp.abs(params - jnp.array([2.0, -3.0, 0.5])) ** 2)
 
@@ -118,16 +120,12 @@ def rosenbrock(params):
     return abs(1j - params[0]) ** 2 + 100 * abs(params[1] - params[0] ** 2) ** 2
 
 
-@pytest.mark.parametrize(
-    ("loss", "start", "minimum"),
-    [
-        (parabola, np.float32([-1, 8, 0.5]), [2, -3, 0.5]),
-        (parabola, np.complex64([-1, 8j, 0.5]), [2, -3, 0.5]),
-        # From zero, where the ratio falls back to 1 and the step is γg.
-        (rosenbrock, np.zeros(2, np.complex64), [1j, -1]),
-    ],
-    ids=["parabola", "complex_parabola", "complex_rosenbrock_from_zero"],
-)
+@pytest.mark.parametrize(("loss", "start", "minimum"), [
+    (parabola, np.float32([-1, 8, 0.5]), [2, -3, 0.5]),
+    (parabola, np.complex64([-1, 8j, 0.5]), [2, -3, 0.5]),
+    # From zero, where the ratio falls back to 1 and the step is γg.
+    (rosenbrock, np.zeros(2, np.complex64), [1j, -1]),
+], ids=["parabola", "complex_parabola", "complex_rosenbrock_from_zero"])  # fmt: skip
 def test_reaches_the_minimum(loss, start, minimum):
     """Optax's test_optimization; and its second update must not trace it again."""
     optimizer = lars(1.0)
@@ -165,11 +163,8 @@ def test_maps_over_the_parameters_in_its_state():
 def test_ignores_extra_arguments():
     """Optax's test_optimizers_accept_extra_args."""
     params = jnp.array([1.0, 2.0])
-    optimizer = lars(1.0)
-    state = optimizer.init(params)
-    plain, _ = optimizer.update(params, state, params)
-    extra, _ = optimizer.update(params, state, params, value=1.0, not_an_argument=2)
-    np.testing.assert_array_equal(extra, plain)
+    extra = update(lars(1.0), params, value=1.0, not_an_argument=2)
+    np.testing.assert_array_equal(extra, update(lars(1.0), params))
 
 
 def test_is_the_same_inside_inject_hyperparams():
@@ -179,15 +174,12 @@ def test_is_the_same_inside_inject_hyperparams():
     plain, injected = lars(1.0, 0.1), optax.inject_hyperparams(lars)(1.0, 0.1)
     state, injected_state = plain.init(params), jax.jit(injected.init)(params)
     for _ in range(2):
-        expected, state = jax.jit(plain.update)(grads, state, params)
-        updates, injected_state = jax.jit(injected.update)(
-            grads, injected_state, params
-        )
+        expected = _, state = jax.jit(plain.update)(grads, state, params)
+        found = jax.jit(injected.update)(grads, injected_state, params)
+        updates, injected_state = found
         # float32 constants folded by the compiler or not: a rounding or two apart.
-        for ours, theirs in ((updates, expected), (injected_state.inner_state, state)):
-            jax.tree.map(
-                lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), ours, theirs
-            )
+        close = partial(np.testing.assert_allclose, rtol=1e-6)
+        jax.tree.map(close, (updates, injected_state.inner_state), expected)
 
 
 @pytest.mark.parametrize("dtype", HALF + FULL)
@@ -207,15 +199,12 @@ def test_waits_inside_multi_steps(dtype):
     """Optax's test_gradient_accumulation, and the update when its turn comes."""
     params = jnp.array([1.0, 2.0], dtype)
     accumulated = optax.MultiSteps(lars(1.0), every_k_schedule=4)
-    state, update = accumulated.init(params), jax.jit(accumulated.update)
-    for _ in range(3):
-        updates, state = update(params, state, params)
-        np.testing.assert_array_equal(updates, jnp.zeros_like(params))
-    updates, state = update(params, state, params)
-    expected, _ = lars(1.0).update(params, lars(1.0).init(params), params)
+    state, step = accumulated.init(params), jax.jit(accumulated.update)
     # The mean of four equal gradients is that gradient, to a rounding of its dtype.
     tolerance = 2 * float(jnp.finfo(dtype).eps)
-    np.testing.assert_allclose(updates, expected, rtol=tolerance)
+    for expected in (*3 * [jnp.zeros_like(params)], update(lars(1.0), params)):
+        updates, state = step(params, state, params)
+        np.testing.assert_allclose(updates, expected, rtol=tolerance)
 
 
 def test_state_is_made_from_shapes_and_keeps_its_sharding():
