@@ -15,7 +15,7 @@ from flax import nnx
 from networks import KEY
 from reference import Lars
 from sklearn.datasets import load_digits
-from trees import assert_equal
+from trees import assert_equal, assert_refused
 
 import lars_optax
 
@@ -23,6 +23,8 @@ STEPS, CHANNELS, PIXELS = 20, 8, 6 * 6  # of what the convolution gives
 RATE = optax.linear_schedule(0.3, 0.0, STEPS)
 BETA, ETA = 1e-3, 0.05
 TOLERANCE = 2e-5  # of the largest value: float32's rounding over the steps
+MLP = eqx.nn.MLP(2, 2, 4, 1, key=KEY)
+arrays_of = functools.partial(eqx.filter, filter_spec=eqx.is_inexact_array)
 DIGITS, RANDOM = load_digits(), np.random.default_rng(0)
 IMAGES = np.float32(DIGITS.images[:256, :, :, None] / 16)
 LABELS = DIGITS.target[:256]
@@ -61,24 +63,23 @@ def loss_of(logits):
 
 
 OPTAX = (jax.jit, jax.value_and_grad, optax.apply_updates, lambda params: params)
-EQUINOX = (eqx.filter_jit, eqx.filter_value_and_grad, eqx.apply_updates,
-           functools.partial(eqx.filter, filter_spec=eqx.is_inexact_array))  # fmt: skip
+EQUINOX = (eqx.filter_jit, eqx.filter_value_and_grad, eqx.apply_updates, arrays_of)
 
 
 def train(tx, model, apply, tools=OPTAX, out=-1):
     """Loss before and weights after each step."""
-    jit, value_and_grad, apply_updates, arrays_of = tools
+    jit, value_and_grad, apply_updates, weights_of = tools
 
     @jit
     def step(model, state):
         loss, grads = value_and_grad(lambda model: loss_of(apply(model)))(model)
-        updates, state = tx.update(grads, state, arrays_of(model))
+        updates, state = tx.update(grads, state, weights_of(model))
         return loss, apply_updates(model, updates), state
 
-    state = tx.init(arrays_of(model))
+    state = tx.init(weights_of(model))
     for _ in range(STEPS):
         loss, model, state = step(model, state)
-        yield loss, read(arrays_of(model), out)
+        yield loss, read(weights_of(model), out)
 
 
 class LinenNet(nn.Module):
@@ -143,7 +144,7 @@ class EquinoxNet(eqx.Module):
 
 def equinox(tx):
     model, stats = eqx.nn.make_with_state(EquinoxNet)(KEY)
-    model = eqx.combine(fill(eqx.filter(model, eqx.is_inexact_array), out=0), model)
+    model = eqx.combine(fill(arrays_of(model), out=0), model)
     each = functools.partial(jax.vmap, in_axes=(0, None), axis_name="batch")
     return train(tx, model, lambda x: each(x)(IMAGES, stats), EQUINOX, out=0)
 
@@ -213,45 +214,35 @@ def test_nnx_optimizer_keeps_the_record_and_takes_masks_made_of_its_state():
         assert jax.tree.structure(stats) == jax.tree.structure(expected)
     ratio = stats["head"]["kernel"].trust_ratio
     np.testing.assert_allclose(ratio, 0.001, rtol=1e-6)  # η‖w‖/‖g‖ and g = w
-    table = lars_optax.format_layer_stats(stats)
-    assert [line.split()[0] for line in table.splitlines()[1:3]] == [
-        "conv/bias", "conv/kernel",
-    ]  # fmt: skip
+    rows = lars_optax.format_layer_stats(stats).splitlines()[1:3]
+    assert [row.split()[0] for row in rows] == ["conv/bias", "conv/kernel"]
 
 
 def test_a_dict_is_a_prefix_of_a_module_with_attributes_of_its_names():
-    model, _ = eqx.nn.make_with_state(EquinoxNet)(KEY)
-    params = eqx.filter(model, eqx.is_inexact_array)
+    params = arrays_of(eqx.nn.make_with_state(EquinoxNet)(KEY)[0])
     prefix = {"conv": True, "norm": False, "head": {"weight": True, "bias": False}}
     table = lars_optax.describe_mask(prefix, params)
-    assert [line.split()[-1] for line in table.splitlines()[:-1]] == [
-        "yes", "yes", "no", "no", "yes", "no",
-    ]  # fmt: skip
-    with pytest.raises(ValueError, match="nothing at 'body'"):
-        lars_optax.describe_mask(prefix | {"body": True}, params)
+    chosen = [line.split()[-1] for line in table.splitlines()[:-1]]
+    assert chosen == ["yes", "yes", "no", "no", "yes", "no"]
+    more = prefix | {"body": True}
+    assert_refused("nothing at 'body'", lars_optax.describe_mask, more, params)
 
 
 @pytest.mark.parametrize("make", [lars_optax.lars, lars_optax.larc])
 def test_an_equinox_module_is_updated_as_its_arrays_are(make):
     """Its functions have no gradient; `init` takes the arrays alone."""
-    model = eqx.nn.MLP(2, 2, 4, 1, key=jax.random.key(0))
-    arrays, tx = eqx.filter(model, eqx.is_inexact_array), make(0.5)
-    with pytest.raises(
-        ValueError, match=r"'activation' is of type .*\.is_inexact_array"
-    ):
-        tx.init(model)
-    grads = eqx.filter_grad(lambda net: jnp.sum(net(jnp.ones(2)) ** 2))(model)
+    tx, arrays = make(0.5), arrays_of(MLP)
+    assert_refused(r"'activation' is of type .*\.is_inexact_array", tx.init, MLP)
+    grads = eqx.filter_grad(lambda net: jnp.sum(net(jnp.ones(2)) ** 2))(MLP)
     expected = tx.update(grads, tx.init(arrays), arrays)
-    assert_equal(tx.update(grads, tx.init(arrays), model), expected)
+    assert_equal(tx.update(grads, tx.init(arrays), MLP), expected)
 
 
 def test_an_equinox_tree_of_axes_without_one_is_no_function():
-    model = eqx.filter(
-        eqx.nn.MLP(2, 2, 4, 1, key=jax.random.key(0)), eqx.is_inexact_array
-    )
+    model = arrays_of(MLP)
     none = jax.tree.map(lambda _: None, model)
-    expected = lars_optax.layer_stats(model, model)
-    assert_equal(lars_optax.layer_stats(model, model, stacked_axes=none), expected)
+    stats = functools.partial(lars_optax.layer_stats, model, model)
+    assert_equal(stats(stacked_axes=none), stats())
 
 
 def test_a_module_that_holds_numbers_is_called_as_a_function():
@@ -262,6 +253,5 @@ def test_a_module_that_holds_numbers_is_called_as_a_function():
             return jax.tree.map(lambda _: self.axis, params)
 
     params = {"kernel": jnp.ones((3, 2, 4)), "bias": jnp.ones((3, 4))}
-    expected = lars_optax.layer_stats(params, params, stacked_axes=0)
-    found = lars_optax.layer_stats(params, params, stacked_axes=Axis(0))
-    assert_equal(found, expected)
+    stats = functools.partial(lars_optax.layer_stats, params, params)
+    assert_equal(stats(stacked_axes=Axis(0)), stats(stacked_axes=0))

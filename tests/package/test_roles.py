@@ -13,18 +13,18 @@ from flax import nnx
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 from mask_nets import paths
-from trees import assert_equal
+from trees import assert_equal, update
 
 import lars_optax
 
 KEY = jax.random.key(0)
 LAYERS = 3  # stacked in one leaf
+mask_of = lars_optax.exclude_bias_and_norm
 
 
 def cases(table):
-    return pytest.mark.parametrize(
-        ("path", "shape"), list(table.values()), ids=list(table)
-    )
+    arguments = ("path", "shape", "weight")[: len(next(iter(table.values())))]
+    return pytest.mark.parametrize(arguments, list(table.values()), ids=list(table))
 
 
 def role(path, shape, **options):
@@ -32,11 +32,7 @@ def role(path, shape, **options):
     tree = jax.ShapeDtypeStruct(shape, jnp.float32)
     for key in reversed(path.split("/")):
         tree = {key: tree}
-    return jax.tree.leaves(lars_optax.exclude_bias_and_norm(tree, **options)) == [True]
-
-
-def mask_of(params, **options):
-    return lars_optax.exclude_bias_and_norm(params, **options)
+    return jax.tree.leaves(mask_of(tree, **options)) == [True]
 
 
 @cases({
@@ -191,25 +187,21 @@ def test_only_the_end_of_a_name_makes_a_token(path, shape):
     assert not role(path, shape)
 
 
-@pytest.mark.parametrize(
-    ("name", "shape", "weight"),
-    [
-        pytest.param("layer_scale", (LAYERS, 1, 1, 8), False, id="layer_scale"),
-        pytest.param("weight_g", (LAYERS, 8, 1), False, id="weightnorm_gain"),
-        pytest.param("gain", (LAYERS, 8), False, id="vectors"),
-        pytest.param("cls_token", (LAYERS, 8), False, id="token_of_rank_1"),
-        pytest.param("weight", (LAYERS, 8), False, id="weight_of_rank_1"),
-        pytest.param("matrix", (LAYERS, 8, 4), True, id="matrices"),
-        pytest.param("kernel", (LAYERS, 8, 1), True, id="kernels_of_one_output"),
-        pytest.param("cls_token", (LAYERS, 1, 8), True, id="tokens"),
-        pytest.param("matrix", (1, 8, 4), True, id="a_stack_of_one"),
-    ],
-)
-def test_a_stacked_leaf_has_the_role_of_its_slices(name, shape, weight):
-    assert role(name, shape, stacked_axes=0) is weight
-    assert role(name, shape[1:]) is weight
-    last = (*shape[1:], shape[0])
-    assert role(name, last, stacked_axes=-1) is weight
+@cases({
+    "layer_scale": ("layer_scale", (LAYERS, 1, 1, 8), False),
+    "weightnorm_gain": ("weight_g", (LAYERS, 8, 1), False),
+    "vectors": ("gain", (LAYERS, 8), False),
+    "token_of_rank_1": ("cls_token", (LAYERS, 8), False),
+    "weight_of_rank_1": ("weight", (LAYERS, 8), False),
+    "matrices": ("matrix", (LAYERS, 8, 4), True),
+    "kernels_of_one_output": ("kernel", (LAYERS, 8, 1), True),
+    "tokens": ("cls_token", (LAYERS, 1, 8), True),
+    "a_stack_of_one": ("matrix", (1, 8, 4), True),
+})  # fmt: skip
+def test_a_stacked_leaf_has_the_role_of_its_slices(path, shape, weight):
+    assert role(path, shape, stacked_axes=0) is weight
+    assert role(path, shape[1:]) is weight
+    assert role(path, (*shape[1:], shape[0]), stacked_axes=-1) is weight
 
 
 def test_without_stacked_axes_a_stack_of_vectors_looks_like_a_matrix():
@@ -230,16 +222,15 @@ def test_a_shard_has_the_role_of_the_whole_leaf():
     params = {name: jnp.ones(shape) for name, (shape, _) in SHARDED.items()}
     specs = {name: spec for name, (_, spec) in SHARDED.items()}
     stacked = {name: 0 if name == "stack" else None for name in SHARDED}
-    whole = lars_optax.scale_by_lars(stacked_axes=stacked)
-    expected, _ = whole.update(params, whole.init(params), params)
+    expected = update(lars_optax.scale_by_lars(stacked_axes=stacked), params, params)
     tx = lars_optax.scale_by_lars(stacked_axes=stacked, axis_name=specs)
     state = tx.init(params)
 
-    def update(params):
+    def of_shards(params):
         return tx.update(params, state, params)[0]
 
-    in_shard_map = shard_map(update, mesh=MESH, in_specs=(specs,), out_specs=specs)
-    assert_equal(in_shard_map(params), expected, 1e-6)
+    found = shard_map(of_shards, mesh=MESH, in_specs=(specs,), out_specs=specs)(params)
+    assert_equal(found, expected, 1e-6)
 
 
 class LinenWeightNorm(nn.Module):
@@ -256,12 +247,9 @@ def linen_weight_norm():
 
 def nnx_weight_norm():
     rngs = nnx.Rngs(0)
-    layers = {
-        "norm": nnx.WeightNorm(nnx.Linear(8, 4, rngs=rngs), rngs=rngs),
-        "conv": nnx.WeightNorm(
-            nnx.Conv(8, 4, (3,), rngs=rngs), feature_axes=(-2, -1), rngs=rngs
-        ),
-    }
+    linear, conv = nnx.Linear(8, 4, rngs=rngs), nnx.Conv(8, 4, (3,), rngs=rngs)
+    conv = nnx.WeightNorm(conv, feature_axes=(-2, -1), rngs=rngs)
+    layers = {"norm": nnx.WeightNorm(linear, rngs=rngs), "conv": conv}
     # Its scales are arrays, not nnx.Param.
     return {name: nnx.to_pure_dict(nnx.state(x)) for name, x in layers.items()}
 
@@ -274,28 +262,16 @@ def equinox_weight_norm():
     return eqx.filter(params, eqx.is_inexact_array)
 
 
-@pytest.mark.parametrize(
-    ("build", "directions", "gains"),
-    [
-        (
-            linen_weight_norm,
-            {"Dense_0/kernel", "Conv_0/kernel", "Dense_1/kernel"},
-            {"WeightNorm_0/Dense_0/kernel/scale", "WeightNorm_1/Conv_0/kernel/scale",
-             "WeightNorm_2/Dense_1/kernel/scale"},
-        ),
-        (
-            nnx_weight_norm,
-            {"norm/layer_instance/kernel", "conv/layer_instance/kernel"},
-            {"norm/scales/('kernel',)", "conv/scales/('kernel',)"},
-        ),
-        (
-            equinox_weight_norm,
-            {"conv/layer/weight", "weight_norm/layer/weight", "whole/layer/weight"},
-            {"conv/g", "weight_norm/g", "whole/g"},
-        ),
-    ],
-    ids=["linen", "nnx", "equinox"],
-)  # fmt: skip
+@pytest.mark.parametrize(("build", "directions", "gains"), [
+    (linen_weight_norm, {"Dense_0/kernel", "Conv_0/kernel", "Dense_1/kernel"},
+     {"WeightNorm_0/Dense_0/kernel/scale", "WeightNorm_1/Conv_0/kernel/scale",
+      "WeightNorm_2/Dense_1/kernel/scale"}),
+    (nnx_weight_norm, {"norm/layer_instance/kernel", "conv/layer_instance/kernel"},
+     {"norm/scales/('kernel',)", "conv/scales/('kernel',)"}),
+    (equinox_weight_norm,
+     {"conv/layer/weight", "weight_norm/layer/weight", "whole/layer/weight"},
+     {"conv/g", "weight_norm/g", "whole/g"}),
+], ids=["linen", "nnx", "equinox"])  # fmt: skip
 def test_weight_norm_has_directions_that_are_weights_and_gains_that_are_not(
     build, directions, gains
 ):
@@ -327,12 +303,8 @@ class VisionTransformer(nn.Module):
         x = nn.Conv(8, (4, 4), strides=(4, 4), name="embedding")(x)
         x = jnp.concatenate([param("cls", 1, 1, 8), x.reshape(1, -1, 8)], axis=1)
         x = x + param("pos_embedding", 1, x.shape[1], 8)
-        blocks = nn.scan(
-            Block,
-            variable_axes={"params": 0},
-            split_rngs={"params": True},
-            length=LAYERS,
-        )
+        axes, split = {"params": 0}, {"params": True}
+        blocks = nn.scan(Block, axes, split_rngs=split, length=LAYERS)
         x, _ = blocks(name="blocks")(x, None)
         x = nn.GroupNorm(2, name="encoder_norm")(x)
         x = nn.MultiHeadDotProductAttention(2)(param("probe", 1, 1, 8), x)
@@ -353,41 +325,29 @@ def test_a_scanned_vision_transformer_has_these_weights():
     }  # fmt: skip
 
 
-@pytest.mark.parametrize(
-    "params",
-    [
-        [(jnp.ones((1, 32)), jnp.ones(32)), (jnp.ones((32, 1)), jnp.ones(1))],
-        [[jnp.ones((3, 1)), jnp.ones(1)]],
-        {0: {0: jnp.ones((1, 3)), 1: jnp.ones(3)}},
-        {"net": [(jnp.ones((8, 1)), jnp.ones(1))]},
-    ],
-    ids=["pairs", "one_layer", "numbered", "in_a_dict"],
-)
+@pytest.mark.parametrize("params", [
+    [(jnp.ones((1, 32)), jnp.ones(32)), (jnp.ones((32, 1)), jnp.ones(1))],
+    [[jnp.ones((3, 1)), jnp.ones(1)]],
+    {0: {0: jnp.ones((1, 3)), 1: jnp.ones(3)}},
+    {"net": [(jnp.ones((8, 1)), jnp.ones(1))]},
+], ids=["pairs", "one_layer", "numbered", "in_a_dict"])  # fmt: skip
 def test_a_leaf_without_a_name_is_a_weight_at_rank_2(params):
-    mask = mask_of(params)
-    for leaf, weight in zip(
-        jax.tree.leaves(params), jax.tree.leaves(mask), strict=True
-    ):
-        assert weight == (leaf.ndim == 2)
+    assert mask_of(params) == jax.tree.map(lambda leaf: leaf.ndim == 2, params)
     assert mask_of(jnp.ones((3, 1)))
     assert not mask_of([jnp.ones((1, 1, 8))])[0]
 
 
 @cases({
-    "dots": ("fc.weight", (1, 64)),
-    "dots_of_flax": ("params.Dense_0.kernel", (64, 1)),
-    "slashes": ("params/Dense_0/kernel", (64, 1)),
-    "tuple": (("params", "Dense_0", "kernel"), (64, 1)),
+    "dots": ("fc.weight", (1, 64), True),
+    "dots_of_flax": ("params.Dense_0.kernel", (64, 1), True),
+    "slashes": ("params/Dense_0/kernel", (64, 1), True),
+    "tuple": (("params", "Dense_0", "kernel"), (64, 1), True),
+    "dots_in_a_norm": ("layers.0.norm.weight", (8, 8), False),
+    "dots_and_bias": ("attention.bias", (2, 4), False),
+    "tuple_in_a_norm": (("LayerNorm_0", "weight"), (8, 8), False),
+    "tuple_and_bias": (("attention", "bias"), (2, 4), False),
 })  # fmt: skip
-def test_a_key_that_is_a_whole_path_names_a_weight(path, shape):
-    assert mask_of({path: jnp.ones(shape)})[path]
-
-
-@cases({
-    "dots": ("layers.0.norm.weight", (8, 8)),
-    "dots_and_bias": ("attention.bias", (2, 4)),
-    "tuple": (("LayerNorm_0", "weight"), (8, 8)),
-    "tuple_and_bias": (("attention", "bias"), (2, 4)),
-})  # fmt: skip
-def test_a_key_that_is_a_whole_path_names_a_norm_or_a_bias(path, shape):
-    assert not mask_of({path: jnp.ones(shape)})[path]
+def test_a_key_that_is_a_whole_path_names_a_weight_a_norm_or_a_bias(
+    path, shape, weight
+):
+    assert mask_of({path: jnp.ones(shape)})[path] is weight
