@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import optax
 import pytest
-from trees import assert_equal
+from trees import assert_equal, train_step
 
 import lars_optax
 from lars_optax import exclude_bias_and_norm, record_layer_stats
@@ -105,8 +105,7 @@ def test_steps_are_one_trace_do_what_eager_ones_do_and_reuse_what_is_donated(mak
 
     def step(params, state, grads):
         traces.append(isinstance(grads["bias"], jax.core.Tracer))
-        updates, state = tx.update(grads, state, params)
-        return optax.apply_updates(params, updates), state
+        return train_step(tx)(grads, state, params)
 
     # keep_unused: what a step replaces without reading it is given up too.
     jitted = jax.jit(step, donate_argnums=(0, 1), keep_unused=True)

@@ -10,7 +10,7 @@ import pytest
 from flax import nnx
 from networks import KEY, named_leaves
 from reference import Lars
-from trees import assert_equal
+from trees import assert_equal, assert_refused, train_step
 
 import lars_optax
 
@@ -139,8 +139,7 @@ def train(optimizer, params, grads_at, axes=None):
     @jax.jit
     def step(params, state, batch):
         grads = grads_at(params, batch)
-        updates, state = tx.update(grads, state, params)
-        params = optax.apply_updates(params, updates)
+        params, state = train_step(tx)(grads, state, params)
         return (grads, optax.tree.get(state, "layer_stats"), params), state
 
     state = tx.init(params)
@@ -221,5 +220,5 @@ def test_axes_may_be_a_function_of_the_parameters(name):
 ])  # fmt: skip
 def test_axes_that_do_not_fit_the_net_name_its_paths(axes, message):
     params, *_ = nnx_scan()
-    with pytest.raises(ValueError, match=f"stacked_axes.*{message}"):
-        lars_optax.layer_stats(params, params, stacked_axes=axes)
+    stats = partial(lars_optax.layer_stats, params, params)
+    assert_refused(f"stacked_axes.*{message}", stats, stacked_axes=axes)
