@@ -90,16 +90,17 @@ def train(tx, params, grads_of, inputs):
     return history
 
 
-def replay(tx, params, grads):
-    """Parameters after each step of `tx` on recorded gradients."""
-    return train(tx, params, lambda _, g: g, grads)
-
-
 def arrays(tree):
     return jax.tree.map(jnp.asarray, tree)
 
 
-PARAMS, GRADS = arrays(params_tree()), arrays(recorded_grads()[10])
+PARAMS, RECORDED = arrays(params_tree()), arrays(recorded_grads())
+GRADS = RECORDED[10]
+
+
+def replay(tx, params=PARAMS, grads=RECORDED):
+    """Parameters after each step of `tx` on recorded gradients."""
+    return train(tx, params, lambda _, g: g, grads)
 
 
 def updates_and_states(tx, grads, params=PARAMS):

@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 from reference import Lars
-from trees import assert_equal, params_tree, recorded_grads, replay, update
+from trees import PARAMS as START
+from trees import RECORDED, assert_equal, replay, update
 
 import lars_optax
 from examples import chains
@@ -17,7 +18,7 @@ def named(tree):
     return {f"{name}/{ROLES[name]}": leaf for name, leaf in tree.items()}
 
 
-PARAMS, GRADS = named(params_tree()), [named(grads) for grads in recorded_grads()]
+PARAMS, GRADS = named(START), [named(x) for x in RECORDED]
 SMALL = [{k: np.float32(1e-6) * g for k, g in x.items()} for x in GRADS]  # as small as
 # BYOL's and SimCLR's decay, so that the denominators differ.
 KERNELS = [name for name in PARAMS if name.endswith("kernel")]

@@ -11,24 +11,12 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from trees import (
-    PARAMS,
-    assert_same_history,
-    learning_rate,
-    params_tree,
-    recorded_grads,
-    replay,
-    update,
-)
+from trees import PARAMS, RECORDED, assert_same_history, learning_rate, replay, update
 
 import lars_optax
 
 DENOMINATORS = ("separate", "joint")
 RATE = optax.scale_by_learning_rate(learning_rate)
-
-
-def run(tx):
-    return replay(tx, params_tree(), recorded_grads())
 
 
 def none_of(params):
@@ -54,14 +42,14 @@ def test_equals_optax_lars_with_the_same_masks():
 def assert_equals_optax(*arguments):
     joint = {"denominator": "joint", "fallback_ratio": 1.0}
     ours = lars_optax.lars(learning_rate, *arguments, **joint)
-    assert_same_history(run(ours), run(optax.lars(learning_rate, *arguments)))
+    assert_same_history(replay(ours), replay(optax.lars(learning_rate, *arguments)))
 
 
 def test_denominators_are_equal_without_weight_decay():
     # Also with a traced zero decay, which cannot be left out at trace time.
     for decay in (0.0, jnp.zeros(())):
         make = partial(lars_optax.lars, learning_rate, decay, True, 0.01, 0.0, True)
-        assert_same_history(*(run(make(denominator=name)) for name in DENOMINATORS))
+        assert_same_history(*(replay(make(denominator=name)) for name in DENOMINATORS))
 
 
 def test_separate_step_is_never_longer_than_joint():
@@ -82,7 +70,7 @@ def test_without_ratio_and_decay_it_is_sgd_with_the_rate_inside_the_momentum(nes
     options = {"nesterov": nesterov, "fallback_ratio": 1.0}
     ours = lars_optax.lars(learning_rate, **masks, **options)
     theirs = optax.chain(RATE, optax.trace(0.9, nesterov))
-    assert_same_history(run(ours), run(theirs), tolerance=0)
+    assert_same_history(replay(ours), replay(theirs), tolerance=0)
 
 
 @pytest.mark.parametrize("nesterov", [False, True])
@@ -93,7 +81,7 @@ def test_unscaled_chain_without_ratio_is_optax_sgd(nesterov):
         RATE,
     )
     theirs = optax.sgd(learning_rate, 0.9, nesterov)
-    assert_same_history(run(ours), run(theirs), tolerance=0)
+    assert_same_history(replay(ours), replay(theirs), tolerance=0)
 
 
 def test_decay_without_ratio_is_add_decayed_weights():
@@ -101,14 +89,14 @@ def test_decay_without_ratio_is_add_decayed_weights():
         learning_rate, 0.003, True, trust_ratio_mask=none_of, fallback_ratio=1.0
     )
     theirs = optax.chain(optax.add_decayed_weights(0.003), RATE, optax.trace(0.9))
-    assert_same_history(run(ours), run(theirs))
+    assert_same_history(replay(ours), replay(theirs))
 
 
 def test_momentum_orders_part_only_when_the_rate_changes():
     def chains(rate):
         scale = lars_optax.scale_by_lars(0.003, True, 0.01, trust_ratio_mask=True)
         rate, trace = optax.scale_by_learning_rate(rate), optax.trace(0.9)
-        return [run(optax.chain(scale, *x)) for x in ((rate, trace), (trace, rate))]
+        return [replay(optax.chain(scale, *x)) for x in ((rate, trace), (trace, rate))]
 
     assert_same_history(*chains(0.5))
     # After a tenfold drop at step 20 the scaled buffer still holds steps of the old
@@ -122,9 +110,9 @@ def test_momentum_orders_part_only_when_the_rate_changes():
 
 def test_a_layer_moves_the_same_whatever_the_scale_of_its_gradient():
     tx = lars_optax.lars(1.0, 0.0, True, 0.01, 0.0, True)
-    params = {k: w for k, w in params_tree().items() if k != "last_norm_scale"}
+    params = {k: w for k, w in PARAMS.items() if k != "last_norm_scale"}
     assert_same_history(*(
-        replay(tx, params, [{k: x * g[k] for k in params} for g in recorded_grads()])
+        replay(tx, params, [{k: x * g[k] for k in params} for g in RECORDED])
         for x in (1, 1000)
     ))  # fmt: skip
 

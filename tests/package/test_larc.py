@@ -11,13 +11,12 @@ from reference import trust_ratio
 from trees import (
     GRADS,
     PARAMS,
+    RECORDED,
     WEIGHTS,
     as_mask,
     assert_refused,
     assert_same_history,
     learning_rate,
-    params_tree,
-    recorded_grads,
     replay,
     update,
     updates_and_states,
@@ -30,10 +29,10 @@ ETA, EPS, BETA, MU = 0.02, 1e-8, 0.01, 0.9
 
 def by_hand(gammas, fallback, nesterov, denominator):
     """Parameters after each step, in float64, a layer at a time."""
-    params = {k: np.array(w, np.float64) for k, w in params_tree().items()}
+    params = {k: np.array(w, np.float64) for k, w in PARAMS.items()}
     buffer = {k: np.zeros_like(w) for k, w in params.items()}
     history = []
-    for gamma, grads in zip(gammas, recorded_grads(), strict=True):
+    for gamma, grads in zip(gammas, RECORDED, strict=True):
         for name, w in params.items():
             beta = BETA if name in WEIGHTS else 0.0
             g = np.asarray(grads[name], np.float64)
@@ -62,7 +61,7 @@ def test_follows_the_rule_under_a_schedule_that_starts_at_zero(
         return jnp.where(count < 2, 0.0, learning_rate(count))
 
     tx = lars_optax.larc(schedule, BETA, fallback_ratio=fallback, **rule)
-    found = replay(tx, params_tree(), recorded_grads())
+    found = replay(tx)
     gammas = [float(schedule(jnp.asarray(k))) for k in range(len(found))]
     assert gammas[0] == 0
     assert_same_history(found, by_hand(gammas, fallback, **rule), 1e-5)
@@ -72,8 +71,7 @@ def test_is_sgd_where_every_ratio_exceeds_the_rate():
     tx = lars_optax.larc(1e-5, 0.003, trust_coefficient=1.0)
     decay = optax.add_decayed_weights(0.003, as_mask(WEIGHTS, PARAMS))
     sgd = optax.chain(decay, optax.sgd(1e-5, 0.9))
-    runs = [replay(t, params_tree(), recorded_grads()) for t in (tx, sgd)]
-    assert_same_history(*runs)
+    assert_same_history(replay(tx), replay(sgd))
 
 
 def test_is_unscaled_lars_where_no_ratio_reaches_the_rate():
@@ -84,8 +82,7 @@ def test_is_unscaled_lars_where_no_ratio_reaches_the_rate():
         optax.trace(0.9),
         optax.scale_by_learning_rate(gamma),
     )
-    runs = [replay(t, params_tree(), recorded_grads()[:10]) for t in (tx, lars)]
-    assert_same_history(*runs)
+    assert_same_history(*(replay(t, grads=RECORDED[:10]) for t in (tx, lars)))
 
 
 def test_the_state_counts_only_where_something_is_scheduled():

@@ -14,7 +14,7 @@ import pytest
 from matplotlib import pyplot
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
-from trees import PARAMS, arrays, assert_refused, recorded_grads
+from trees import PARAMS, RECORDED, assert_refused
 
 import lars_optax
 from examples.imagenet.report.figures import plot_schedules
@@ -42,8 +42,7 @@ def stats(ratio):
 
 @functools.cache
 def history():
-    grads = [arrays(recorded_grads()[step]) for step in STEPS]
-    return [lars_optax.layer_stats(g, PARAMS) for g in grads]
+    return [lars_optax.layer_stats(RECORDED[step], PARAMS) for step in STEPS]
 
 
 def lines(ax):
@@ -151,7 +150,7 @@ def test_states_of_record_layer_stats_bring_their_count(ax):
     record = lars_optax.record_layer_stats()
     tx = optax.chain(optax.clip(1.0), record, optax.sgd(0.1, 0.9))
     state, whole = tx.init(PARAMS), []
-    for grads in recorded_grads()[:2]:
+    for grads in RECORDED[:2]:
         _, state = tx.update(grads, state, PARAMS)
         whole.append(state)
     plot_layer_stats(whole, ax=ax)

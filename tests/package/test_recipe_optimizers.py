@@ -8,10 +8,10 @@ import pytest
 from reference import Lars
 from trees import (
     PARAMS,
+    RECORDED,
     WEIGHTS,
     as_mask,
     assert_equal,
-    recorded_grads,
     replay,
     update,
     updates_and_states,
@@ -29,21 +29,19 @@ SHORT = {"batch_size": 100, "epochs": 4}
 )
 def test_lars_recipe_equals_the_reference(name):
     recipe = recipes.get(name).replace(**SHORT, warmup_epochs=1, warmup_start=0.0)
-    rate, grads = recipe.schedule(1000), recorded_grads()
+    rate = recipe.schedule(1000)
     names = PARAMS if recipe.mask is True else WEIGHTS
     rule = {"beta": recipe.weight_decay, "fallback": 1.0}
     oracle = Lars(PARAMS, decayed=names, adapted=names, **rule)
-    history = replay(recipe.optimizer(1000), PARAMS, grads)
-    for step, got in enumerate(history):
-        expected = oracle.step(grads[step], float(rate(step)))
+    for step, got in enumerate(replay(recipe.optimizer(1000))):
+        expected = oracle.step(RECORDED[step], float(rate(step)))
         assert_equal(got, expected, rtol=2e-5)  # a rate of 17 on unadapted leaves
 
 
 def test_fallback_ratio_is_that_of_leaves_not_adapted_and_of_zero_gradients():
     recipe = MLPERF.replace(warmup_epochs=0)
-    grads = recorded_grads()[0]
-    recipes_of_two = (recipe.replace(fallback_ratio=ratio) for ratio in (1.0, 0.5))
-    both = [replay(x.optimizer(10**6), PARAMS, [grads])[0] for x in recipes_of_two]
+    grads, changed = RECORDED[0], (recipe.replace(fallback_ratio=x) for x in (1.0, 0.5))
+    both = [replay(x.optimizer(10**6), grads=[grads])[0] for x in changed]
     for name, weight in PARAMS.items():
         whole, less = (np.asarray(got[name] - weight) for got in both)
         falls_back = np.ndim(weight) < 2 or not grads[name].any()
@@ -55,7 +53,7 @@ def test_fallback_ratio_is_that_of_leaves_not_adapted_and_of_zero_gradients():
 
 def test_sgd_recipe_has_the_rate_inside_the_momentum_and_goyal_outside():
     def steps(recipe):
-        return replay(recipe.optimizer(1000), PARAMS, recorded_grads())
+        return replay(recipe.optimizer(1000))
 
     def by_hand(recipe, scaled):
         rate = optax.scale_by_learning_rate(recipe.schedule(1000))
@@ -63,7 +61,7 @@ def test_sgd_recipe_has_the_rate_inside_the_momentum_and_goyal_outside():
         mask = None if scaled else as_mask(WEIGHTS, PARAMS)
         decay = optax.add_decayed_weights(1e-4, mask)
         order = (rate, trace) if scaled else (trace, rate)
-        return replay(optax.chain(decay, *order), PARAMS, recorded_grads())
+        return replay(optax.chain(decay, *order))
 
     caffe = recipes.get("paper-t1-resnet50-sgd-256").replace(**SHORT)
     goyal = GOYAL.replace(**SHORT, warmup_epochs=1, boundaries=(2, 3))

@@ -1,22 +1,24 @@
 """Laws of `lars` inside Optax's wrappers, each against an oracle without them."""
 
+from itertools import chain
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from jax.flatten_util import ravel_pytree
 from reference import Lars, trust_ratio
 from trees import (
+    GRADS,
     PARAMS,
+    RECORDED,
     TOLERANCE,
     WEIGHTS,
-    arrays,
     assert_equal,
     assert_refused,
     assert_same_history,
     learning_rate,
-    params_tree,
-    recorded_grads,
     replay,
     train,
     train_step,
@@ -36,14 +38,9 @@ IS_SOME = {name: name in SOME for name in PARAMS}
 IS_REST = {name: name not in SOME for name in PARAMS}
 
 
-def run(tx, grads=None):
-    return replay(tx, params_tree(), recorded_grads() if grads is None else grads)
-
-
 def by_the_book(grads, names=PARAMS, rate=learning_rate, **options):
     """Parameters after each step of the float64 reference."""
-    start = {name: params_tree()[name] for name in names}
-    book = Lars(start, **REFERENCE | options)
+    book = Lars({name: PARAMS[name] for name in names}, **REFERENCE | options)
     return [dict(book.step(g, float(rate(i)))) for i, g in enumerate(grads)]
 
 
@@ -58,7 +55,7 @@ def test_injected_values_are_those_of_a_fresh_lars_at_every_step_of_one_trace():
         traces.append(1)
         return tx.update(grads, state, PARAMS)
 
-    for grads, numbers in zip(arrays(recorded_grads()[:3]), values, strict=True):
+    for grads, numbers in zip(RECORDED[:3], values, strict=True):
         new = dict(zip(names, numbers, strict=True))
         state = optax.tree.set(state, **{k: jnp.float32(x) for k, x in new.items()})
         updates, state = step(grads, state)
@@ -71,7 +68,7 @@ def test_injected_values_are_those_of_a_fresh_lars_at_every_step_of_one_trace():
 def test_an_injected_schedule_is_the_schedule():
     decay = optax.linear_schedule(0.0, 0.01, 40)
     tx = inject(lars_optax.lars)(learning_rate, decay)
-    assert_same_history(run(tx), run(lars_optax.lars(learning_rate, decay)))
+    assert_same_history(replay(tx), replay(lars_optax.lars(learning_rate, decay)))
 
 
 def test_masks_named_in_static_args_are_masks():
@@ -113,13 +110,12 @@ def test_a_schedule_that_is_injected_in_bfloat16_is_refused():
 @pytest.mark.parametrize("skip", [None, optax.skip_not_finite])
 def test_multi_steps_are_lars_on_the_mean_gradient(skip):
     tx = optax.MultiSteps(LARS, 4, should_skip_update_fn=skip)
-    grads = recorded_grads()
-    groups = [grads[i : i + 4] for i in range(0, len(grads), 4)]
+    groups = [RECORDED[i : i + 4] for i in range(0, len(RECORDED), 4)]
     means = [{k: np.mean([g[k] for g in group], 0) for k in PARAMS} for group in groups]
     if skip:  # a gradient that is skipped is as none at all
-        bad = jax.tree.map(lambda g: g * np.nan, grads[0])
+        bad = optax.tree.scale(np.nan, GRADS)
         groups = [[group[0], bad, *group[1:]] for group in groups]
-    found, every = run(tx, [g for group in groups for g in group]), len(groups[0])
+    found, every = replay(tx, grads=list(chain(*groups))), len(groups[0])
     assert_same_history(found[every - 1 :: every], by_the_book(means))
     for waiting in found[every : 2 * every - 1]:
         assert_equal(waiting, found[every - 1])
@@ -128,11 +124,11 @@ def test_multi_steps_are_lars_on_the_mean_gradient(skip):
 def test_apply_if_finite_makes_a_bad_step_as_none_at_all():
     def last(tx, grads):
         params, state, step = PARAMS, tx.init(PARAMS), jax.jit(train_step(tx))
-        for g in arrays(grads):
+        for g in grads:
             params, state = step(g, state, params)
         return params, state
 
-    good = recorded_grads()[:4]
+    good = RECORDED[:4]
     bad = [{**good[0], "head": good[0]["head"] * x} for x in (np.inf, np.nan)]
     params, state = last(optax.apply_if_finite(LARS, 3), good[:2] + bad + good[2:])
     expected = last(LARS, good)  # so its schedule's count too
@@ -142,11 +138,10 @@ def test_apply_if_finite_makes_a_bad_step_as_none_at_all():
 
 def test_partition_trains_each_group_as_if_alone():
     other = lars_optax.lars(0.3, 0.01, trust_coefficient=0.1, nesterov=True)
-    found = run(optax.partition({True: LARS, False: other}, IS_SOME))
-    assert_same_history(found, by_the_book(recorded_grads(), SOME))
+    found = replay(optax.partition({True: LARS, False: other}, IS_SOME))
+    assert_same_history(found, by_the_book(RECORDED, SOME))
     rest, options = PARAMS.keys() - set(SOME), {"eta": 0.1, "nesterov": True}
-    expected = by_the_book(recorded_grads(), rest, lambda _: 0.3, **options)
-    assert_same_history(found, expected)
+    assert_same_history(found, by_the_book(RECORDED, rest, lambda _: 0.3, **options))
 
 
 @pytest.mark.parametrize(("tx", "left", "momenta"), [
@@ -158,7 +153,7 @@ def test_what_is_left_out_is_left_and_the_rest_trained_as_if_alone(tx, left, mom
     def some(tree):
         return {name: tree[name] for name in SOME}
 
-    grads = arrays(recorded_grads()[:3])
+    grads = RECORDED[:3]
     ours = updates_and_states(tx, grads)
     alone = updates_and_states(LARS, map(some, grads), some(PARAMS))
     for g, found, (own, _) in zip(grads, ours, alone, strict=True):
@@ -179,7 +174,7 @@ WRAPPED = {
 
 @pytest.mark.parametrize("name", WRAPPED)
 def test_the_momentum_and_the_counts_are_found_by_name(name):
-    grads = arrays(recorded_grads()[:2])
+    grads = RECORDED[:2]
     *_, (updates, state) = updates_and_states(WRAPPED[name], grads)
     assert_equal(optax.tree.get(state, "trace"), updates)
     counts = optax.tree.get_all_with_path(state, "count")
@@ -199,10 +194,8 @@ def test_map_params_finds_the_momentum_and_keeps_what_is_no_parameter(name):
 
 def test_flattened_with_both_masks_true_the_net_is_one_layer():
     found = update(optax.flatten(lars_optax.scale_by_lars(0.01, True, 0.1, 0, True)))
-    w, g, found = (
-        np.concatenate([x.ravel() for x in jax.tree.leaves(tree)]).astype(np.float64)
-        for tree in (PARAMS, recorded_grads()[10], found)
-    )
+    flat = [ravel_pytree(tree)[0] for tree in (PARAMS, GRADS, found)]
+    w, g, found = (np.asarray(x, np.float64) for x in flat)
     ratio = trust_ratio(w, g, 0.1, 0.01, 0.0, "separate", 1.0)
     assert_equal(found, ratio * (g + 0.01 * w), TOLERANCE)
 
@@ -212,9 +205,9 @@ def test_clipping_first_matters_only_to_the_decay():
         lars = lars_optax.lars(learning_rate, decay, True, 0.01, 0.0, True)
         clipped = optax.chain(optax.clip_by_global_norm(0.1), lars)
         # At zero a layer takes its raw gradient.
-        params = {k: w for k, w in params_tree().items() if w.any()}
-        grads = [{k: g[k] for k in params} for g in recorded_grads()]
-        return replay(clipped, params, grads), replay(lars, params, grads)
+        params = {k: w for k, w in PARAMS.items() if w.any()}
+        grads = [{k: g[k] for k in params} for g in RECORDED]
+        return [replay(tx, params, grads) for tx in (clipped, lars)]
 
     assert_same_history(*histories(0.0))
     with pytest.raises(AssertionError):
