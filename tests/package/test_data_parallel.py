@@ -19,10 +19,8 @@ from trees import assert_equal, learning_rate, train_step
 
 import lars_optax
 
-pytestmark = pytest.mark.skipif(
-    not hasattr(jax, "shard_map"),
-    reason="jax has neither jax.shard_map nor check_vma before 0.6.1",
-)
+REASON = "jax has neither jax.shard_map nor check_vma before 0.6.1"
+pytestmark = pytest.mark.skipif(not hasattr(jax, "shard_map"), reason=REASON)
 
 N, AXIS = 8, "batch"
 SHARE = 4  # examples of a batch on each device
@@ -127,9 +125,7 @@ def test_the_factor_makes_the_weight_decay_of_lars_n_times_weaker(on_all):
     (mean_of_varying_gradients, {}),
     (mean_of_varying_gradients, {"check_vma": False}),
 ], ids=["unchecked", "of_the_mean", "varying", "varying_unchecked"])  # fmt: skip
-def test_a_right_step_is_on_each_device_that_of_one_on_the_whole_batch(
-    on_all, gradient, options, optimizer
-):
+def test_a_right_step_equals_that_of_one_device(on_all, gradient, options, optimizer):
     tx = OPTIMIZERS[optimizer]
     one, step = on_one(tx), on_all(tx, gradient, **options)
     expected = found = PARAMS, tx.init(PARAMS)

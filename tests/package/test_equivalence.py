@@ -23,15 +23,14 @@ def none_of(params):
     return jax.tree.map(lambda _: False, params)
 
 
+UNADAPTED = {"trust_ratio_mask": none_of, "fallback_ratio": 1.0}
+
+
 @pytest.mark.parametrize("nesterov", [False, True])
 @pytest.mark.parametrize("eps", [0.0, 0.1])
-@pytest.mark.parametrize(
-    "weight_decay", [0.0, 0.003, optax.linear_schedule(0, 0.01, 40)]
-)
-def test_equals_optax_lars_with_all_masks_true_and_joint_denominator(
-    weight_decay, eps, nesterov
-):
-    assert_equals_optax(weight_decay, True, 0.01, eps, True, 0.9, nesterov)
+@pytest.mark.parametrize("decay", [0.0, 0.003, optax.linear_schedule(0, 0.01, 40)])
+def test_equals_optax_lars_with_masks_true_and_joint_norm(decay, eps, nesterov):
+    assert_equals_optax(decay, True, 0.01, eps, True, 0.9, nesterov)
 
 
 def test_equals_optax_lars_with_the_same_masks():
@@ -66,28 +65,22 @@ def test_separate_step_is_never_longer_than_joint():
 
 @pytest.mark.parametrize("nesterov", [False, True])
 def test_without_ratio_and_decay_it_is_sgd_with_the_rate_inside_the_momentum(nesterov):
-    masks = {"weight_decay_mask": none_of, "trust_ratio_mask": none_of}
-    options = {"nesterov": nesterov, "fallback_ratio": 1.0}
-    ours = lars_optax.lars(learning_rate, **masks, **options)
+    options = {"weight_decay_mask": none_of, "nesterov": nesterov}
+    ours = lars_optax.lars(learning_rate, **UNADAPTED, **options)
     theirs = optax.chain(RATE, optax.trace(0.9, nesterov))
     assert_same_history(replay(ours), replay(theirs), tolerance=0)
 
 
 @pytest.mark.parametrize("nesterov", [False, True])
 def test_unscaled_chain_without_ratio_is_optax_sgd(nesterov):
-    ours = optax.chain(
-        lars_optax.scale_by_lars(trust_ratio_mask=none_of, fallback_ratio=1.0),
-        optax.trace(0.9, nesterov),
-        RATE,
-    )
+    scale, trace = lars_optax.scale_by_lars(**UNADAPTED), optax.trace(0.9, nesterov)
+    ours = optax.chain(scale, trace, RATE)
     theirs = optax.sgd(learning_rate, 0.9, nesterov)
     assert_same_history(replay(ours), replay(theirs), tolerance=0)
 
 
 def test_decay_without_ratio_is_add_decayed_weights():
-    ours = lars_optax.lars(
-        learning_rate, 0.003, True, trust_ratio_mask=none_of, fallback_ratio=1.0
-    )
+    ours = lars_optax.lars(learning_rate, 0.003, True, **UNADAPTED)
     theirs = optax.chain(optax.add_decayed_weights(0.003), RATE, optax.trace(0.9))
     assert_same_history(replay(ours), replay(theirs))
 
@@ -111,10 +104,9 @@ def test_momentum_orders_part_only_when_the_rate_changes():
 def test_a_layer_moves_the_same_whatever_the_scale_of_its_gradient():
     tx = lars_optax.lars(1.0, 0.0, True, 0.01, 0.0, True)
     params = {k: w for k, w in PARAMS.items() if k != "last_norm_scale"}
-    assert_same_history(*(
-        replay(tx, params, [{k: x * g[k] for k in params} for g in RECORDED])
-        for x in (1, 1000)
-    ))  # fmt: skip
+    histories = (replay(tx, params, [{k: x * g[k] for k in params} for g in RECORDED])
+                 for x in (1, 1000))  # fmt: skip
+    assert_same_history(*histories)
 
 
 def test_step_length_is_rate_times_coefficient_times_norm():

@@ -52,9 +52,7 @@ def by_hand(gammas, fallback, nesterov, denominator):
 @pytest.mark.parametrize("denominator", ["separate", "joint"])
 @pytest.mark.parametrize("nesterov", [False, True])
 @pytest.mark.parametrize("fallback", [1.0, 0.3])
-def test_follows_the_rule_under_a_schedule_that_starts_at_zero(
-    nesterov, fallback, denominator
-):
+def test_follows_the_rule_from_a_rate_of_zero_on(nesterov, fallback, denominator):
     rule = {"nesterov": nesterov, "denominator": denominator}
 
     def schedule(count):
@@ -77,11 +75,9 @@ def test_is_sgd_where_every_ratio_exceeds_the_rate():
 def test_is_unscaled_lars_where_no_ratio_reaches_the_rate():
     gamma = 1e4
     tx = lars_optax.larc(gamma, eps=0.0, fallback_ratio=1e-6)
-    lars = optax.chain(
-        lars_optax.scale_by_lars(trust_coefficient=ETA / gamma, fallback_ratio=1e-6),
-        optax.trace(0.9),
-        optax.scale_by_learning_rate(gamma),
-    )
+    rule = {"trust_coefficient": ETA / gamma, "fallback_ratio": 1e-6}
+    rate = optax.scale_by_learning_rate(gamma)
+    lars = optax.chain(lars_optax.scale_by_lars(**rule), optax.trace(0.9), rate)
     assert_same_history(*(replay(t, grads=RECORDED[:10]) for t in (tx, lars)))
 
 

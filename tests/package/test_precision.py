@@ -25,9 +25,7 @@ def dtypes(tree):
 @pytest.mark.parametrize(
     "dtype", ["float16", "bfloat16", "float32", "float64", "complex64"]
 )
-def test_updates_have_the_dtype_of_their_parameter_under_strict_promotion(
-    dtype, strict
-):
+def test_updates_keep_their_parameters_dtype_under_strict_promotion(dtype, strict):
     options = {"weight_decay_mask": True, "trust_ratio_mask": True}
     with enable_x64(dtype == "float64"):
         params, grads = cast(dtype)

@@ -11,6 +11,8 @@ import lars_optax
 from lars_optax import recipes
 
 IMAGENET = 1_281_167
+MLPERF = recipes.get("mlperf-v1.0-resnet50-lars-8192")
+GOYAL = recipes.get("goyal-resnet50-sgd-8192")
 
 
 def test_every_row_of_every_table_is_there():
@@ -118,37 +120,34 @@ def test_a_bad_value_is_refused(field, value):
 
 
 def test_a_batch_size_replaced_alone_is_told_until_the_rate_follows():
-    recipe = recipes.get("mlperf-v1.0-resnet50-lars-8192")
-    changed = recipe.replace(batch_size=512)
+    changed = MLPERF.replace(batch_size=512)
     told = r"learning_rate=17 belongs to batch_size=8192, but batch_size is 512: .*"
     assert re.fullmatch(told, changed.notes)
     assert changed.rate_batch_size == 8192
     again = changed.replace(batch_size=1024)
     assert again.notes == changed.notes.replace("512", "1024")
     scaled = lars_optax.sqrt_scaling(17, 1024, 8192)
-    both = recipe.replace(batch_size=1024, learning_rate=scaled)
+    both = MLPERF.replace(batch_size=1024, learning_rate=scaled)
     assert again.replace(learning_rate=scaled) == both
     assert (both.notes, both.rate_batch_size) == ("", None)
-    assert changed.replace(batch_size=8192) == recipe
+    assert changed.replace(batch_size=8192) == MLPERF
 
 
 def test_a_replaced_note_has_the_note_of_the_batch_size_once():
-    changed = recipes.get("mlperf-v1.0-resnet50-lars-8192").replace(batch_size=512)
+    changed = MLPERF.replace(batch_size=512)
     mine = changed.replace(notes=changed.notes + " Mine.")
     assert mine.notes.count("belongs to") == 1
     assert mine.replace(learning_rate=4.25).notes == "Mine."
 
 
 def test_boundaries_are_a_tuple():
-    recipe = recipes.get("goyal-resnet50-sgd-8192")
     for value in (30, None, [30], iter((30,))):
-        assert_refused("boundaries must be a tuple", recipe.replace, boundaries=value)
+        assert_refused("boundaries must be a tuple", GOYAL.replace, boundaries=value)
 
 
 def test_too_few_examples_for_a_step_are_named():
-    recipe = recipes.get("mlperf-v1.0-resnet50-lars-8192")
     message = r"num_examples=3 .* round to 0 steps\. Give more"
-    assert_refused(message, recipe.schedule, 3)
+    assert_refused(message, MLPERF.schedule, 3)
 
 
 def test_the_note_of_a_batch_size_leaves_the_source_its_own():
@@ -188,8 +187,9 @@ def test_a_replaced_field_loses_its_ground():
 
 
 def test_boundaries_that_fall_on_one_step_multiply():
-    recipe = recipes.get("goyal-resnet50-sgd-8192").replace(warmup_epochs=0)
-    rate = recipe.schedule(160)  # 30 and 60 epochs are both one step
+    rate = GOYAL.replace(warmup_epochs=0).schedule(
+        160
+    )  # 30 and 60 epochs are both one step
     assert [round(float(rate(t)), 4) for t in range(3)] == [3.2, 0.032, 0.0032]
 
 
@@ -213,6 +213,6 @@ def test_mlperf_schedule_joins_and_outlasts_the_run_by_one_step():
 
 
 def test_goyal_divides_by_ten_at_30_60_and_80():
-    rate = recipes.get("goyal-resnet50-sgd-8192").schedule(IMAGENET)
+    rate = GOYAL.schedule(IMAGENET)
     for epoch, expected in [(5, 3.2), (29, 3.2), (31, 0.32), (61, 0.032), (81, 0.0032)]:
         np.testing.assert_allclose(rate(round(epoch * IMAGENET / 8192)), expected, 1e-5)

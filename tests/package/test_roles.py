@@ -272,9 +272,7 @@ def equinox_weight_norm():
      {"conv/layer/weight", "weight_norm/layer/weight", "whole/layer/weight"},
      {"conv/g", "weight_norm/g", "whole/g"}),
 ], ids=["linen", "nnx", "equinox"])  # fmt: skip
-def test_weight_norm_has_directions_that_are_weights_and_gains_that_are_not(
-    build, directions, gains
-):
+def test_of_a_weight_norm_only_directions_are_weights(build, directions, gains):
     mask = mask_of(build())
     assert paths(mask, True) == directions
     assert {x for x in paths(mask, False) if not x.endswith("bias")} == gains
@@ -347,7 +345,5 @@ def test_a_leaf_without_a_name_is_a_weight_at_rank_2(params):
     "tuple_in_a_norm": (("LayerNorm_0", "weight"), (8, 8), False),
     "tuple_and_bias": (("attention", "bias"), (2, 4), False),
 })  # fmt: skip
-def test_a_key_that_is_a_whole_path_names_a_weight_a_norm_or_a_bias(
-    path, shape, weight
-):
+def test_a_key_that_is_a_whole_path_has_the_role_of_its_names(path, shape, weight):
     assert mask_of({path: jnp.ones(shape)})[path] is weight

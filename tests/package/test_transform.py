@@ -30,9 +30,8 @@ def test_fallback_ratio_at_zero_norms_and_outside_the_mask(denominator):
     params = {"zero_w": zero, "zero_g": w, "both": zero, "masked": w, "zero_sum": w}
     grads = dict(zip(params, (g, zero, zero, g, -0.5 * w), strict=True))
     mask = {name: name != "masked" for name in params}
-    tx = lars_optax.scale_by_lars(
-        0.5, True, 0.001, 0.0, mask, denominator=denominator, fallback_ratio=0.25
-    )
+    options = {"denominator": denominator, "fallback_ratio": 0.25}
+    tx = lars_optax.scale_by_lars(0.5, True, 0.001, 0.0, mask, **options)
     # ‖w‖ = 6. joint: g = 0 leaves ‖βw‖ = 3, so λ = η·6/3; g = −βw has no direction.
     joint = denominator == "joint"
     expected = {
