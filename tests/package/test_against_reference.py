@@ -85,10 +85,8 @@ def rates(precision):
 
 def loss_grad(start, params):
     """The gradient of a quadratic whose minimum lies half-way from where it starts."""
-    return {
-        name: (0.3 + i) * (w - (0.5 * start[name] + 0.1))
-        for i, (name, w) in enumerate(params.items())
-    }
+    slopes = {name: 0.3 + i for i, name in enumerate(params)}
+    return {k: slopes[k] * (w - (0.5 * start[k] + 0.1)) for k, w in params.items()}
 
 
 # Fed back, a ratio of 1 would diverge: the default is used.

@@ -44,9 +44,11 @@ def named(path):
 
 def fill(tree, out=-1):
     """A framework's tree with the leaves of `START`; `out` is its axis of outputs."""
-    return jax.tree_util.tree_map_with_path(
-        lambda path, x: jnp.moveaxis(START[named(path)], -1, out).reshape(x.shape), tree
-    )
+
+    def value(path, x):
+        return jnp.moveaxis(START[named(path)], -1, out).reshape(x.shape)
+
+    return jax.tree_util.tree_map_with_path(value, tree)
 
 
 def read(tree, out=-1):

@@ -103,9 +103,8 @@ def assert_differ(ours, theirs, leaves):
 
 # Each row: what was recorded, our options, and the fallback_ratio that stands for what
 # the implementation does with the leaf without a gradient, where that is not 1.
-TIMM = {"weight_decay": 0.01, "eps": 1e-8}
-SOLO = {"weight_decay": 0.01, "eps": 1e-8}
 DECAY = {"weight_decay": 0.01}
+TIMM = SOLO = DECAY | {"eps": 1e-8}
 ROWS = [
     # timm: the same denominator, the same λ = 1 with decay kept at a zero norm.
     ("timm", "decay", TIMM | ALL, None),
@@ -146,14 +145,12 @@ def test_unscaled_chain_equals(source, configuration, options, idle_ratio):
     assert errors(its_rule, theirs)[IDLE] < ROUNDING
 
 
-FLAX = {
-    "decay": DECAY,
-    "nesterov": DECAY | {"eps": 1e-3, "nesterov": True},
-    "no_decay": {},
-}
+FLAX = {"decay": DECAY, "nesterov": DECAY | {"eps": 1e-3, "nesterov": True},
+        "no_decay": {}}  # fmt: skip
 
 
-@pytest.mark.parametrize("configuration", FLAX)
+@pytest.mark.parametrize("configuration", FLAX,
+                         ids=["decay", "nesterov_and_eps", "no_decay"])  # fmt: skip
 def test_lars_itself_equals_flax(configuration):
     """The paper's order, λ = 1 with decay kept at a zero norm: no difference found."""
     options = FLAX[configuration]

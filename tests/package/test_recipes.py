@@ -187,9 +187,8 @@ def test_a_replaced_field_loses_its_ground():
 
 
 def test_boundaries_that_fall_on_one_step_multiply():
-    rate = GOYAL.replace(warmup_epochs=0).schedule(
-        160
-    )  # 30 and 60 epochs are both one step
+    # Of 160 images, 30 and 60 epochs are both one step.
+    rate = GOYAL.replace(warmup_epochs=0).schedule(160)
     assert [round(float(rate(t)), 4) for t in range(3)] == [3.2, 0.032, 0.0032]
 
 

@@ -19,48 +19,31 @@ from lars_optax import warmup_polynomial_decay_schedule as polynomial
 # (schedule, {step: rate}), rates worked out by hand.
 TABLES = {
     # init 1, peak 10, W 4, T 10: left = (10 − t)/6, rate 10·left².
-    "continuous": (
-        polynomial(1.0, 10.0, 4, 10),
+    "continuous": (polynomial(1.0, 10.0, 4, 10),
         {-3: 1.0, 0: 1.0, 1: 3.25, 3: 7.75, 4: 10.0, 5: 250 / 36, 7: 2.5, 9: 10 / 36,
-         10: 0.0, 11: 0.0, 1000: 0.0},
-    ),
+         10: 0.0, 11: 0.0, 1000: 0.0}),
     # The authors' solver: left = (10 − t)/10 from step 0; 10·0.36 at W, so ×0.36.
-    "authors_drop": (
-        polynomial(1.0, 10.0, 4, 10, transition_begin=0),
-        {0: 1.0, 3: 7.75, 4: 3.6, 5: 2.5, 9: 0.1, 10: 0.0, 11: 0.0},
-    ),
-    "begin_inside_warmup": (
-        polynomial(1.0, 10.0, 4, 10, transition_begin=2),
-        {3: 7.75, 4: 10 * (6 / 8) ** 2, 9: 10 / 64, 10: 0.0},
-    ),
-    "constant_warmup": (
-        polynomial(0.5, 10.0, 4, 10, warmup="constant"),
-        {0: 0.5, 1: 0.5, 3: 0.5, 4: 10.0, 5: 250 / 36, 10: 0.0},
-    ),
+    "authors_drop": (polynomial(1.0, 10.0, 4, 10, transition_begin=0),
+        {0: 1.0, 3: 7.75, 4: 3.6, 5: 2.5, 9: 0.1, 10: 0.0, 11: 0.0}),
+    "begin_inside_warmup": (polynomial(1.0, 10.0, 4, 10, transition_begin=2),
+        {3: 7.75, 4: 10 * (6 / 8) ** 2, 9: 10 / 64, 10: 0.0}),
+    "constant_warmup": (polynomial(0.5, 10.0, 4, 10, warmup="constant"),
+        {0: 0.5, 1: 0.5, 3: 0.5, 4: 10.0, 5: 250 / 36, 10: 0.0}),
     "no_warmup": (polynomial(7.0, 8.0, 0, 4), {0: 8.0, 1: 4.5, 2: 2.0, 3: 0.5, 4: 0.0}),
-    "end_value_and_power": (
-        polynomial(0.0, 9.0, 1, 5, end_value=1.0, power=3.0),
-        {0: 0.0, 1: 9.0, 2: 1 + 8 * 27 / 64, 3: 2.0, 4: 1.125, 5: 1.0, 6: 1.0},
-    ),
-    "linear_power": (
-        polynomial(0.0, 8.0, 2, 6, power=1.0), {2: 8.0, 4: 4.0, 5: 2.0, 6: 0.0},
-    ),
-    "cosine_sized_steps": (
-        polynomial(0.0, 29.0, 704, 2346 + 1, end_value=1e-4),
+    "end_value_and_power": (polynomial(0.0, 9.0, 1, 5, end_value=1.0, power=3.0),
+        {0: 0.0, 1: 9.0, 2: 1 + 8 * 27 / 64, 3: 2.0, 4: 1.125, 5: 1.0, 6: 1.0}),
+    "linear_power": (polynomial(0.0, 8.0, 2, 6, power=1.0),
+        {2: 8.0, 4: 4.0, 5: 2.0, 6: 0.0}),
+    "cosine_sized_steps": (polynomial(0.0, 29.0, 704, 2346 + 1, end_value=1e-4),
         {703: 29 * 703 / 704, 704: 29.0, 705: 1e-4 + (29 - 1e-4) * (1642 / 1643) ** 2,
-         2346: 1e-4 + (29 - 1e-4) * (1 / 1643) ** 2, 2347: 1e-4, 2348: 1e-4},
-    ),
+         2346: 1e-4 + (29 - 1e-4) * (1 / 1643) ** 2, 2347: 1e-4, 2348: 1e-4}),
     # Goyal et al.: 0.1 to 3.2 in 5 epochs, ÷10 at 30, 60, 80, of 10 steps each.
-    "goyal": (
-        piecewise(0.1, 3.2, 50, {300: 0.1, 600: 0.1, 800: 0.1}),
+    "goyal": (piecewise(0.1, 3.2, 50, {300: 0.1, 600: 0.1, 800: 0.1}),
         {0: 0.1, 25: 1.65, 49: 0.1 + 3.1 * 49 / 50, 50: 3.2, 51: 3.2, 299: 3.2,
          300: 0.32, 301: 0.32, 599: 0.32, 600: 0.032, 799: 0.032, 800: 0.0032,
-         801: 0.0032, 9000: 0.0032},
-    ),
-    "piecewise_constant_warmup": (
-        piecewise(0.1, 1.0, 2, {2: 0.5}, warmup="constant"),
-        {-1: 0.1, 0: 0.1, 1: 0.1, 2: 0.5, 3: 0.5},
-    ),
+         801: 0.0032, 9000: 0.0032}),
+    "piecewise_constant_warmup": (piecewise(0.1, 1.0, 2, {2: 0.5}, warmup="constant"),
+        {-1: 0.1, 0: 0.1, 1: 0.1, 2: 0.5, 3: 0.5}),
     "piecewise_no_warmup": (piecewise(9.0, 1.0, 0, {}), {0: 1.0, 5: 1.0}),
 }  # fmt: skip
 
