@@ -14,7 +14,7 @@ from benchmarks.correctness import regimes
 from benchmarks.results import README, RESULTS, STUDY, Table, read
 from benchmarks.speed import input_pipeline, optimizer_step, train_step
 from benchmarks.study import ablations_page, default_ratio, layers_page, page, scaling
-from benchmarks.study.runs import ABLATIONS_FILE, STUDY_FILE, Runs
+from benchmarks.study.runs import ABLATIONS_FILE, STUDY_FILE
 from examples.imagenet import demo
 
 TABLES = (
@@ -53,7 +53,7 @@ def main() -> None:
     for path, text in pages().items():
         path.write_text(text)
         print(f"written: {path}")
-    page.draw(Runs(read(STUDY_FILE)), STUDY.parent)
+    page.draw(read(STUDY_FILE), STUDY.parent)
     ablations_page.draw(read(ABLATIONS_FILE), STUDY.parent)
 
 

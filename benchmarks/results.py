@@ -6,6 +6,7 @@ Every file holds the commit, machine and versions that its figures were made wit
 import json
 from collections.abc import Callable, Iterable, Mapping
 from importlib.metadata import version
+from itertools import compress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -65,17 +66,12 @@ def append(file: str, record: Record) -> None:
 
 def table(records: Mapping[str, Record], columns: Columns) -> str:
     """Returns a row for each record, under its name; leaves empty columns out."""
-    used = {
-        title: column
-        for title, column in columns.items()
-        if any(record.get(column[0]) is not None for record in records.values())
-    }
-    rows = [
-        [name]
-        + [
-            "" if record.get(field) is None else form.format(record[field] * factor)
-            for field, factor, form in used.values()
-        ]
-        for name, record in records.items()
-    ]
-    return markdown_table([["", *used], *rows])
+
+    def cells(record: Record) -> list[str]:
+        values = [(record.get(field), by, form) for field, by, form in columns.values()]
+        return ["" if x is None else form.format(x * by) for x, by, form in values]
+
+    rows = {name: cells(record) for name, record in records.items()}
+    used = [any(column) for column in zip(*rows.values(), strict=True)]
+    rows = {"": list(columns)} | rows
+    return markdown_table([name, *compress(row, used)] for name, row in rows.items())

@@ -24,6 +24,13 @@ from benchmarks.results import RESULTS, Record, save
 from examples.imagenet.report.page import markdown_table
 
 IMAGES = jax.ShapeDtypeStruct((1, 224, 224, 3), jnp.float32)
+COLUMNS = {
+    "model": "{model}",
+    "adapted leaves": "{adapted_leaves} of {leaves}",
+    "adapted parameters": "{adapted_parameters:,} of {parameters:,}",
+    "biases and norms that `x.ndim > 1` adapts": "{wrong_by_rank}",
+    "such as": "{such_as}",
+}
 TOKENS = jax.ShapeDtypeStruct((1, 197, 768), jnp.float32)
 
 
@@ -97,17 +104,13 @@ def count(name: str, params: Any, description: str) -> Record:
 
 def page(rows: list[Record], descriptions: list[str]) -> str:
     """Returns the table of all networks, and what the mask says of each leaf."""
-    adapted = "biases and norms that `x.ndim > 1` adapts"
-    table = [["model", "adapted leaves", "adapted parameters", adapted, "such as"]]
-    folds = ""
-    for row, description in zip(rows, descriptions, strict=True):
-        leaves = "{adapted_leaves} of {leaves}".format(**row)
-        parameters = "{adapted_parameters:,} of {parameters:,}".format(**row)
-        wrong = str(row["wrong_by_rank"])
-        table.append([row["model"], leaves, parameters, wrong, row["such_as"]])
-        folds += f"\n<details><summary>{row['model']}</summary>\n\n"
-        folds += f"```text\n{description}\n```\n\n</details>\n"
-    return markdown_table(table) + folds
+    table = [[form.format(**row) for form in COLUMNS.values()] for row in rows]
+    folds = (
+        f"\n<details><summary>{row['model']}</summary>\n\n"
+        f"```text\n{description}\n```\n\n</details>\n"
+        for row, description in zip(rows, descriptions, strict=True)
+    )
+    return markdown_table([list(COLUMNS), *table]) + "".join(folds)
 
 
 def main() -> None:

@@ -15,9 +15,9 @@ import optax
 
 import lars_optax
 
-GAMMA, DROP, BETA, ETA, MU = 10.0, 0.5, 0.01, 0.001, 0.9
+BETA, ETA, MU = 0.01, 0.001, 0.9
 STEPS = 3
-RATE = optax.exponential_decay(GAMMA, 1, DROP)  # to tell the momentum's order
+RATE = optax.exponential_decay(10.0, 1, 0.5)  # γ; it falls, to tell the order
 MASKS = ("weight_decay_mask", "trust_ratio_mask")
 LAYER = ((64, 32), 0.05, 1.0)  # shape, scale of w, scale of g
 
@@ -60,7 +60,7 @@ def right_updates(case: Case, seen: Seen) -> Iterator[Tree]:
     """Yields the right update of each layer, at the parameters of each step."""
     buffer: Tree = {}
     for count, ((params, _), grads) in enumerate(zip(seen, case.grads, strict=True)):
-        rate, gs = GAMMA * DROP**count, layers(grads, case)
+        rate, gs = float(RATE(count)), layers(grads, case)
         updates = {}
         for name, w in layers(params, case).items():
             beta = 0 if name in case.excluded else case.decay

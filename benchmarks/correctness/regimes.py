@@ -25,9 +25,7 @@ import lars_optax
 from benchmarks.correctness.masks import networks
 from benchmarks.correctness.oracle import (
     BETA,
-    DROP,
     ETA,
-    GAMMA,
     LAYER,
     MASKS,
     MU,
@@ -141,7 +139,7 @@ def masks() -> Iterator[Row]:
     seen = train(both(case)[0], case.params, case.grads)
     pairs = zip(seen, case.grads, strict=True)
     rates = (norm(u["scale"]) / norm(g["scale"]) for (_, u), g in pairs)
-    shown = ", ".join(show(float(x) / GAMMA / DROP**i) for i, x in enumerate(rates))
+    shown = ", ".join(show(float(x / RATE(i))) for i, x in enumerate(rates))
     note = f"a norm's scale, 0 at first, has λ = {shown} in `optax.lars`, 1 in ours"
     regime = "default masks, `fallback_ratio=1.0`; right: γg for bias and norm"
     yield compare(regime, case, note, **names)

@@ -9,45 +9,29 @@ benchmarks/results/gpu_step.json; without a GPU it runs, but writes nothing.
 """
 
 import argparse
-import json
 import os
-import sys
 import tempfile
 from statistics import median
 
-import jax
 import numpy as np
 
 from benchmarks.results import Record, save
-from benchmarks.speed.one_step import measure
 from benchmarks.speed.training import run_module
 
 FLAGS = {"default": "", "deterministic": "--xla_gpu_deterministic_ops=true"}
 
 
-def run(given: argparse.Namespace) -> Record:
-    """Measures in this process, and saves the parameters for the comparison."""
-    record, params = measure(given.network, given.batch_size, given.dtype, given.steps)
-    np.savez(given.params, *jax.tree.leaves(params))
-    device = jax.local_devices()[0]
-    return record | {
-        "images_per_second": given.batch_size / median(record["step_seconds"][1:]),
-        "network": given.network,
-        "platform": device.platform,
-        "device": device.device_kind,
-    }
-
-
-def run_twice(flags: str) -> Record:
+def run_twice(flags: str, *words: str) -> Record:
     """Returns two runs under the same XLA flags, and how their parameters differ."""
     flags = f"{os.environ.get('XLA_FLAGS', '')} {flags}".strip()
     records, params = [], []
     with tempfile.TemporaryDirectory() as folder:
         for i in range(2):
-            words = (*sys.argv[1:], "--params", f"{folder}/{i}.npz")
-            module = "benchmarks.speed.gpu_step"
-            records.append(run_module(module, *words, XLA_FLAGS=flags))
-            with np.load(words[-1]) as file:
+            path, module = f"{folder}/{i}.npz", "benchmarks.speed.one_step"
+            record = run_module(module, *words, "--params", path, XLA_FLAGS=flags)
+            speed = record["batch_size"] / median(record["step_seconds"][1:])
+            records.append(record | {"images_per_second": speed})
+            with np.load(path) as file:
                 params.append([file[key] for key in file.files])
     pairs = list(zip(*params, strict=True))
     return {
@@ -65,12 +49,9 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=256, help="images")
     parser.add_argument("--dtype", default="bfloat16", help="float32 or bfloat16")
     parser.add_argument("--steps", type=int, default=30, help="updates of a run")
-    parser.add_argument("--params", help="run once and save the parameters there")
-    given = parser.parse_args()
-    if given.params:
-        print(json.dumps(run(given)))
-        return
-    results = {name: run_twice(flags) for name, flags in FLAGS.items()}
+    given = vars(parser.parse_args())
+    words = [f"--{name.replace('_', '-')}={value}" for name, value in given.items()]
+    results = {name: run_twice(flags, *words) for name, flags in FLAGS.items()}
     for name, result in results.items():
         last = result["runs"][-1]
         print(

@@ -15,10 +15,8 @@ Run it on Linux, on a quiet machine. Writes benchmarks/results/input_pipeline.js
 """
 
 import argparse
-import json
 import os
 import tempfile
-import time
 from functools import partial
 from pathlib import Path
 from statistics import fmean
@@ -35,12 +33,11 @@ from benchmarks.speed import timer
 from benchmarks.speed.peer import start_peer
 from examples.imagenet.config import Augment
 from examples.imagenet.data.batches import Share, training
-from examples.imagenet.data.folders import ImageFolder, load_folder, read_image
-from examples.imagenet.data.pixels import for_training
+from examples.imagenet.data.folders import ImageFolder, load_folder
 
 PIXELS, BATCH, CLASSES = 224, 64, 8
 AUGMENTS: tuple[Augment, ...] = ("rrc", "caffe")
-MEAN_BYTES = 110_000  # about what ImageNet's training files have
+QUALITY = 98  # files have about as many bytes, 110,000, as ImageNet's
 SIZES = ((375, 500), (500, 375), (333, 500), (500, 333))  # height, width
 SHARES = (0.6, 0.2, 0.15, 0.05)  # of the files
 COLUMNS = {
@@ -69,46 +66,22 @@ def crop(photograph: np.ndarray, random: np.random.RandomState) -> np.ndarray:
 
 
 def write_files(folder: Path, n: int) -> Record:
-    """Writes class folders of n JPEG files, and returns what they are like.
-
-    Their quality is that with which their mean size is nearest to `MEAN_BYTES`.
-    """
-    random = np.random.RandomState(0)
-    sources = photographs()
+    """Writes class folders of n JPEG files, and returns what they are like."""
+    random, sources = np.random.RandomState(0), photographs()
     taken = list(sources.values())
-    images = [crop(taken[i % len(taken)], random) for i in range(n)]
-
-    def encode(image: np.ndarray, quality: int) -> bytes:
-        raw: bytes = simplejpeg.encode_jpeg(image, quality, "RGB", "420", fastdct=False)
-        return raw
-
-    def miss(quality: int) -> float:
-        return abs(fmean(len(encode(x, quality)) for x in images[:60]) - MEAN_BYTES)
-
-    quality = min(range(80, 100), key=miss)
-    sizes = []
-    for i, image in enumerate(images):
+    sizes, shapes = [], []
+    for i in range(n):
+        image = crop(taken[i % len(taken)], random)
+        data: bytes = simplejpeg.encode_jpeg(
+            image, QUALITY, "RGB", "420", fastdct=False
+        )
         path = folder / "train" / f"class{i % CLASSES}" / f"{i:06}.jpg"
         path.parent.mkdir(parents=True, exist_ok=True)
-        sizes.append(path.write_bytes(encode(image, quality)))
-    height, width = np.mean([x.shape[:2] for x in images], axis=0).tolist()
+        sizes.append(path.write_bytes(data))
+        shapes.append(image.shape[:2])
+    height, width = np.mean(shapes, axis=0).tolist()
     means = {"mean_bytes": fmean(sizes), "mean_height": height, "mean_width": width}
-    return {"photographs": list(sources), "count": n, "quality": quality} | means
-
-
-def stages(source: ImageFolder) -> dict[str, float]:
-    """Returns the milliseconds that each stage takes for an image, in one thread."""
-    random = np.random.RandomState(0)
-    seconds = dict.fromkeys(("read and decode", *AUGMENTS), 0.0)
-    for i in range(source.size):
-        start = time.perf_counter()
-        image = read_image(source.tree, i)
-        seconds["read and decode"] += time.perf_counter() - start
-        for augment in AUGMENTS:
-            start = time.perf_counter()
-            for_training(image, PIXELS, augment, random)
-            seconds[augment] += time.perf_counter() - start
-    return {name: 1e3 * total / source.size for name, total in seconds.items()}
+    return {"photographs": list(sources), "count": n, "quality": QUALITY} | means
 
 
 def read_all(source: ImageFolder, workers: int, steps: int) -> None:
@@ -183,12 +156,10 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         os.environ["XDG_CACHE_HOME"] = f"{folder}/cache"  # for the index of the files
         record["files"] = write_files(Path(folder), given.files)
+        print(record["files"], flush=True)
         sources: dict[Augment, Any] = {
             name: load_folder(folder, 0, PIXELS, name).train for name in AUGMENTS
         }
-        os.sched_setaffinity(0, allowed[:1])
-        record["milliseconds"] = stages(sources["rrc"])
-        print(json.dumps(record), flush=True)
         for cores in (2**i for i in range(len(allowed).bit_length())):
             os.sched_setaffinity(0, allowed[:cores])
             result = compare(sources, cores, given.rounds, given.torch)

@@ -21,14 +21,13 @@ import numpy as np
 import lars_optax
 from benchmarks.results import Record, save
 from benchmarks.speed.training import NETWORKS, TrainingStep, draw_batch, run_module
-
-STEPS = 2  # the first also touches its memory for the first time
+from examples.imagenet.models import networks
 
 
 def measure(
-    network: str, batch_size: int, dtype: str = "float32", steps: int = STEPS
-) -> tuple[Record, Any]:
-    """Returns what the steps took on one device, and the parameters after them."""
+    network: str, batch_size: int, dtype: str, steps: int, params: str | None
+) -> Record:
+    """Returns what the steps took on one device, and saves the parameters there."""
     tx = lars_optax.lars(1.0, weight_decay=5e-4)
     batch = draw_batch(network, batch_size)
     step = TrainingStep(network, dtype, batch, tx)
@@ -39,19 +38,25 @@ def measure(
     peak = peak_memory()
     check(step.init().params, step.state.params, losses, steps)
     leaves = jax.tree.leaves(step.state.params)
+    if params:
+        np.savez(params, *leaves)
+    device = jax.local_devices()[0]
     return {
         "init_seconds": step.init_seconds,
         "compile_seconds": step.compile_seconds,
         "step_seconds": seconds,
         "loss": losses,
         "peak_memory_gib": peak / 2**30,
+        "network": network,
         "dtype": dtype,
         "image_side": batch.images.shape[1],
         "batch_size": batch_size,
+        "platform": device.platform,
+        "device": device.device_kind,
         "devices": jax.device_count(),
         "parameters": sum(leaf.size for leaf in leaves),
         "leaves": len(leaves),
-    }, jax.device_get(step.state.params)
+    }
 
 
 def check(old: Any, new: Any, losses: list[float], steps: int) -> None:
@@ -83,20 +88,27 @@ def peak_memory() -> int:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--network", choices=NETWORKS, help="print one, write nothing")
+    names = networks()
+    parser.add_argument("--network", choices=names, help="print one, write nothing")
     parser.add_argument("--batch-size", type=int, default=8, help="images")
+    parser.add_argument("--dtype", default="float32", help="float32 or bfloat16")
+    # The first step also touches its memory for the first time.
+    parser.add_argument("--steps", type=int, default=2, help="updates")
+    parser.add_argument("--params", help="use any device, and save parameters there")
     given = parser.parse_args()
     if given.network:
-        jax.config.update("jax_platforms", "cpu")
-        print(json.dumps(measure(given.network, given.batch_size)[0]))
+        if not given.params:
+            jax.config.update("jax_platforms", "cpu")
+        print(json.dumps(measure(**vars(given))))
         return
-    networks = {}
+    found = {}
     for network in NETWORKS:
-        words = ("--network", network, "--batch-size", str(given.batch_size))
+        words = (f"--network={network}", f"--batch-size={given.batch_size}",
+                 f"--dtype={given.dtype}", f"--steps={given.steps}")  # fmt: skip
         record = run_module("benchmarks.speed.one_step", *words)
-        networks[network] = record | {"load": os.getloadavg()[0]}
-        print(network, json.dumps(networks[network]), flush=True)
-    save("one_step.json", {"networks": networks})
+        found[network] = record | {"load": os.getloadavg()[0]}
+        print(network, json.dumps(found[network]), flush=True)
+    save("one_step.json", {"networks": found})
 
 
 if __name__ == "__main__":

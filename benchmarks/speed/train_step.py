@@ -56,10 +56,15 @@ def no_stats(_: Any, params: Any) -> Any:
     return jax.tree.map(lambda leaf: lars_optax.LayerStats(*np.ones(3, "f")), params)
 
 
-def add_memory(timed: Record, steps: dict[str, TrainingStep]) -> None:
-    """Adds the memory of each step to the times that `timer.compare` returns."""
+def time_steps(
+    steps: dict[str, timer.Step], rounds: int, images: dict[str, int]
+) -> Record:
+    """Times steps, ratios to the first of them, and adds the memory they take."""
+    timed = timer.compare(steps, rounds, next(iter(steps)), images=images)
     for name, step in steps.items():
-        timed["steps"][name]["temporary_bytes"] = step.temporary_bytes
+        if isinstance(step, TrainingStep):
+            timed["steps"][name]["temporary_bytes"] = step.temporary_bytes
+    return timed
 
 
 def compare(
@@ -68,19 +73,16 @@ def compare(
     """Times SGD without and with the log, LARS with it, their updates, and PyTorch."""
     ready = partial(TrainingStep, network, dtype, draw_batch(network, size))
     both = {name: OPTIMIZERS[name] for name in (BASE, LARS)}
-    whole = {PLAIN: ready(both[BASE], layer_stats=no_stats)}
-    whole |= {name: ready(tx) for name, tx in both.items()}
-    updates = {
-        f"{name}, update alone": make_step(tx, shapes(network))
-        for name, tx in both.items()
-    }
+    steps: dict[str, timer.Step] = {PLAIN: ready(both[BASE], layer_stats=no_stats)}
+    steps |= {name: ready(tx) for name, tx in both.items()}
+    images = dict.fromkeys(steps, size)
+    for name, tx in both.items():
+        steps[f"{name}, update alone"] = make_step(tx, shapes(network))
     task = {"batch_size": size, "side": image_pixels(network), "dtype": dtype}
     python = python if network == "resnet50" else None
     with start_peer(python, "torch_train", task) as peer:
-        steps: dict[str, timer.Step] = {**whole, **updates, **peer.steps}
-        images = dict.fromkeys((*whole, *peer.steps), size)
-        timed = timer.compare(steps, rounds, PLAIN, images=images)
-    add_memory(timed, whole)
+        images |= dict.fromkeys(peer.steps, size)
+        timed = time_steps(steps | peer.steps, rounds, images)
     return timed | {"torch": peer.versions}
 
 
@@ -88,24 +90,13 @@ def accumulate(
     network: str, size: int, dtype: str, rounds: int, counts: list[int]
 ) -> Record:
     """Times LARS that accumulates the gradients of so many micro-batches."""
-    images = {f"accumulate {n}": n * size for n in counts}
-    steps, peaks = {}, {}
-    for (name, count), n in zip(images.items(), counts, strict=True):
-        batch = draw_batch(network, count)
-        steps[name] = TrainingStep(
-            network, dtype, batch, OPTIMIZERS[LARS], accumulate=n
-        )
-    for name, step in steps.items():
-        step()
-        # All states and batches are there: the peak grows by what a step takes.
-        if stats := jax.local_devices()[0].memory_stats():
-            peaks[name] = stats["peak_bytes_in_use"]
-    base = next(iter(steps))
-    timed = timer.compare(steps, rounds, base, warm_up=0, images=images)
-    add_memory(timed, steps)
-    for name, peak in peaks.items():
-        timed["steps"][name]["peak_bytes_so_far"] = peak
-    return timed
+    steps: dict[str, timer.Step] = {}
+    for n in counts:
+        batch, tx = draw_batch(network, n * size), OPTIMIZERS[LARS]
+        step = TrainingStep(network, dtype, batch, tx, accumulate=n)
+        steps[f"accumulate {n}"] = step
+    images = dict(zip(steps, [n * size for n in counts], strict=True))
+    return time_steps(steps, rounds, images)
 
 
 def table(title: str, result: Record, dtype: str) -> str:

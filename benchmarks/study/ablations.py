@@ -18,6 +18,7 @@ from typing import Any
 import optax
 
 import lars_optax
+from benchmarks.results import Record
 from benchmarks.study.protocol import (
     ABLATION,
     NETWORKS,
@@ -95,6 +96,12 @@ ABLATIONS = {
 def job(variant: Variant, network: str, rate: float, seed: int) -> Job:
     cell = Cell("digits", network, TUNED["digits"], "lars")
     return Job(cell, rate, ABLATION, seed, variant)
+
+
+def select(records: list[Record], variant: Variant, network: str) -> list[Record]:
+    """Returns the records of a variant on a network."""
+    wanted = (variant.key | {"network": network}).items()
+    return [record for record in records if wanted <= record.items()]
 
 
 def main() -> None:

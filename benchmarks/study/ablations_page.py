@@ -1,6 +1,7 @@
 """The tables and pictures of the ablations in docs/study.md."""
 
 from functools import partial
+from itertools import product
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -8,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.results import STUDY, Record, Table
-from benchmarks.study.ablations import ABLATIONS, RATES
+from benchmarks.study.ablations import ABLATIONS, RATES, select
 from benchmarks.study.page import draw_panels, percent
 from benchmarks.study.protocol import NETWORKS, Variant
 from benchmarks.study.runs import ABLATIONS_FILE
@@ -22,16 +23,14 @@ def scores(
     records: list[Record], variant: Variant, network: str
 ) -> dict[float, list[float]]:
     """Returns the accuracies of all seeds by learning rate."""
-    wanted = (variant.key | {"network": network}).items()
     found: dict[float, list[float]] = {}
-    for record in records:
-        if wanted <= record.items():
-            found.setdefault(record["learning_rate"], []).append(record["accuracy"])
+    for record in select(records, variant, network):
+        found.setdefault(record["learning_rate"], []).append(record["accuracy"])
     return dict(sorted(found.items()))
 
 
 def best_rates(ablation: str, records: list[Record]) -> str:
-    """Returns each variant's best score and the rates near it, and the picture."""
+    """Returns each variant's best score, and the rates that come near it."""
     head = [ablation]
     for title in NETWORKS.values():
         head += [f"{title}: best", "at γ", "within 1 point"]
@@ -50,21 +49,19 @@ def best_rates(ablation: str, records: list[Record]) -> str:
             line += [percent(found[best]), f"{best:g}{so_far}"]
             line += [", ".join(f"{rate:g}" for rate in near)]
         lines.append(line)
-    picture = f"\n![Accuracy over the rate](ablation-{ablation}.png)\n"
-    return markdown_table([head, *lines]) + picture
+    return markdown_table([head, *lines])
 
 
 def all_runs(records: list[Record]) -> str:
     """Returns the score of every variant at every learning rate."""
-    lines = []
-    for ablation, variants in ABLATIONS.items():
-        for variant in variants:
-            for network, title in NETWORKS.items():
-                found = scores(records, variant, network)
-                each = (f"{rate:g}: {percent(x)}" for rate, x in found.items())
-                row = f"{ablation}: {variant.title}"
-                lines.append([row, title, ", ".join(each) or "not run"])
-    return markdown_table([["variant", "network", "γ: validation accuracy"], *lines])
+    lines = [["variant", "network", "γ: validation accuracy"]]
+    variants = [variant for some in ABLATIONS.values() for variant in some]
+    for variant, (network, title) in product(variants, NETWORKS.items()):
+        found = scores(records, variant, network)
+        each = [f"{rate:g}: {percent(x)}" for rate, x in found.items()]
+        row = f"{variant.ablation}: {variant.title}"
+        lines.append([row, title, ", ".join(each) or "not run"])
+    return markdown_table(lines)
 
 
 TABLES = (
@@ -79,7 +76,7 @@ TABLES = (
 def draw(records: list[Record], folder: Path) -> None:
     """Draws a picture for each ablation: the accuracy over the learning rate."""
     labels = ("learning rate γ", "validation accuracy: mean and range")
-    for ablation, variants in ABLATIONS.items() if records else ():
+    for ablation, variants in ABLATIONS.items():
         draw_variants = partial(draw_rates, records, variants)
         draw_panels(folder / f"ablation-{ablation}.png", *labels, draw_variants)
 

@@ -35,7 +35,7 @@ from statistics import mean, variance
 
 from benchmarks.results import STUDY, Record, Table, read
 from benchmarks.study import dense
-from benchmarks.study.ablations import ABLATIONS, RATIO_TITLE
+from benchmarks.study.ablations import ABLATIONS, RATIO_TITLE, select
 from benchmarks.study.page import percent
 from benchmarks.study.protocol import DATA, NETWORKS, TUNED, Cell, Stage
 from benchmarks.study.runs import ABLATIONS_FILE, STUDY_FILE, Job, Runs
@@ -52,29 +52,30 @@ METHOD_OF |= {"1": "lars-mlperf", "0.02": "lars", "all leaves": "lars-all"}
 Scores = dict[str, dict[str, list[float]]]
 
 
-def collect(rows: Iterable[tuple[str, float, str, float]]) -> Scores:
-    """Returns the scores of rows of network, learning rate, optimizer and accuracy."""
+def collect(rows: Iterable[tuple[str, str, Record]]) -> Scores:
+    """Returns the scores of rows of a network, an optimizer and the record of a run."""
     scores: Scores = {}
-    for network, rate, optimizer, accuracy in rows:
+    for network, optimizer, record in rows:
+        rate = record["learning_rate"]
         setting = scores.setdefault(f"{network}, γ = {rate:g}", {})
-        setting.setdefault(optimizer, []).append(accuracy)
+        setting.setdefault(optimizer, []).append(record["accuracy"])
     return scores
 
 
 def screening() -> Scores:
     """Returns the scores of the ablations and the dense networks that are kept."""
-    found = [
-        (f"digits, {title}", variant.title.removeprefix(RATIO_TITLE), record)
+    kept = read(ABLATIONS_FILE)
+    digits = [
+        (f"digits, {title}", variant.title.removeprefix(RATIO_TITLE), r)
         for variant in ABLATIONS["excluded"]
         for network, title in NETWORKS.items()
-        for record in read(ABLATIONS_FILE)
-        if (variant.key | {"network": network}).items() <= record.items()
-    ] + [(dense.NETWORKS[r["network"]], r["optimizer"], r) for r in read(dense.FILE)]
-    return collect(
-        (network, record["learning_rate"], optimizer, record["accuracy"])
-        for network, optimizer, record in found
-        if record["learning_rate"] in dense.RATES
-    )
+        for r in select(kept, variant, network)
+    ]
+    small = [
+        (dense.NETWORKS[r["network"]], r["optimizer"], r) for r in read(dense.FILE)
+    ]
+    rows = digits + small
+    return collect(row for row in rows if row[2]["learning_rate"] in dense.RATES)
 
 
 def shortfalls(scores: Scores, candidates: Iterable[str] = RATIOS) -> dict[str, float]:
@@ -122,10 +123,10 @@ def jobs(optimizers: Iterable[str]) -> list[Job]:
 def final(runs: Runs, optimizers: Iterable[str]) -> Scores:
     """Returns the scores of the runs of the final that are kept."""
     return collect(
-        (f"Fashion-MNIST, {NETWORKS[job.cell.network]}", job.rate, name, r["accuracy"])
+        (f"Fashion-MNIST, {NETWORKS[job.cell.network]}", name, record)
         for name in optimizers
         for job in jobs([name])
-        for r in runs.of(job)[:1]
+        for record in runs.of(job)[:1]
     )
 
 
@@ -134,14 +135,13 @@ def table(scores: Scores, candidates: Iterable[str], compared: Iterable[str]) ->
     candidates = tuple(candidates)
     columns = [*candidates, *compared]
     lines = [
-        [setting, *(percent(found[name]) if name in found else "" for name in columns)]
+        [setting, *(percent(found[x]) if x in found else "" for x in columns)]
         for setting, found in scores.items()
     ]
     if all(name in found for found in scores.values() for name in candidates):
         worst = shortfalls(scores, candidates)
-        points = [f"{100 * worst[name]:.2f}" for name in candidates]
-        blank = [""] * (len(columns) - len(candidates))
-        lines.append(["largest shortfall, points", *points, *blank])
+        points = [f"{100 * worst[x]:.2f}" if x in worst else "" for x in columns]
+        lines.append(["largest shortfall, points", *points])
     return markdown_table([["setting", *columns], *lines])
 
 

@@ -33,9 +33,7 @@ def again(name: str, seeds: int, place: Place) -> tuple[list[float], list[float]
     new = []
     for seed in final.seeds[:seeds]:
         bound = trainer(have[name], rate, final, place)
-        log = OUT / "again.jsonl"
-        log.parent.mkdir(parents=True, exist_ok=True)
-        new.append(fit(bound, seed, log).accuracy)
+        new.append(fit(bound, seed, OUT / "again.jsonl").accuracy)
         print(f"{name}, rate {rate:g}, seed {seed}: {new[-1]:.2%}", flush=True)
     spread = f" ± {stdev(accuracies):.2%}" if len(old) > 1 else ""
     kept = f"kept {mean(accuracies):.2%}{spread} of {len(old)} seeds"

@@ -50,11 +50,12 @@ EVERY = 5  # updates of the small networks
 def crops() -> np.ndarray:
     """Returns as many crops of the photographs, in turns, as the batch has images."""
     random, sources = np.random.RandomState(0), list(photographs().values())
-    images = np.empty((BATCH, SIDE, SIDE, 3), np.uint8)
-    for i in range(BATCH):
-        image = crop(sources[i % len(sources)], random)
-        images[i] = for_evaluation(image, SIDE, "caffe")
-    return images
+    return np.stack(
+        [
+            for_evaluation(crop(sources[i % len(sources)], random), SIDE, "caffe")
+            for i in range(BATCH)
+        ]
+    )
 
 
 def first_update(images: np.ndarray, labels: np.ndarray) -> Record:
@@ -70,12 +71,10 @@ def first_update(images: np.ndarray, labels: np.ndarray) -> Record:
     trainer = Trainer(config, data, start_devices(1))
     _, metrics = trainer.step(trainer.init(0), trainer.batch(0, 0))
     stats = metrics["layers"]
-    return {
-        name: {"param_norm": float(w), "grad_norm": float(g)}
-        for name, w, g in zip(
-            trainer.layer_names, stats.param_norm, stats.grad_norm, strict=True
-        )
-    }
+    norms = zip(stats.param_norm.tolist(), stats.grad_norm.tolist(), strict=True)
+    fields = ("param_norm", "grad_norm")
+    rows = (dict(zip(fields, pair, strict=True)) for pair in norms)
+    return dict(zip(trainer.layer_names, rows, strict=True))
 
 
 def table4(folder: str | None) -> None:
@@ -115,28 +114,25 @@ def training(fashion: str) -> None:
         log = read_log(path)
         named = f"LARS of weights, {title}, batch {cell.batch:,}, γ = {rate:g}"
         plot_layers(log, named, STUDY.with_name(f"layers-{network}.png"))
-        tables = [
-            {"step": r["step"], "layers": rounded(r["layers"])}
-            for r in log
-            if r["kind"] == "layers"
-        ]
+        layers = [r for r in log if r["kind"] == "layers"]
         networks[network] = {
             "learning_rate": rate,
             "seed": seed,
             "accuracy": result.accuracy,
             "updates": result.updates,
-            "tables": tables,
+            "tables": [
+                {"step": r["step"], "layers": shorten(r["layers"])} for r in layers
+            ],
         }
         print(f"{cell.name}: {result.accuracy:.2%} after {result.updates} updates")
     save("layers.json", {"every": EVERY, "networks": networks}, indent=None)
 
 
-def rounded(layers: Record) -> Record:
-    """Returns the norms of all layers with five digits."""
-    return {
-        name: {key: float(f"{x:.5g}") for key, x in row.items()}
-        for name, row in layers.items()
-    }
+def shorten(value: Any) -> Any:
+    """Returns numbers in nested dictionaries with five digits."""
+    if isinstance(value, dict):
+        return {key: shorten(part) for key, part in value.items()}
+    return float(f"{value:.5g}")
 
 
 def main() -> None:

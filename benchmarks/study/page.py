@@ -102,17 +102,6 @@ def describe_protocol(_: object) -> str:
     return (protocol.__doc__ or "").partition("\n\n")[2]
 
 
-def can_draw(runs: Runs) -> bool:
-    """Returns whether there are final runs of every network."""
-    return all(any(map(runs.final, rows(name))) for name in NETWORKS)
-
-
-def picture(name: str, text: str, records: list[Record]) -> str:
-    if can_draw(Runs(records)):
-        return f"![{text}](study_{name}.png)\n"
-    return "Drawn once there are runs of both networks.\n"
-
-
 TABLES = (
     Table(STUDY, "protocol", STUDY_FILE, describe_protocol),
     *(
@@ -120,23 +109,16 @@ TABLES = (
         for name in (*NETWORKS, "digits", "cifar10")
         for mark, make in (("", accuracies), ("trials ", trials))
     ),
-    *(
-        Table(STUDY, name, STUDY_FILE, partial(picture, name, text))
-        for name, text in (
-            ("batch", "Test accuracy over the batch, for every optimizer"),
-            ("rate", "Validation accuracy over the learning rate at the large batch"),
-        )
-    ),
 )
 
 
-def draw(runs: Runs, folder: Path) -> None:
+def draw(records: list[Record], folder: Path) -> None:
     """Draws the accuracy over the learning rate, and over the batch size."""
-    if can_draw(runs):
-        labels = ("learning rate", "validation accuracy, %")
-        draw_panels(folder / "study_rate.png", *labels, partial(draw_rates, runs))
-        labels = ("batch size", "test accuracy, %")
-        draw_panels(folder / "study_batch.png", *labels, partial(draw_batches, runs))
+    runs = Runs(records)
+    labels = ("learning rate", "validation accuracy, %")
+    draw_panels(folder / "study_rate.png", *labels, partial(draw_rates, runs))
+    labels = ("batch size", "test accuracy, %")
+    draw_panels(folder / "study_batch.png", *labels, partial(draw_batches, runs))
 
 
 def draw_panels(

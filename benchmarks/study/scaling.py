@@ -16,6 +16,8 @@ Writes benchmarks/results/scaling_DEVICE.json or time_DEVICE.json.
 """
 
 import argparse
+from itertools import groupby, product
+from operator import itemgetter
 from pathlib import Path
 from statistics import mean
 from typing import Any, get_args
@@ -49,24 +51,23 @@ def measure(network: Any, dtype: str, batches: list[int]) -> Record:
     data = load("synthetic", pixels=image_pixels(network))
     counts = sorted({max(1, len(devices) // 2), len(devices)})
     logs = []
-    for batch in batches:
-        for count in counts:
-            config = Config(
-                data=Data(source="synthetic", pixels=image_pixels(network)),
-                model=Model(network=network, dtype=dtype),
-                optimizer=Optimizer(warmup_epochs=0),
-                run=Run(
-                    batch_size=batch,
-                    epochs=UPDATES * batch / data.train.size,
-                    devices=count,
-                    log_every=RECORD,
-                    checkpoints=0,
-                ),
-            )
-            path = LOGS / f"{network}-{batch}-{count}.jsonl"
-            if fit(Trainer(config, data, devices[:count]), 0, path).diverged:
-                raise SystemExit(f"error: {network} diverged at a batch of {batch}")
-            logs.append(str(path))
+    for batch, count in product(batches, counts):
+        config = Config(
+            data=Data(source="synthetic", pixels=image_pixels(network)),
+            model=Model(network=network, dtype=dtype),
+            optimizer=Optimizer(warmup_epochs=0),
+            run=Run(
+                batch_size=batch,
+                epochs=UPDATES * batch / data.train.size,
+                devices=count,
+                log_every=RECORD,
+                checkpoints=0,
+            ),
+        )
+        path = LOGS / f"{network}-{batch}-{count}.jsonl"
+        if fit(Trainer(config, data, devices[:count]), 0, path).diverged:
+            raise SystemExit(f"error: {network} diverged at a batch of {batch}")
+        logs.append(str(path))
     # The epochs are the paper's, and the noise has as many images as ImageNet.
     found = speed.cells(read_runs(logs), epochs=100)
     return {"devices": len(devices), "cells": [cell._asdict() for cell in found]}
@@ -91,11 +92,16 @@ def time_to_accuracy(seeds: int, fashion: str) -> Record:
                 fit(trainer(cell, rate, FINAL, Place(fashion)), seed, path)
                 epochs = [r for r in read_log(path) if r["kind"] == "epoch"]
                 there = [r for r in epochs if r["accuracy"] >= target]
-                row = cell._asdict() | {"learning_rate": rate, "seed": seed}
-                row |= {"target": target, "accuracy": epochs[-1]["accuracy"]}
-                row["seconds_in_all"] = epochs[-1]["seconds"]
-                row["seconds"] = there[0]["seconds"] if there else None
-                row["epoch"] = there[0]["epoch"] if there else None
+                first: Record = there[0] if there else {}
+                row = cell._asdict() | {
+                    "learning_rate": rate,
+                    "seed": seed,
+                    "target": target,
+                    "accuracy": epochs[-1]["accuracy"],
+                    "seconds_in_all": epochs[-1]["seconds"],
+                    "seconds": first.get("seconds"),
+                    "epoch": first.get("epoch"),
+                }
                 rows.append(row)
                 print(row, flush=True)
     return {"rows": rows}
@@ -115,26 +121,22 @@ def speeds(record: Record) -> str:
 
 def times(record: Record) -> str:
     """Returns a table with a row for each network and batch size."""
-    lines = []
-    for network in NETWORKS:
-        own = [row for row in record["rows"] if row["network"] == network]
-        for batch in sorted({row["batch"] for row in own}):
-            some = [row for row in own if row["batch"] == batch]
-            there = [row["seconds"] for row in some if row["seconds"] is not None]
-            lines.append(
-                [
-                    f"`{network}`",
-                    f"{batch:,}",
-                    some[0]["method"].upper(),
-                    f"{some[0]['target']:.1%}",
-                    duration(mean(there)) if there else "never",
-                    f"{len(there)} of {len(some)}",
-                    f"{mean(row['accuracy'] for row in some):.1%}",
-                    duration(mean(row["seconds_in_all"] for row in some)),
-                ]
-            )
     head = ["network", "batch", "optimizer", "target", "time to it", "seeds there"]
-    return markdown_table([[*head, "at the end", "all epochs"], *lines])
+    lines = [[*head, "at the end", "all epochs"]]
+    key = itemgetter("network", "batch", "method", "target")
+    order = list(NETWORKS)
+    rows = sorted(record["rows"], key=lambda r: (order.index(r["network"]), r["batch"]))
+    for (network, batch, method, target), group in groupby(rows, key):
+        some = list(group)
+        there = [row["seconds"] for row in some if row["seconds"] is not None]
+        time = duration(mean(there)) if there else "never"
+        line = [f"`{network}`", f"{batch:,}", method.upper(), f"{target:.1%}", time]
+        line += [
+            f"{len(there)} of {len(some)}",
+            f"{mean(x['accuracy'] for x in some):.1%}",
+        ]
+        lines.append([*line, duration(mean(row["seconds_in_all"] for row in some))])
+    return markdown_table(lines)
 
 
 TABLES = (
