@@ -3,52 +3,39 @@
     python -m benchmarks.correctness.masks
 
 Counts the biases and norm parameters that a mask by rank would adapt. NNX and Equinox
-ship no such network: theirs are here, parameters only. Writes results/masks.json, .md.
+have no such networks of their own, so the layers of two are defined here. Writes
+benchmarks/results/masks.json and masks.md.
 """
 
 import itertools
-import json
 from collections.abc import Iterator
 from functools import partial
-from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 import equinox as eqx
-import flax.linen as nn
 import haiku as hk
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
 import lars_optax
-from examples.imagenet.models import make_model
-from examples.imagenet.provenance import provenance
+from benchmarks.networks import Encoder, shapes
+from benchmarks.results import RESULTS, Record, save
 from examples.imagenet.report.page import markdown_table
 
-RESULTS = Path("benchmarks/results/masks.json")
-HEAD = ("model", "adapted leaves", "adapted parameters",
-        "biases and norms that `x.ndim > 1` adapts", "such as")  # fmt: skip
-LINE = "{}|{} of {}|{:,} of {:,}|{}|{}"
-FIELDS = ("model", "adapted_leaves", "leaves", "adapted_parameters", "parameters",
-          "wrong_by_rank", "such_as")  # fmt: skip
 IMAGES = jax.ShapeDtypeStruct((1, 224, 224, 3), jnp.float32)
+COLUMNS = {
+    "model": "{model}",
+    "adapted leaves": "{adapted_leaves} of {leaves}",
+    "adapted parameters": "{adapted_parameters:,} of {parameters:,}",
+    "biases and norms that `x.ndim > 1` adapts": "{wrong_by_rank}",
+    "such as": "{such_as}",
+}
 TOKENS = jax.ShapeDtypeStruct((1, 197, 768), jnp.float32)
 
 
-class Encoder(nn.Module):
-    """A block of ViT-B (Dosovitskiy et al. 2020)."""
-
-    @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:  # noqa: D102
-        y = nn.LayerNorm()(x)
-        x = x + nn.MultiHeadDotProductAttention(12)(y, y)
-        y = nn.gelu(nn.Dense(4 * x.shape[-1])(nn.LayerNorm()(x)))
-        return x + nn.Dense(x.shape[-1])(y)
-
-
 class Block(nnx.Module):
-    """Of ResNet-18: two 3×3 convolutions, and one on the shortcut where it must be."""
+    """A block of ResNet-18: two 3×3 convolutions, and a 1×1 where channels change."""
 
     def __init__(self, inputs: int, channels: int, rngs: nnx.Rngs) -> None:
         conv = partial(nnx.Conv, use_bias=False, rngs=rngs)
@@ -60,7 +47,7 @@ class Block(nnx.Module):
 
 
 class ResNet18(nnx.Module):
-    """He et al. 2015, Table 1."""
+    """ResNet-18 (He et al. 2015, Table 1)."""
 
     def __init__(self, rngs: nnx.Rngs) -> None:
         self.conv1 = nnx.Conv(3, 64, (7, 7), use_bias=False, rngs=rngs)
@@ -71,7 +58,7 @@ class ResNet18(nnx.Module):
 
 
 class AlexNet(eqx.Module):
-    """Krizhevsky et al. 2012."""
+    """AlexNet (Krizhevsky et al. 2012)."""
 
     convolutions: list[eqx.nn.Conv2d]
     linears: list[eqx.nn.Linear]
@@ -85,11 +72,9 @@ class AlexNet(eqx.Module):
 
 
 def networks() -> Iterator[tuple[str, Any]]:
-    """Names, and parameters as shapes."""
+    """Yields names, and parameters as shapes."""
     key = jax.random.key(0)
-    ours = make_model("resnet50", classes=1000, pixel_mean=128.0, pixel_std=64.0)
-    resnet = jax.eval_shape(partial(ours.init, train=False), key, IMAGES)
-    yield "Linen ResNet-50 of `examples.imagenet`", resnet["params"]
+    yield "Linen ResNet-50 of `examples.imagenet`", shapes("resnet50")
     yield "Linen block of ViT-B", jax.eval_shape(Encoder().init, key, TOKENS)["params"]
     net = hk.transform_with_state(lambda x: hk.nets.ResNet50(1000)(x, True))
     yield "Haiku `hk.nets.ResNet50`", jax.eval_shape(net.init, key, IMAGES)[0]
@@ -98,28 +83,46 @@ def networks() -> Iterator[tuple[str, Any]]:
     yield "Equinox AlexNet", eqx.filter_eval_shape(AlexNet, key)
 
 
+def count(name: str, params: Any, description: str) -> Record:
+    """Returns how many leaves and parameters the default mask and a rank adapt."""
+    leaves = jax.tree.leaves(params)
+    adapted = jax.tree.leaves(lars_optax.exclude_bias_and_norm(params))
+    lines = zip(description.splitlines(), leaves, adapted, strict=False)
+    wrong = [line for line, x, yes in lines if x.ndim > 1 and not yes]
+    return {
+        "model": name,
+        "adapted_leaves": sum(adapted),
+        "leaves": len(leaves),
+        "adapted_parameters": sum(
+            x.size * y for x, y in zip(leaves, adapted, strict=True)
+        ),
+        "parameters": sum(x.size for x in leaves),
+        "wrong_by_rank": len(wrong),
+        "such_as": " ".join(wrong[0].split()[:-1]) if wrong else "",
+    }
+
+
+def page(rows: list[Record], descriptions: list[str]) -> str:
+    """Returns the table of all networks, and what the mask says of each leaf."""
+    table = [[form.format(**row) for form in COLUMNS.values()] for row in rows]
+    folds = (
+        f"\n<details><summary>{row['model']}</summary>\n\n"
+        f"```text\n{description}\n```\n\n</details>\n"
+        for row, description in zip(rows, descriptions, strict=True)
+    )
+    return markdown_table([list(COLUMNS), *table]) + "".join(folds)
+
+
 def main() -> None:
-    rows, summary, folds = [], [list(HEAD)], ""
+    rows, descriptions = [], []
     for name, params in networks():
-        leaves = jax.tree.leaves(params)
-        adapted = jax.tree.leaves(lars_optax.exclude_bias_and_norm(params))
-        table = lars_optax.describe_mask("exclude_bias_and_norm", params)
-        triples = zip(table.splitlines(), leaves, adapted, strict=False)
-        wrong = [line for line, x, yes in triples if x.ndim > 1 and not yes]
-        sizes = [x.size for x in leaves]
-        chosen = sum(n for n, yes in zip(sizes, adapted, strict=True) if yes)
-        example = " ".join(wrong[0].split()[:-1]) if wrong else ""
-        row = (name, sum(adapted), len(leaves), chosen, sum(sizes), len(wrong), example)
-        rows.append(dict(zip(FIELDS, row, strict=True)))
-        summary.append(LINE.format(*row).split("|"))
-        folds += f"\n<details><summary>{name}</summary>\n\n"
-        folds += f"```text\n{table}\n```\n\n</details>\n"
-    record = provenance() | {"rows": rows}
-    record["versions"] |= {x: version(x) for x in ("dm-haiku", "equinox")}
-    RESULTS.write_text(json.dumps(record, indent=1) + "\n")
-    page = markdown_table(summary) + folds
-    RESULTS.with_suffix(".md").write_text(page)
-    print(page)
+        description = lars_optax.describe_mask("exclude_bias_and_norm", params)
+        rows.append(count(name, params, description))
+        descriptions.append(description)
+    text = page(rows, descriptions)
+    (RESULTS / "masks.md").write_text(text)
+    print(text)
+    save("masks.json", {"rows": rows}, packages=("dm-haiku", "equinox"))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,8 @@
-"""A naive float64 of LARS, layer by layer, and the errors of optimizers against it."""
+"""LARS in float64, layer by layer, and the errors of optimizers against it.
+
+γ is the learning rate, β the weight decay, η the trust coefficient, λ the trust ratio
+and μ the momentum.
+"""
 
 from collections.abc import Iterator
 from functools import partial
@@ -11,24 +15,24 @@ import optax
 
 import lars_optax
 
-GAMMA, DROP, BETA, ETA, MU = 10.0, 0.5, 0.01, 0.001, 0.9
+BETA, ETA, MU = 0.01, 0.001, 0.9
 STEPS = 3
-RATE = optax.exponential_decay(GAMMA, 1, DROP)  # it shows the momentum's order
+RATE = optax.exponential_decay(10.0, 1, 0.5)  # γ; it falls, to tell the order
 MASKS = ("weight_decay_mask", "trust_ratio_mask")
 LAYER = ((64, 32), 0.05, 1.0)  # shape, scale of w, scale of g
 
 Tree = dict[str, Any]
 Seen = list[tuple[Tree, Tree]]  # the parameters before each step, and its update
-Cell = float | str  # an error, or what happened instead
+Cell = float | str  # an error of the update, or in words what happened instead
 
 
 class Case(NamedTuple):
-    """Parameters, a gradient for each step, and what the oracle takes them for."""
+    """Parameters, a gradient for each step, and the rule that the oracle computes."""
 
     params: Tree
     grads: list[Tree]
-    stacked: bool = False  # the slices of a leaf are layers
-    excluded: tuple[str, ...] = ()  # leaves that take γg
+    stacked: bool = False  # each slice of a leaf is a layer
+    excluded: tuple[str, ...] = ()  # leaves whose update is -γg
     momentum: float | None = MU
     decay: float = BETA
     denominator: str = "joint"
@@ -36,7 +40,10 @@ class Case(NamedTuple):
 
 
 def make(dtype: str = "float32", **leaves: tuple[Any, Any, Any]) -> Case:
-    """Normal parameters and gradients: for each leaf its shape and their scales."""
+    """Draws normal parameters and gradients.
+
+    `leaves` are shapes, with the standard deviations of parameters and gradients.
+    """
     random = np.random.default_rng(0)
 
     def normal(shape: Any, scale: Any) -> jax.Array:
@@ -50,10 +57,10 @@ def make(dtype: str = "float32", **leaves: tuple[Any, Any, Any]) -> Case:
 
 
 def right_updates(case: Case, seen: Seen) -> Iterator[Tree]:
-    """What each layer's update should have been, at the parameters of its step."""
+    """Yields the right update of each layer, at the parameters of each step."""
     buffer: Tree = {}
     for count, ((params, _), grads) in enumerate(zip(seen, case.grads, strict=True)):
-        rate, gs = GAMMA * DROP**count, layers(grads, case)
+        rate, gs = float(RATE(count)), layers(grads, case)
         updates = {}
         for name, w in layers(params, case).items():
             beta = 0 if name in case.excluded else case.decay
@@ -70,7 +77,7 @@ def right_updates(case: Case, seen: Seen) -> Iterator[Tree]:
 
 
 def ratio(w: Any, g: Any, beta: float, denominator: str) -> Any:
-    """λ of one layer; 1 where a norm is zero."""
+    """Returns λ of one layer, which is 1 where a norm is zero."""
     joint = denominator == "joint"
     norm_w, norm_g = norm(w), norm(g + beta * w if joint else g)
     if not (norm_w and norm_g):
@@ -83,7 +90,7 @@ def norm(x: Any) -> Any:
 
 
 def layers(tree: Tree, case: Case) -> Tree:
-    """Each layer of a tree in double precision."""
+    """Returns the layers of a tree in double precision, under their names."""
     tree = {name: np.asarray(x) for name, x in tree.items()}
     wide = {k: x.astype(np.result_type(x, np.float64)) for k, x in tree.items()}
     if not case.stacked:
@@ -101,7 +108,7 @@ def train(tx: Any, params: Tree, grads: list[Tree]) -> Seen:
 
 
 def error(tx: Any, case: Case, wrap: Any = None) -> Cell:
-    """The largest error of its updates, or what it raises."""
+    """Returns the largest error of an optimizer's updates, or what it raises."""
     try:
         step = partial(train, tx)
         seen = jax.jit(wrap(step) if wrap else step)(case.params, case.grads)
@@ -115,18 +122,18 @@ def error(tx: Any, case: Case, wrap: Any = None) -> Cell:
 
 
 class Row(NamedTuple):
-    """A regime, what was measured of the two, and in which of the README's tables."""
+    """A row: a regime, the errors of both, and which of the README's tables has it."""
 
     regime: str
     optax_lars: Cell
     lars_optax: Cell
     what_happens: str
-    readme: str  # "wrong" in `optax.lars`, what it "lacks", or "" for none
+    readme: str  # "wrong", "lacks", or "" for neither table
     ours_is_right: bool = True
 
 
 def both(case: Case, **only_ours: Any) -> tuple[Any, Any]:
-    """`optax.lars` and ours with one meaning."""
+    """Returns `optax.lars` and ours, set to the same rule."""
     same = {"learning_rate": RATE, "weight_decay": case.decay}
     same |= {"momentum": case.momentum, "trust_coefficient": ETA}
     options = dict.fromkeys(MASKS, True) | {"denominator": "joint"}
@@ -145,7 +152,10 @@ def compare(
     readme: str | None = None,
     **only_ours: Any,
 ) -> Row:
-    """Both errors; `wrong` is for the README unless it is said what is."""
+    """Returns the errors of both, of which ours may be as large as `allowed`.
+
+    By default a row where `optax.lars` is wrong goes into the README.
+    """
     pair = pair or both(case, **only_ours)
     theirs, ours = (error(tx, case, wrap) for tx in pair)
     right, ours_is_right = (

@@ -2,19 +2,17 @@
 
     python -m benchmarks.correctness.regimes
 
-Both are set to one rule, λ = η‖w‖ / ‖g + βw‖ with momentum unless the row says so, and
-judged by a naive float64 of it, layer by layer, at the parameters each has reached
-(benchmarks/correctness/oracle.py). A number is the largest error of an update, as a
-share of the largest element its leaf should have, over leaves and steps. Refuses to
-write where ours is not what its row asks. Takes half a minute; writes
-benchmarks/results/regimes.json. The README has two tables of it: wrong numbers, and
-what `optax.lars` lacks.
+Both are set to the rule λ = η‖w‖ / ‖g + βw‖ with momentum, unless the row says
+otherwise. The oracle (benchmarks/correctness/oracle.py) computes the same rule in
+float64, layer by layer, at the parameters that each of the two has reached. A number in
+the table is the largest error of an update over leaves and steps, as a share of the
+largest element of the right update. Exits with an error if ours is wrong in a row that
+it should get right. Takes half a minute and writes benchmarks/results/regimes.json. The
+README has two tables of it: what is wrong in `optax.lars`, and what it lacks.
 """
 
-import json
 from collections.abc import Iterator
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -27,9 +25,7 @@ import lars_optax
 from benchmarks.correctness.masks import networks
 from benchmarks.correctness.oracle import (
     BETA,
-    DROP,
     ETA,
-    GAMMA,
     LAYER,
     MASKS,
     MU,
@@ -45,17 +41,13 @@ from benchmarks.correctness.oracle import (
     ratio,
     train,
 )
-from examples.imagenet.provenance import provenance
+from benchmarks.results import README, RESULTS, Record, Table, save
 from examples.imagenet.report.page import markdown_table
 
-RESULTS = Path("benchmarks/results/regimes.json")
-LACKS: Any = {"readme": "lacks"}
 FLOAT16 = (  # regime, shape, scales of w and g, β, what happens
     ("float16, gradients ~1", (512, 512), 0.05, 1, BETA, "`optax.lars`: λ = 0"),
     ("float16, gradients ~1e-5, β = 0", (8, 8), 0.05, 1e-5, 0, "`optax.lars`: λ = 1"),
-    ("float16, w and g ~1e-4", (512, 512), 1e-4, 1e-4, BETA,
-     "λ(g + βw), 1e-7, is rounded to float16 before γ in `optax.lars`"),
-)  # fmt: skip
+)
 
 
 def placement() -> Iterator[Row]:
@@ -83,14 +75,20 @@ def placement() -> Iterator[Row]:
 def dtypes() -> Iterator[Row]:
     for regime, shape, w, g, decay, note in FLOAT16:
         case = make("float16", kernel=(shape, w, g))._replace(decay=decay)
-        yield compare(regime, case, note, 0.02 if w == g else 2e-3)
-    note = '`accumulator_dtype="float32"` in ours; `optax.lars` has none'
-    wide: Any = {"accumulator_dtype": "float32"}
-    regime = FLOAT16[-1][0] + ", buffer in float32"
-    yield compare(regime, case, note, 0.01, **wide)
+        yield compare(regime, case, note, 2e-3)
+    wide = '`accumulator_dtype="float32"` in ours; `optax.lars` has none'
+    case, regime = (
+        make("float16", kernel=((512, 512), 1e-4, 1e-4)),
+        "float16, w and g ~1e-4",
+    )
+    note = "λ(g + βw), 1e-7, is rounded to float16 before γ in `optax.lars`"
+    yield compare(regime, case, note, 0.02)
+    regime += ", buffer in float32"
+    yield compare(regime, case, wide, 0.01, accumulator_dtype="float32")
     case = make("bfloat16", kernel=((512, 512), 0.05, 1.0))
     yield compare("bfloat16", case, "roundings of step and buffer prevail", 0.02)
-    yield compare("bfloat16, buffer in float32", case, note, 4e-3, **wide)
+    regime = "bfloat16, buffer in float32"
+    yield compare(regime, case, wide, 4e-3, accumulator_dtype="float32")
     yield compare("complex64", make("complex64", kernel=LAYER))
     jax.config.update("jax_enable_x64", True)
     yield compare("float64", make("float64", kernel=LAYER), "", 1e-14)
@@ -98,25 +96,27 @@ def dtypes() -> Iterator[Row]:
 
 
 def rules() -> Iterator[Row]:
-    """What `optax.lars` has no argument for; its own rule stands in."""
+    """Rules that `optax.lars` has no argument for; it is compared with its own rule."""
     near = make(kernel=LAYER)._replace(denominator="separate")
     for grads in near.grads:  # as at a stationary point of the decayed loss
         grads["kernel"] = -0.9 * BETA * near.params["kernel"] + 1e-5 * grads["kernel"]
     note = "the joint denominator keeps steps long where g and βw cancel"
     regime = "the paper's denominator, g ≈ −0.9 βw"
-    yield compare(regime, near, note, denominator="separate", **LACKS)
+    yield compare(regime, near, note, denominator="separate", readme="lacks")
     case, rate = make(kernel=LAYER), optax.scale_by_learning_rate(RATE)
     scale = partial(lars_optax.scale_by_lars, trust_ratio_mask=True)
     joint = scale(BETA, True, ETA, denominator="joint")
     pair = (both(case)[0], optax.chain(joint, optax.trace(MU), rate))
     note = "a chain; `optax.lars` is one order"
     regime = "rate after the momentum, as it falls (BYOL)"
-    yield compare(regime, case._replace(order="unscaled"), note, pair=pair, **LACKS)
+    yield compare(
+        regime, case._replace(order="unscaled"), note, pair=pair, readme="lacks"
+    )
     decay = optax.add_decayed_weights(BETA)
     post = optax.chain(decay, optax.trace(MU), scale(denominator="joint"), rate)
     regime = "ratio after the momentum (SimCLR, not classic)"
     pair = (both(case)[0], post)
-    yield compare(regime, case._replace(order="post"), note, pair=pair, **LACKS)
+    yield compare(regime, case._replace(order="post"), note, pair=pair, readme="lacks")
     options: Any = dict.fromkeys(MASKS, True) | {"denominator": "joint"}
     record = lars_optax.record_layer_stats(BETA, trust_coefficient=ETA, **options)
     states = [
@@ -139,7 +139,7 @@ def masks() -> Iterator[Row]:
     seen = train(both(case)[0], case.params, case.grads)
     pairs = zip(seen, case.grads, strict=True)
     rates = (norm(u["scale"]) / norm(g["scale"]) for (_, u), g in pairs)
-    shown = ", ".join(show(float(x) / GAMMA / DROP**i) for i, x in enumerate(rates))
+    shown = ", ".join(show(float(x / RATE(i))) for i, x in enumerate(rates))
     note = f"a norm's scale, 0 at first, has λ = {shown} in `optax.lars`, 1 in ours"
     regime = "default masks, `fallback_ratio=1.0`; right: γg for bias and norm"
     yield compare(regime, case, note, **names)
@@ -163,7 +163,7 @@ def masks() -> Iterator[Row]:
 
 
 def frameworks() -> Iterator[Row]:
-    """Of Haiku's ResNet-50; its weights are what is called w."""
+    """The leaves of Haiku's ResNet-50 that masks adapt; its weights are named w."""
     params = dict(networks())["Haiku `hk.nets.ResNet50`"]
     mask = lars_optax.exclude_bias_and_norm(params)
 
@@ -180,7 +180,7 @@ def frameworks() -> Iterator[Row]:
 
 
 def infinities() -> Iterator[Row]:
-    """What becomes of a layer's update, and whether `apply_if_finite` skips it."""
+    """Infinite gradients and norms, and whether `apply_if_finite` skips their steps."""
     one, huge = make(kernel=LAYER), make(kernel=(*LAYER[:2], 1e25))
     one.grads[0]["kernel"] = one.grads[0]["kernel"].at[0, 0].set(jnp.inf)
     for regime, case in (("one infinite gradient", one), ("‖g‖² > 3e38", huge)):
@@ -204,7 +204,7 @@ def costs() -> Iterator[Row]:
         pair = both(case._replace(momentum=momentum))
         sizes = [optax.tree.size(tx.init(case.params)) for tx in pair]
         note = "state: {:,} and {:,} bytes".format(*(4 * size for size in sizes))
-        yield compare(f"`momentum={momentum}`", case, note, pair=pair, **LACKS)
+        yield compare(f"`momentum={momentum}`", case, note, pair=pair, readme="lacks")
     jitted = (jax.jit(partial(train, tx)) for tx in both(case))
     compiled = (f.lower(case.params, case.grads[:1]).compile() for f in jitted)
     theirs, ours = (str(x.as_text()).count(" reduce(") for x in compiled)
@@ -217,13 +217,20 @@ def show(cell: Cell) -> str:
     return cell if isinstance(cell, str) else f"{cell:.2g}"
 
 
-def table(record: dict[str, Any], readme: str | None = None) -> str:
-    """All rows, or those of one of the README's tables."""
+def table(record: Record, readme: str | None = None) -> str:
+    """Returns all rows, or those of one of the README's tables."""
     rows = [row for row in record["rows"] if readme in (None, row["readme"])]
     head = ["regime", "`optax.lars`", "`lars_optax.lars`", "what happens"]
     return markdown_table(
         [head, *([show(row[x]) for x in Row._fields[:4]] for row in rows)]
     )
+
+
+TABLES = (
+    Table(README, "wrong", "regimes.json", partial(table, readme="wrong")),
+    Table(README, "lacks", "regimes.json", partial(table, readme="lacks")),
+    Table(RESULTS / "regimes.md", "all", "regimes.json", table),
+)
 
 
 def main() -> None:
@@ -233,12 +240,11 @@ def main() -> None:
     rows = [row._asdict() for part in parts for row in part()]
     print(table({"rows": rows}))
     if bad := [row["regime"] for row in rows if not row["ours_is_right"]]:
-        raise SystemExit(f"ours is not right in {bad}; nothing is written")
+        raise SystemExit(f"lars_optax.lars is wrong in {bad}; nothing is written")
     for row in rows:  # JSON has no NaN
         row |= {k: "nan" for k, x in row.items() if x != x}
-    record = provenance() | {"seed": 0, "steps": STEPS, "rows": rows}
-    RESULTS.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n")
-    print(f"written: {RESULTS}; make report puts its tables in their places")
+    save("regimes.json", {"seed": 0, "steps": STEPS, "rows": rows})
+    print("Run make report to put its tables into the pages.")
 
 
 if __name__ == "__main__":

@@ -1,29 +1,25 @@
-"""Images per second from JPEG files to batches, beside PyTorch's DataLoader and Pillow.
+"""Measures images per second from JPEG files to batches, and PyTorch with Pillow.
 
     python -m benchmarks.speed.input_pipeline [--torch PYTHON] [--files N] [--rounds N]
 
 The trainer's pipeline and, with --torch, a Python that has PyTorch and Pillow read the
-same files, held to the same 1, 2, 4, … cores, a worker for each; they take turns, each
-of as many images as files times cores, and figures are medians. The files are crops of
-scikit-learn's two photographs, in ImageNet's sizes and of as many bytes; no disk is
-measured. Both sides decode all of an image and resize a random region bilinearly.
-Pillow does it with a filter that widens as the image shrinks, as torchvision, and also
-without, as ours does below a factor of 2. Pillow also mirrors, which our training step
-does; neither normalises here. Needs Linux and a quiet machine. Writes
-benchmarks/results/input_pipeline.json.
+same files. Both are held to the same 1, 2, 4, … cores and have a worker for each. Every
+pass reads as many images as there are files times cores.
+
+The files are crops of scikit-learn's two photographs, in ImageNet's sizes and of about
+as many bytes; the disk is not measured. Both sides decode all of an image and resize a
+random region bilinearly. Pillow is measured with a filter that widens as the image
+shrinks, as in torchvision, and without, as the trainer resizes below a factor of 2.
+Pillow also mirrors, which the trainer does in its training step; neither normalises.
+Run it on Linux, on a quiet machine. Writes benchmarks/results/input_pipeline.json.
 """
 
 import argparse
-import json
 import os
 import tempfile
-import time
-from collections.abc import Callable
-from contextlib import ExitStack
 from functools import partial
-from importlib.metadata import version
 from pathlib import Path
-from statistics import fmean, median
+from statistics import fmean
 from typing import Any
 
 import cv2
@@ -31,20 +27,24 @@ import numpy as np
 import simplejpeg
 from sklearn.datasets import load_sample_images
 
-from benchmarks.speed.peer import Peer
+from benchmarks import results
+from benchmarks.results import BENCHMARKS, Record, Table
+from benchmarks.speed import timer
+from benchmarks.speed.peer import start_peer
 from examples.imagenet.config import Augment
 from examples.imagenet.data.batches import Share, training
-from examples.imagenet.data.folders import ImageFolder, load_folder, read_image
-from examples.imagenet.data.pixels import for_training
-from examples.imagenet.provenance import provenance
+from examples.imagenet.data.folders import ImageFolder, load_folder
 
 PIXELS, BATCH, CLASSES = 224, 64, 8
 AUGMENTS: tuple[Augment, ...] = ("rrc", "caffe")
-MEAN_BYTES = 110_000  # about what ImageNet's training files have
+QUALITY = 98  # files have about as many bytes, 110,000, as ImageNet's
 SIZES = ((375, 500), (500, 375), (333, 500), (500, 333))  # height, width
 SHARES = (0.6, 0.2, 0.15, 0.05)  # of the files
-RESULT = Path("benchmarks/results/input_pipeline.json")
-Turn = Callable[[], float]  # reads the images of one turn and returns the seconds
+COLUMNS = {
+    "ratio": ("ratio", 1, "{:.2f}"),
+    "images/s": ("images_per_second", 1, "{:.0f}"),
+    "of each core": ("images_per_second_per_core", 1, "{:.0f}"),
+}
 
 
 def photographs() -> dict[str, np.ndarray]:
@@ -54,7 +54,7 @@ def photographs() -> dict[str, np.ndarray]:
 
 
 def crop(photograph: np.ndarray, random: np.random.RandomState) -> np.ndarray:
-    """A random part of a photograph, scaled to a size that ImageNet often has."""
+    """Returns a random part of a photograph, in a size that ImageNet often has."""
     height, width = SIZES[random.choice(len(SIZES), p=SHARES)]
     tall, wide = photograph.shape[:2]
     scale = min(tall / height, wide / width) * random.uniform(0.7, 1)
@@ -65,131 +65,108 @@ def crop(photograph: np.ndarray, random: np.random.RandomState) -> np.ndarray:
     return cv2.resize(part, (width, height), interpolation=how)
 
 
-def write_files(folder: Path, n: int) -> dict[str, Any]:
-    """Class folders of n JPEGs, of the quality that comes nearest to `MEAN_BYTES`."""
-    random = np.random.RandomState(0)
-    sources = photographs()
+def write_files(folder: Path, n: int) -> Record:
+    """Writes class folders of n JPEG files, and returns what they are like."""
+    random, sources = np.random.RandomState(0), photographs()
     taken = list(sources.values())
-    images = [crop(taken[i % len(taken)], random) for i in range(n)]
-
-    def encode(image: np.ndarray, quality: int) -> bytes:
-        raw: bytes = simplejpeg.encode_jpeg(image, quality, "RGB", "420", fastdct=False)
-        return raw
-
-    def miss(quality: int) -> float:
-        return abs(fmean(len(encode(x, quality)) for x in images[:60]) - MEAN_BYTES)
-
-    quality = min(range(80, 100), key=miss)
-    sizes = []
-    for i, image in enumerate(images):
+    sizes, shapes = [], []
+    for i in range(n):
+        image = crop(taken[i % len(taken)], random)
+        data: bytes = simplejpeg.encode_jpeg(
+            image, QUALITY, "RGB", "420", fastdct=False
+        )
         path = folder / "train" / f"class{i % CLASSES}" / f"{i:06}.jpg"
         path.parent.mkdir(parents=True, exist_ok=True)
-        sizes.append(path.write_bytes(encode(image, quality)))
-    height, width = np.mean([x.shape[:2] for x in images], axis=0).tolist()
+        sizes.append(path.write_bytes(data))
+        shapes.append(image.shape[:2])
+    height, width = np.mean(shapes, axis=0).tolist()
     means = {"mean_bytes": fmean(sizes), "mean_height": height, "mean_width": width}
-    return {"photographs": list(sources), "count": n, "quality": quality} | means
+    return {"photographs": list(sources), "count": n, "quality": QUALITY} | means
 
 
-def stages(source: ImageFolder) -> dict[str, float]:
-    """Milliseconds of an image in one thread, before it becomes part of a batch."""
-    random = np.random.RandomState(0)
-    seconds = dict.fromkeys(("read and decode", *AUGMENTS), 0.0)
-    for i in range(source.size):
-        start = time.perf_counter()
-        image = read_image(source.tree, i)
-        seconds["read and decode"] += time.perf_counter() - start
-        for augment in AUGMENTS:
-            start = time.perf_counter()
-            for_training(image, PIXELS, augment, random)
-            seconds[augment] += time.perf_counter() - start
-    return {name: 1e3 * total / source.size for name, total in seconds.items()}
-
-
-def turn(source: ImageFolder, workers: int, steps: int) -> float:
-    start = time.perf_counter()
+def read_all(source: ImageFolder, workers: int, steps: int) -> None:
     read = 0
     for batch, broken in training(source, 0, Share(BATCH), range(steps), workers):
         assert not broken
         assert batch.images.shape == (BATCH, PIXELS, PIXELS, 3)
         read += len(batch.labels)
     assert read == steps * BATCH
-    return time.perf_counter() - start
 
 
 def compare(
     sources: dict[Augment, ImageFolder], cores: int, rounds: int, python: str | None
-) -> dict[str, Any]:
-    """Of this process held to its cores, which the peer's inherits."""
+) -> Record:
+    """Times this process, which is held to its cores, and the peer, held to the same.
+
+    Ratios are speeds over the speed of the peer's fastest setting.
+    """
     tree = sources["rrc"].tree
     steps = tree.size * cores // BATCH
-    turns: dict[str, Turn] = {
-        f"lars_optax, {name}": partial(turn, source, cores, steps)
+    images = steps * BATCH
+    passes: dict[str, timer.Step] = {
+        f"lars_optax, {name}": partial(
+            timer.clock, partial(read_all, source, cores, steps)
+        )
         for name, source in sources.items()
     }
-    record: dict[str, Any] = {"cores": cores, "images": steps * BATCH}
-    with ExitStack() as stack:
-        if python:
-            files = [(tree.path(i), int(tree.labels[i])) for i in range(tree.size)]
-            task = {"files": files, "images": steps * BATCH, "batch": BATCH}
-            workers = [0, 1] if cores == 1 else [cores]
-            task |= {"pixels": PIXELS, "workers": workers}
-            peer = stack.enter_context(Peer(python, "torch_loader.py", task))
-            turns |= peer.steps
-            record["torch"] = peer.versions
-        for each in turns.values():  # starts the peer's workers, which then stay
-            each()
-        record["load"] = os.getloadavg()[0]
-        times = [{name: each() for name, each in turns.items()} for _ in range(rounds)]
-    seconds = {name: median(row[name] for row in times) for name in turns}
-    theirs = [x for name, x in seconds.items() if name.startswith("torch")]
-    record["turns"] = {
-        name: {
-            "median_seconds": x,
-            "images_per_second": steps * BATCH / x,
-            "images_per_second_per_core": steps * BATCH / x / cores,
-            "ratio": min(theirs) / x if theirs else None,  # to the peer's fastest
-        }
-        for name, x in seconds.items()
-    }
-    return record
+    files = [(tree.path(i), int(tree.labels[i])) for i in range(tree.size)]
+    task = {"files": files, "images": images, "batch": BATCH, "pixels": PIXELS}
+    task["workers"] = [0, 1] if cores == 1 else [cores]
+    with start_peer(python, "torch_loader", task) as peer:
+        passes |= peer.steps
+        counts = dict.fromkeys(passes, images)
+        timed = timer.compare(passes, rounds, next(iter(passes)), images=counts)
+    turns = timed.pop("steps")
+    fastest = min((turns[x]["median_seconds"] for x in peer.steps), default=None)
+    for row in turns.values():
+        row["images_per_second_per_core"] = row["images_per_second"] / cores
+        row["ratio"] = fastest and fastest / row["median_seconds"]
+    about = {"cores": cores, "images": images, "torch": peer.versions}
+    return about | timed | {"turns": turns}
 
 
-def show(record: dict[str, Any]) -> None:
-    for name, x in record["turns"].items():
-        ratio = f"{x['ratio']:6.2f}" if x["ratio"] else ""
-        speed, each = x["images_per_second"], x["images_per_second_per_core"]
-        print(f"{record['cores']:5} {name:42} {speed:9.0f} {each:9.0f} {ratio}")
+def table(result: Record) -> str:
+    """Returns the speeds on one number of cores."""
+    cores = result["cores"]
+    title = f"\n{cores} core{'s' * (cores > 1)}\n\n"
+    return title + results.table(result["turns"], COLUMNS)
+
+
+def page(record: Record) -> str:
+    """Returns what the files are like, and the tables of all numbers of cores."""
+    files = record["files"]
+    return (
+        f"{files['count']} files of {files['mean_bytes'] / 1e3:.0f} kB and"
+        f" {files['mean_width']:.0f}×{files['mean_height']:.0f} pixels on average.\n"
+        + "".join(map(table, record["results"]))
+    )
+
+
+TABLES = (Table(BENCHMARKS, "input_pipeline", "input_pipeline.json", page),)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--torch", metavar="PYTHON", help="one with PyTorch and Pillow")
     parser.add_argument("--files", type=int, default=512, help="64 or more")
-    parser.add_argument("--rounds", type=int, default=7)
-    arguments = parser.parse_args()
-    record = provenance()
-    packages = ("simplejpeg", "opencv-python-headless", "grain")
-    record["versions"] |= {name: version(name) for name in packages}
+    parser.add_argument("--rounds", type=int, default=7, help="passes of each setting")
+    given = parser.parse_args()
+    record: Record = {"results": []}
     allowed = sorted(os.sched_getaffinity(0))
     with tempfile.TemporaryDirectory() as folder:
-        os.environ["XDG_CACHE_HOME"] = f"{folder}/cache"  # keeps no listing of it
-        record["files"] = write_files(Path(folder), arguments.files)
-        print(json.dumps(record["files"]), flush=True)
+        os.environ["XDG_CACHE_HOME"] = f"{folder}/cache"  # for the index of the files
+        record["files"] = write_files(Path(folder), given.files)
+        print(record["files"], flush=True)
         sources: dict[Augment, Any] = {
             name: load_folder(folder, 0, PIXELS, name).train for name in AUGMENTS
         }
-        os.sched_setaffinity(0, allowed[:1])
-        record["milliseconds"] = stages(sources["rrc"])
-        print(json.dumps(record["milliseconds"]))
-        print(f"cores {'':42} {'images/s':>9} {'per core':>9}  ratio", flush=True)
-        record["results"] = []
         for cores in (2**i for i in range(len(allowed).bit_length())):
             os.sched_setaffinity(0, allowed[:cores])
-            result = compare(sources, cores, arguments.rounds, arguments.torch)
+            result = compare(sources, cores, given.rounds, given.torch)
             record["results"].append(result)
-            show(result)
-    RESULT.write_text(json.dumps(record, indent=1) + "\n")
-    print(f"written: {RESULT}")
+            print(table(result), flush=True)
+    packages = ("simplejpeg", "opencv-python-headless", "grain")
+    results.save("input_pipeline.json", record, packages)
 
 
 if __name__ == "__main__":

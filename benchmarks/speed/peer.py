@@ -1,44 +1,61 @@
-"""Another framework in a process of its own, which takes its turns when told to."""
+"""Another Python with its own packages, which takes steps when it is told to.
+
+The two processes exchange lines of JSON. The peer is sent its task and answers with the
+names of its steps and its versions. From then on it is sent a name, and answers with
+the seconds that one step took, or with NaN where memory ran out. This module needs the
+standard library alone, as the peer imports it too.
+"""
 
 import json
 import subprocess
-from collections.abc import Callable
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from functools import partial
-from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
+
+from benchmarks.speed.timer import Step
 
 
-class Peer:
-    """Runs a script beside this file with another Python; talks in lines of JSON.
+class Peer(NamedTuple):
+    """The steps that the other Python offers, and its versions."""
 
-    The script is told its task, answers with the names of its steps and its versions,
-    and from then on to a name with the seconds that one step took.
-    """
+    steps: dict[str, Step]
+    versions: dict[str, Any] | None
 
-    def __init__(self, python: str, script: str, task: dict[str, Any]) -> None:
-        self.command = [python, str(Path(__file__).with_name(script))]
-        self.process = subprocess.Popen(
-            self.command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-        )
-        about = self._ask(task)
-        self.versions: dict[str, Any] = about["versions"]
-        self.steps: dict[str, Callable[[], float]] = {
-            name: partial(self._ask, name) for name in about["names"]
-        }
 
-    def _ask(self, request: Any) -> Any:
-        assert self.process.stdin
-        assert self.process.stdout
-        self.process.stdin.write(json.dumps(request) + "\n")
-        self.process.stdin.flush()
-        answer = self.process.stdout.readline()
-        if not answer:
-            status = self.process.wait()
-            raise SystemExit(f"{' '.join(self.command)} ended with {status}")
-        return json.loads(answer)
+@contextmanager
+def start_peer(python: str | None, module: str, task: Any) -> Iterator[Peer]:
+    """Runs a module of this folder with another Python; without one, has no steps."""
+    if not python:
+        yield Peer({}, None)
+        return
+    command = [python, "-m", f"benchmarks.speed.{module}"]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True) as process:
 
-    def __enter__(self) -> "Peer":
-        return self
+        def ask(request: Any) -> Any:
+            assert process.stdin
+            assert process.stdout
+            process.stdin.write(json.dumps(request) + "\n")
+            process.stdin.flush()
+            answer = process.stdout.readline()
+            if not answer:
+                raise SystemExit(f"{' '.join(command)} ended with {process.wait()}")
+            return json.loads(answer)
 
-    def __exit__(self, *_: object) -> None:
-        self.process.communicate()
+        about = ask(task)
+        steps: dict[str, Step] = {name: partial(ask, name) for name in about["names"]}
+        yield Peer(steps, about["versions"])
+
+
+def read_task() -> Any:
+    """Returns the task that the peer was sent."""
+    return json.loads(sys.stdin.readline())
+
+
+def serve(steps: Mapping[str, Step], versions: dict[str, Any]) -> None:
+    """Takes the steps that the peer is asked for, until there are no more requests."""
+    print(json.dumps({"names": list(steps), "versions": versions}), flush=True)
+    for line in sys.stdin:
+        print(json.dumps(steps[json.loads(line)]()), flush=True)

@@ -1,21 +1,21 @@
-"""A DataLoader of JPEG files with Pillow: a pass each time its name is asked for.
+"""PyTorch's DataLoader of JPEG files, decoded and resized with Pillow.
 
-Started by benchmarks/speed/input_pipeline.py with a Python that has torch and Pillow;
-talks in lines of JSON: first the files, then a name, answered with the seconds of one
-pass. As torchvision does it, all of an image is decoded; pixels stay uint8.
+Started by benchmarks/speed/input_pipeline.py with a Python that has torch and Pillow.
+A step is a pass over the files. As in torchvision, all of an image is decoded, and
+pixels stay uint8.
 """
 
 import importlib
 import importlib.metadata
-import json
 import math
 import random
-import sys
-import time
 from functools import partial
 from typing import Any
 
 import numpy as np
+
+from benchmarks.speed.peer import read_task, serve
+from benchmarks.speed.timer import clock
 
 Image: Any = importlib.import_module("PIL.Image")
 features: Any = importlib.import_module("PIL.features")
@@ -23,7 +23,7 @@ torch: Any = importlib.import_module("torch")
 
 
 def region(width: int, height: int) -> tuple[int, int, int, int]:
-    """Left, top, right and bottom, as torchvision's RandomResizedCrop draws them."""
+    """Draws left, top, right and bottom as torchvision's RandomResizedCrop does."""
     low, high = 3 / 4, 4 / 3
     for _ in range(10):
         area = width * height * random.uniform(0.08, 1)
@@ -38,7 +38,7 @@ def region(width: int, height: int) -> tuple[int, int, int, int]:
 
 
 class Files:
-    """As many images as a turn has: the files, over and over."""
+    """The files, repeated until there are as many images as a pass has."""
 
     def __init__(self, task: Any, antialias: bool) -> None:
         self.files, self.size = task["files"], task["images"]
@@ -62,35 +62,31 @@ class Files:
         return torch.from_numpy(np.array(image)).permute(2, 0, 1), label
 
 
-def turn(loader: Any, task: Any) -> float:
-    start = time.perf_counter()
+def read_all(loader: Any, task: Any) -> None:
     read = 0
     for images, labels in loader:
         assert images.shape[1:] == (3, task["pixels"], task["pixels"])
         read += len(labels)
     assert read == task["images"]
-    return time.perf_counter() - start
 
 
 def main() -> None:
-    task = json.loads(sys.stdin.readline())
+    task = read_task()
 
     def prepare(workers: int, antialias: bool) -> Any:
         options = {"num_workers": workers, "persistent_workers": workers > 0}
         files, make = Files(task, antialias), torch.utils.data.DataLoader
         loader = make(files, task["batch"], shuffle=True, **options)
-        return partial(turn, loader, task)
+        return partial(clock, partial(read_all, loader, task))
 
-    turns = {
+    passes = {
         f"torch DataLoader, {w} workers{how}": prepare(w, not how)
         for w in task["workers"]
         for how in ("", ", no antialiasing")
     }
     versions = {name: importlib.metadata.version(name) for name in ("torch", "pillow")}
     versions["libjpeg-turbo"] = features.version("libjpeg_turbo")
-    print(json.dumps({"names": list(turns), "versions": versions}), flush=True)
-    for line in sys.stdin:
-        print(json.dumps(turns[json.loads(line)]()), flush=True)
+    serve(passes, versions)
 
 
 if __name__ == "__main__":

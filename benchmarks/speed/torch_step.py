@@ -1,23 +1,23 @@
-"""PyTorch's optimizers on the same leaves, a step each time their name is asked for.
+"""PyTorch's and timm's optimizers, on the leaves that the benchmark sends.
 
-Started by benchmarks/speed/optimizer_step.py with a Python that has torch and timm;
-talks in lines of JSON: first the leaves, then a name, answered with the seconds of one
-step.
+Started by benchmarks/speed/optimizer_step.py with a Python that has torch and timm.
 """
 
 import importlib
 import importlib.metadata
 import importlib.util
-import json
 import sys
-import time
 import types
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from benchmarks.speed.peer import read_task, serve
+from benchmarks.speed.timer import Step, clock
+
 
 def timm_lars() -> Any:
-    """timm's Lars without timm's __init__, which would want torchvision."""
+    """Imports timm's Lars without timm's __init__, which needs torchvision."""
     found: Any = importlib.util.find_spec("timm")
     package = types.ModuleType("timm_optim")
     package.__path__ = [str(Path(found.submodule_search_locations[0]) / "optim")]
@@ -25,8 +25,8 @@ def timm_lars() -> Any:
     return importlib.import_module("timm_optim.lars").Lars
 
 
-def prepare(torch: Any, make: Any, task: Any, device: str) -> Any:
-    """A function that takes one step and waits for it."""
+def prepare(torch: Any, make: Any, task: Any, device: str) -> Step:
+    """Returns a function that takes one step and waits for it."""
     generator = torch.Generator(device).manual_seed(0)
 
     def draw(shape: Any, scale: float) -> Any:
@@ -45,19 +45,17 @@ def prepare(torch: Any, make: Any, task: Any, device: str) -> Any:
     optimizer = make(groups)
     update = optimizer.step
 
-    def step() -> float:
-        start = time.perf_counter()
+    def step() -> None:
         update()
         if device == "cuda":
             torch.cuda.synchronize()
-        return time.perf_counter() - start
 
-    return step
+    return partial(clock, step)
 
 
 def main() -> None:
     torch: Any = importlib.import_module("torch")
-    task = json.loads(sys.stdin.readline())
+    task = read_task()
     device = "cuda" if torch.cuda.is_available() else "cpu"
     options = {"lr": 1e-3, "momentum": 0.9}
     sgd, lars = torch.optim.SGD, timm_lars()
@@ -68,20 +66,15 @@ def main() -> None:
         return optimizer
 
     makers: dict[str, Any] = {
-        "torch.optim.SGD, foreach": lambda x: sgd(x, foreach=True, **options),
-        "torch.optim.SGD, fused": lambda x: sgd(x, fused=True, **options),
-        "timm Lars": lambda x: lars(x, foreach=False, **options),
-        "timm Lars, foreach": lambda x: lars(x, foreach=True, **options),
+        "torch.optim.SGD, foreach": partial(sgd, foreach=True, **options),
+        "torch.optim.SGD, fused": partial(sgd, fused=True, **options),
+        "timm Lars": partial(lars, foreach=False, **options),
+        "timm Lars, foreach": partial(lars, foreach=True, **options),
         "timm Lars, compiled": compiled,
     }
     steps = {name: prepare(torch, make, task, device) for name, make in makers.items()}
-    versions: dict[str, Any] = {
-        name: importlib.metadata.version(name) for name in ("torch", "timm")
-    }
-    versions["threads"] = torch.get_num_threads()
-    print(json.dumps({"names": list(steps), "versions": versions}), flush=True)
-    for line in sys.stdin:
-        print(json.dumps(steps[json.loads(line)]()), flush=True)
+    versions = {name: importlib.metadata.version(name) for name in ("torch", "timm")}
+    serve(steps, versions | {"threads": torch.get_num_threads()})
 
 
 if __name__ == "__main__":

@@ -1,21 +1,21 @@
-"""PyTorch's training step of ResNet-50, one each time it is asked for.
+"""PyTorch's training step of ResNet-50.
 
-Started by benchmarks/speed/train_step.py with a Python that has torch; talks in lines
-of JSON: first the task, then a name, answered with the seconds of one step, or NaN
-where the device's memory was too small. The network is that of examples/imagenet/models
-(stride in the first 1×1 convolution, pooling that rounds up), compiled, channels last.
+Started by benchmarks/speed/train_step.py with a Python that has torch. The network is
+that of examples/imagenet/models, with the stride in the first 1×1 convolution and
+pooling that rounds up. It is compiled and has the channels last. A step that runs out
+of the device's memory takes NaN seconds.
 """
 
 import importlib
-import json
 import math
-import sys
-import time
 from typing import Any
+
+from benchmarks.speed.peer import read_task, serve
+from benchmarks.speed.timer import Step, clock
 
 
 def resnet50(nn: Any) -> tuple[Any, Any]:
-    """All modules, and the function from normalised images to logits."""
+    """Returns all modules, and the function from normalised images to logits."""
 
     def unit(before: int, after: int, side: int, stride: int = 1) -> Any:
         conv = nn.Conv2d(before, after, side, stride, side // 2, bias=False)
@@ -44,8 +44,8 @@ def resnet50(nn: Any) -> tuple[Any, Any]:
     return nn.ModuleList((stem, blocks, head)), logits
 
 
-def prepare(torch: Any, task: Any, device: str) -> Any:
-    """A function that takes one step and waits for it."""
+def prepare(torch: Any, task: Any, device: str) -> Step:
+    """Returns a function that takes one step and waits for it."""
     torch.manual_seed(0)
     torch.backends.cudnn.benchmark = True
     modules, logits_of = resnet50(torch.nn)
@@ -65,35 +65,34 @@ def prepare(torch: Any, task: Any, device: str) -> Any:
         return loss, (logits.argmax(1) == labels).float().mean()
 
     half = torch.autocast(device, torch.bfloat16, task["dtype"] == "bfloat16")
+    losses: list[Any] = [None]
 
-    def step() -> float:
-        start = time.perf_counter()
+    def step() -> None:
+        with half:
+            losses[0], _ = forward()
+        losses[0].backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        if device == "cuda":
+            torch.cuda.synchronize()
+
+    def timed() -> float:
         try:
-            with half:
-                loss, _ = forward()
-            loss.backward()
-            optimizer.step()
-            optimizer.zero_grad()
-            if device == "cuda":
-                torch.cuda.synchronize()
+            seconds = clock(step)
         except torch.OutOfMemoryError:
             return math.nan
-        seconds = time.perf_counter() - start
-        assert math.isfinite(loss.item())
+        assert math.isfinite(losses[0].item())
         return seconds
 
-    return step
+    return timed
 
 
 def main() -> None:
     torch: Any = importlib.import_module("torch")
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    step = prepare(torch, json.loads(sys.stdin.readline()), device)
-    about = {"torch": torch.__version__, "device": device}
-    about["threads"] = torch.get_num_threads()
-    print(json.dumps({"names": ["PyTorch, SGD"], "versions": about}), flush=True)
-    for _ in sys.stdin:
-        print(json.dumps(step()), flush=True)
+    step = prepare(torch, read_task(), device)
+    versions = {"torch": torch.__version__, "device": device}
+    serve({"PyTorch, SGD": step}, versions | {"threads": torch.get_num_threads()})
 
 
 if __name__ == "__main__":

@@ -1,29 +1,23 @@
-"""The trainer's whole step: what LARS adds, what accumulation costs, and PyTorch's.
+"""Measures the trainer's whole step: what LARS and accumulation cost, and PyTorch.
 
     python -m benchmarks.speed.train_step [--torch PYTHON] [--networks resnet50 …]
 
-The step is the trainer's on one device, jitted, its state donated, on full-size uint8
-images that lie there already; all that is compared takes turns, a step each. Ratios are
-to plain SGD: without the log of every layer's norms, and so without the check that
-gradients are finite. Updates alone take turns too, as what LARS adds may be less than a
-step's noise. First LARS accumulates gradients: there ratios are of seconds per image.
+The step is the trainer's on one device, on full-size uint8 images that lie there
+already. Ratios are to plain SGD, which neither logs the norms of the layers nor checks
+that gradients are finite. The optimizers' updates are timed alone too, as what LARS
+adds may be less than the noise of a step. Where gradients are accumulated, ratios are
+of seconds per image.
 
-With --torch, a Python that has PyTorch takes turns at ResNet-50; on a GPU both share
-the memory. Where a step does not fit, its table says out of memory; one that is not
-finite is refused. Writes benchmarks/results/train_step_DEVICE.json, anew after each
+With --torch, another Python that has PyTorch is timed on ResNet-50; on a GPU both share
+the memory. The table says where a step ran out of memory. Exits with an error if
+gradients are not finite. Writes benchmarks/results/train_step_DEVICE.json after each
 table.
 """
 
 import argparse
-import json
-import math
 import os
-import time
-from contextlib import ExitStack
 from functools import partial
 from itertools import product
-from pathlib import Path
-from statistics import median
 from typing import Any
 
 os.environ["XLA_PYTHON_CLIENT_PREALLOCATE"] = "false"  # leaves PyTorch some memory
@@ -32,134 +26,105 @@ import jax
 import numpy as np
 
 import lars_optax
-from benchmarks.speed import optimizer_step as update
-from benchmarks.speed.leaves import shapes
-from benchmarks.speed.one_step import NETWORKS
-from benchmarks.speed.peer import Peer
-from examples.imagenet.data.batches import Batch
-from examples.imagenet.models import image_pixels, make_model, published_pixel_std
-from examples.imagenet.provenance import provenance
-from examples.imagenet.step.step import init_state, train_step
+from benchmarks import results
+from benchmarks.networks import TITLES, shapes
+from benchmarks.results import BENCHMARKS, Record, Table
+from benchmarks.speed import timer
+from benchmarks.speed.optimizer_step import BASE, OPTIMIZERS, make_step
+from benchmarks.speed.peer import start_peer
+from benchmarks.speed.training import NETWORKS, TrainingStep, draw_batch
+from examples.imagenet.models import image_pixels
 
-PLAIN, SGD, LARS = "optax.sgd, no log", update.BASE, "lars_optax.lars"
+PLAIN, LARS = "optax.sgd, no log", "lars_optax.lars"
 # A step of ResNet-50 on two cores takes seconds, and to compile it many times minutes.
 CPU = {"dtype": "float32", "batch_sizes": [8], "rounds": 5,
        "accumulating": "alexnet_bn", "micro_batch": 4}  # fmt: skip
 GPU = {"dtype": "bfloat16", "batch_sizes": [32, 64, 128, 256, 512, 1024],
        "rounds": 20, "accumulating": "resnet50", "micro_batch": 128}  # fmt: skip
+COLUMNS = {
+    "ratio": ("ratio", 1, "{:.3f}"),
+    "of fastest": ("ratio_of_fastest", 1, "{:.3f}"),
+    "step, ms": ("median_seconds", 1e3, "{:.0f}"),
+    "images/s": ("images_per_second", 1, "{:.1f}"),
+    "temporary, MB": ("temporary_bytes", 1e-6, "{:.0f}"),
+    "out of memory": ("out_of_memory", 1, "yes"),
+}
 
 
 def no_stats(_: Any, params: Any) -> Any:
-    """In place of `layer_stats`: reads nothing, and says that all is finite."""
+    """Takes the place of `layer_stats`; reads nothing and returns finite numbers."""
     return jax.tree.map(lambda leaf: lars_optax.LayerStats(*np.ones(3, "f")), params)
 
 
-def draw_batch(network: str, size: int) -> Any:
-    random, side = np.random.default_rng(0), image_pixels(network)
-    images = random.integers(0, 256, (size, side, side, 3), np.uint8)
-    return jax.device_put(Batch(images, random.integers(0, 1000, size, np.int32)))
-
-
-def prepare(
-    network: str, dtype: str, batch: Any, tx: Any, **options: Any
-) -> tuple[update.Step, dict[str, Any]]:
-    """The trainer's step on that batch, and the memory XLA takes for it."""
-    std: Any = published_pixel_std(network)
-    pixels = {"pixel_mean": 128.0, "pixel_std": std}
-    model = make_model(network, classes=1000, dtype=dtype, **pixels)
-    held: Any = [init_state(0, model, tx, batch.images.shape[1:]), None]
-    step = partial(train_step, model=model, tx=tx, axis_name=None, **options)
-    compiled: Any = jax.jit(step, donate_argnums=0).lower(held[0], batch).compile()
-
-    def turn() -> float:
-        start = time.perf_counter()
-        held[:] = jax.block_until_ready(compiled(held[0], batch))
-        seconds = time.perf_counter() - start
-        if not held[1]["finite"]:
-            raise SystemExit(f"{network}: a step was not finite")
-        return seconds
-
-    return turn, {"temporary_bytes": compiled.memory_analysis().temp_size_in_bytes}
-
-
-def take_turns(
-    steps: dict[str, update.Step], rounds: int, found: Any, images: dict[str, int]
-) -> dict[str, Any]:
-    """Adds seconds to what was found; all have run before, the first is the base."""
-    load = os.getloadavg()[0]
-    times = [{name: step() for name, step in steps.items()} for _ in range(rounds)]
-    base, *_ = steps
-    for name in steps:
-        seconds = [turn[name] for turn in times]
-        if math.isnan(sum(seconds)):
-            found[name] = {"out_of_memory": True}
-            continue
-        row, first = found.setdefault(name, {}), found[base]
-        row["median_seconds"], row["fastest_seconds"] = median(seconds), min(seconds)
-        more = images.get(name, images[base]) / images[base]
-        row["ratio"] = row["median_seconds"] / first["median_seconds"] / more
-        row["ratio_of_fastest"] = min(seconds) / first["fastest_seconds"] / more
-        if name in images:
-            row["images_per_second"] = images[name] / median(seconds)
-    return {"load": load, "steps": found}
+def time_steps(
+    steps: dict[str, timer.Step], rounds: int, images: dict[str, int]
+) -> Record:
+    """Times steps, ratios to the first of them, and adds the memory they take."""
+    timed = timer.compare(steps, rounds, next(iter(steps)), images=images)
+    for name, step in steps.items():
+        if isinstance(step, TrainingStep):
+            timed["steps"][name]["temporary_bytes"] = step.temporary_bytes
+    return timed
 
 
 def compare(
     network: str, size: int, dtype: str, rounds: int, python: str | None
-) -> dict[str, Any]:
-    """SGD without and with the log, LARS with it, their updates alone, PyTorch."""
-    batch, tree = draw_batch(network, size), shapes(network)
-    grads = update.draw(tree, 0.01)
-    ready = partial(prepare, network, dtype, batch)
-    both = {name: update.OPTIMIZERS[name] for name in (SGD, LARS)}
-    whole = {PLAIN: ready(both[SGD], layer_stats=no_stats)}
-    whole |= {name: ready(tx) for name, tx in both.items()}
-    found = {name: about for name, (_, about) in whole.items()}
-    steps = {name: step for name, (step, _) in whole.items()}
+) -> Record:
+    """Times SGD without and with the log, LARS with it, their updates, and PyTorch."""
+    ready = partial(TrainingStep, network, dtype, draw_batch(network, size))
+    both = {name: OPTIMIZERS[name] for name in (BASE, LARS)}
+    steps: dict[str, timer.Step] = {PLAIN: ready(both[BASE], layer_stats=no_stats)}
+    steps |= {name: ready(tx) for name, tx in both.items()}
     images = dict.fromkeys(steps, size)
     for name, tx in both.items():
-        step = update.stepper(update.build(tx, tree)[0], tx, tree, grads)
-        steps[f"{name}, update alone"] = step
-    versions = None
-    with ExitStack() as stack:
-        if python and network == "resnet50":
-            task = {"batch_size": size, "side": image_pixels(network), "dtype": dtype}
-            peer = stack.enter_context(Peer(python, "torch_train.py", task))
-            versions = peer.versions
-            steps |= peer.steps
-            images |= dict.fromkeys(peer.steps, size)
-        for step in steps.values():  # PyTorch compiles
-            step()
-        record = take_turns(steps, rounds, found, images)
-    return record | {"torch": versions}
+        steps[f"{name}, update alone"] = make_step(tx, shapes(network))
+    task = {"batch_size": size, "side": image_pixels(network), "dtype": dtype}
+    python = python if network == "resnet50" else None
+    with start_peer(python, "torch_train", task) as peer:
+        images |= dict.fromkeys(peer.steps, size)
+        timed = time_steps(steps | peer.steps, rounds, images)
+    return timed | {"torch": peer.versions}
 
 
 def accumulate(
     network: str, size: int, dtype: str, rounds: int, counts: list[int]
-) -> dict[str, Any]:
-    """Micro-batches of that size, so many one after the other."""
-    images = {f"accumulate {n}": n * size for n in counts}
-    steps, found, lars = {}, {}, update.OPTIMIZERS[LARS]
-    for name, n in zip(images, counts, strict=True):
-        batch = draw_batch(network, n * size)
-        steps[name], found[name] = prepare(network, dtype, batch, lars, accumulate=n)
-    for name, step in steps.items():
-        step()
-        # All states and batches are there: the peak grows by what a step takes.
-        if stats := jax.local_devices()[0].memory_stats():
-            found[name]["peak_bytes_so_far"] = stats["peak_bytes_in_use"]
-    return take_turns(steps, rounds, found, images)
+) -> Record:
+    """Times LARS that accumulates the gradients of so many micro-batches."""
+    steps: dict[str, timer.Step] = {}
+    for n in counts:
+        batch, tx = draw_batch(network, n * size), OPTIMIZERS[LARS]
+        step = TrainingStep(network, dtype, batch, tx, accumulate=n)
+        steps[f"accumulate {n}"] = step
+    images = dict(zip(steps, [n * size for n in counts], strict=True))
+    return time_steps(steps, rounds, images)
 
 
-def show(title: str, record: dict[str, Any]) -> None:
-    fields = {"median_seconds": ".4f", "fastest_seconds": ".4f", "ratio": ".3f",
-              "ratio_of_fastest": ".3f", "images_per_second": ".1f",
-              "temporary_bytes": ".2e", "peak_bytes_so_far": ".2e",
-              "out_of_memory": ""}  # fmt: skip
-    print(f"\n{title}\n{'':28}", *(f"{name[:12]:>12}" for name in fields))
-    for name, row in record["steps"].items():
-        cells = (format(row[x], how) if x in row else "" for x, how in fields.items())
-        print(f"{name:28}", *(f"{cell:>12}" for cell in cells), flush=True)
+def table(title: str, result: Record, dtype: str) -> str:
+    """Returns the steps of one network and batch size, and what LARS adds to SGD."""
+    kind, network, images = title.split(", ")
+    what = "accumulating micro-batches of " if kind == "accumulate" else ""
+    load = f"; load {result['load']:.1f}" if "load" in result else ""
+    text = f"\n{TITLES[network]}, {what}{images}, {dtype}{load}\n\n"
+    steps = result["steps"]
+    text += results.table(steps, COLUMNS)
+    alone = [f"{name}, update alone" for name in (BASE, LARS)]
+    if all(name in steps for name in alone):
+        sgd, lars = (steps[name]["median_seconds"] for name in alone)
+        more = (lars - sgd) / steps[BASE]["median_seconds"]
+        text += f"\nBy the updates alone LARS adds {more:.1%} to SGD's step.\n"
+    return text
+
+
+def page(record: Record) -> str:
+    """Returns the tables of all networks and batch sizes."""
+    found, dtype = record["results"].items(), record["dtype"]
+    return "".join(table(title, result, dtype) for title, result in found)
+
+
+TABLES = (
+    Table(BENCHMARKS, "train_step_cpu", "train_step_cpu.json", page),
+    Table(BENCHMARKS, "train_step_gpu", "train_step_gpu.json", page),
+)
 
 
 def main() -> None:
@@ -172,7 +137,7 @@ def main() -> None:
     parser.add_argument("--accumulate", nargs="*", type=int, default=[1, 8, 32])
     parser.add_argument("--micro-batch", type=int, help="images, when accumulating")
     parser.add_argument("--dtype", choices=["float32", "bfloat16"])
-    parser.add_argument("--rounds", type=int)
+    parser.add_argument("--rounds", type=int, help="steps of each kind")
     parser.add_argument("--torch", metavar="PYTHON", help="one that has PyTorch")
     parser.set_defaults(**CPU if device.platform == "cpu" else GPU)
     given = parser.parse_args()
@@ -181,8 +146,7 @@ def main() -> None:
         tasks += [(accumulate, given.accumulating, given.micro_batch, given.accumulate)]
     for each in product(given.networks, given.batch_sizes):
         tasks += [(compare, *each, given.torch)]
-    record = provenance() | {"device": device.device_kind, "dtype": given.dtype}
-    path = Path(f"benchmarks/results/train_step_{device.platform}.json")
+    record: Record = {"device": device.device_kind, "dtype": given.dtype, "results": {}}
     for measure, network, size, more in tasks:
         try:
             found = measure(network, size, given.dtype, given.rounds, more)
@@ -191,10 +155,9 @@ def main() -> None:
                 raise
             found = {"steps": {"any": {"out_of_memory": True}}}
         title = f"{measure.__name__}, {network}, {size} images"
-        record.setdefault("results", {})[title] = found
-        show(f"{title}, {given.dtype}, {device.device_kind}", found)
-        path.write_text(json.dumps(record, indent=1) + "\n")
-    print(f"written: {path}")
+        record["results"][title] = found
+        print(table(title, found, given.dtype))
+        results.save(f"train_step_{device.platform}.json", record)
 
 
 if __name__ == "__main__":

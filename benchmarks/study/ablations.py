@@ -1,52 +1,42 @@
-"""What the paper leaves open, a choice at a time, on the digits of `make train`.
+"""Compares choices that the paper leaves open, one at a time, on MNIST's digits.
 
     python -m benchmarks.study.ablations [--only TITLE …] [--devices N]
 
-LARS at a batch of 1,600, its other choices as in the study: every variant has the same
-six rates, seeds and 30 epochs, and all of it is published, so nothing is chosen. The
-scores are of the validation images. Digits are few and easy: a difference here says
-that a choice can matter, equality not that it never does. Each variant adds its runs to
-benchmarks/results/ablations.jsonl; what is there is not run again.
+LARS trains on the digits of `make train` at a batch size of 1,600; everything but the
+choice is as in the study. Every variant has the same six learning rates, seeds and 30
+epochs. All scores are published and are of the validation images, as nothing is chosen
+by them. The digits are few and easy. A difference shows that a choice can matter, and
+equality does not show that it never does. Each run adds a line to
+benchmarks/results/ablations.jsonl; runs that are kept there are not run again.
 """
 
 import argparse
-from collections.abc import Callable
-from dataclasses import asdict, replace
-from pathlib import Path
-from typing import Any, NamedTuple
+from dataclasses import replace
+from itertools import product
+from typing import Any
 
 import optax
 
 import lars_optax
-from benchmarks.study import runs as study_runs
-from benchmarks.study.page import NETWORKS
-from benchmarks.study.protocol import METHODS, TUNED, Cell, Stage
-from examples.imagenet.config import Optimizer
-from examples.imagenet.data.arrays import Dataset
-from examples.imagenet.data.sources import load
-from examples.imagenet.log import strict_json
-from examples.imagenet.provenance import provenance
-from examples.imagenet.run.experiment import Trainer
-from examples.imagenet.run.loop import fit
-from examples.imagenet.step.devices import start_devices
+from benchmarks.results import Record
+from benchmarks.study.protocol import (
+    ABLATION,
+    NETWORKS,
+    STUDIED,
+    TUNED,
+    Cell,
+    Variant,
+)
+from benchmarks.study.runs import ABLATIONS_FILE, Job
+from benchmarks.study.train import Place, run_missing
 from lars_optax.recipes import Recipe
 
-RESULTS = Path("benchmarks/results/ablations.jsonl")
-STAGE = Stage(30, (1, 2, 3), "validation")
 RATES = tuple(5.0 * 2**k for k in range(6))
-Record = dict[str, Any]
-
-
-class Variant(NamedTuple):
-    """A choice; `make` where the trainer has no flag for it."""
-
-    title: str
-    optimizer: Optimizer
-    make: Callable[[Recipe, int], Any] = Recipe.optimizer
+RATIO_TITLE = "weights, others at "
 
 
 def joint(recipe: Recipe, images: int) -> Any:
-    """The denominator of `optax.lars`."""
+    """Returns LARS with the denominator of `optax.lars`."""
     return lars_optax.lars(
         recipe.schedule(images),
         recipe.weight_decay or 0.0,
@@ -57,7 +47,7 @@ def joint(recipe: Recipe, images: int) -> Any:
 
 
 def post(recipe: Recipe, images: int) -> Any:
-    """The momentum of the decayed gradients, then λ of that."""
+    """Returns LARS with λ of the momentum, which sums the decayed gradients."""
     decay, mask = recipe.weight_decay or 0.0, lars_optax.exclude_bias_and_norm
     return optax.chain(
         optax.add_decayed_weights(decay, mask),
@@ -69,100 +59,63 @@ def post(recipe: Recipe, images: int) -> Any:
     )
 
 
-_LARS = replace(METHODS["lars"].optimizer, warmup_epochs=STAGE.epochs / 6)
-
-
-def _others_at(ratio: float) -> Variant:
-    return Variant(
-        f"weights, others at {ratio:g}", replace(_LARS, fallback_ratio=ratio)
-    )
+def _ratio(ratio: float) -> Variant:
+    optimizer = replace(STUDIED, fallback_ratio=ratio)
+    return Variant("excluded", f"{RATIO_TITLE}{ratio:g}", optimizer)
 
 
 def _warm_up(share: float, title: str) -> Variant:
-    epochs = share * STAGE.epochs
-    return Variant(f"{title} of the epochs", replace(_LARS, warmup_epochs=epochs))
+    optimizer = replace(STUDIED, warmup_epochs=share * ABLATION.epochs)
+    return Variant("warm-up", f"{title} of the epochs", optimizer)
 
 
-# The first of each is the study's own and is run once.
-STUDY = "as in the study"
+_VARIANTS = (
+    Variant("denominator", "‖g‖ + β‖w‖", STUDIED),
+    Variant("denominator", "‖g + βw‖", STUDIED, joint),
+    Variant("momentum", "after the rate (scaled)", STUDIED),
+    Variant(
+        "momentum", "before it (unscaled)", replace(STUDIED, momentum_order="unscaled")
+    ),
+    # Here the momentum does not lengthen the steps of a layer with a λ.
+    Variant("momentum", "before λ and the rate (post)", STUDIED, post),
+    *map(_ratio, (0.02, 1, 0.1, 0.005, 0.001)),
+    Variant("excluded", "all leaves", replace(STUDIED, layers="all")),
+    Variant("decay", "from the end of the warm-up", STUDIED),
+    Variant("decay", "from step 0", replace(STUDIED, decay_from_start=True)),
+    _warm_up(1 / 6, "a sixth"),
+    _warm_up(0, "none"),
+    _warm_up(1 / 3, "a third"),
+    _warm_up(1 / 2, "half"),
+)
+# The first of each is the study's own choice.
 ABLATIONS = {
-    "denominator": (
-        Variant("‖g‖ + β‖w‖", _LARS),
-        Variant("‖g + βw‖", _LARS, joint),
-    ),
-    "momentum": (
-        Variant("after the rate (scaled)", _LARS),
-        Variant("before it (unscaled)", replace(_LARS, momentum_order="unscaled")),
-        # Here the momentum does not lengthen the steps of a layer with a λ.
-        Variant("before λ and the rate (post)", _LARS, post),
-    ),
-    "excluded": (
-        _others_at(0.02),
-        _others_at(1),
-        _others_at(0.1),
-        _others_at(0.005),
-        _others_at(0.001),
-        Variant("all leaves", replace(_LARS, layers="all")),
-    ),
-    "decay": (
-        Variant("from the end of the warm-up", _LARS),
-        Variant("from step 0", replace(_LARS, decay_from_start=True)),
-    ),
-    "warm-up": (
-        _warm_up(1 / 6, "a sixth"),
-        _warm_up(0, "none"),
-        _warm_up(1 / 3, "a third"),
-        _warm_up(1 / 2, "half"),
-    ),
+    x.ablation: [y for y in _VARIANTS if y.ablation == x.ablation] for x in _VARIANTS
 }
 
 
-def name(ablation: str, variant: Variant) -> Record:
-    """What tells a variant's runs; those of the study stand for every ablation."""
-    if variant == ABLATIONS[ablation][0]:
-        return {"ablation": STUDY, "variant": STUDY}
-    return {"ablation": ablation, "variant": variant.title}
+def job(variant: Variant, network: str, rate: float, seed: int) -> Job:
+    cell = Cell("digits", network, TUNED["digits"], "lars")
+    return Job(cell, rate, ABLATION, seed, variant)
 
 
-def run(
-    variant: Variant, key: Record, data: Dataset, about: Record, devices: list[Any]
-) -> None:
-    """All its runs that are not there, seeds of a rate together."""
-    wanted = [key | {"learning_rate": rate} for rate in RATES]
-    have = study_runs.read(RESULTS).records
-    for one in wanted:
-        if any(one.items() <= record.items() for record in have):
-            continue
-        cell = Cell("digits", key["network"], TUNED["digits"], "lars")
-        config = cell.config("mnist", one["learning_rate"], STAGE, len(devices))
-        optimizer = replace(variant.optimizer, learning_rate=one["learning_rate"])
-        config = replace(config, optimizer=optimizer)
-        some = devices[: config.run.devices]
-        trainer = Trainer(config, data, some, variant.make)
-        found = [
-            one
-            | {"seed": seed}
-            | asdict(fit(trainer, seed, Path("runs/ablation.jsonl")))
-            for seed in STAGE.seeds
-        ]
-        with RESULTS.open("a") as file:
-            file.writelines(strict_json(row | about) + "\n" for row in found)
-        scores = ", ".join(f"{row['accuracy']:.2%}" for row in found)
-        print(*one.values(), scores, flush=True)
+def select(records: list[Record], variant: Variant, network: str) -> list[Record]:
+    """Returns the records of a variant on a network."""
+    wanted = (variant.key | {"network": network}).items()
+    return [record for record in records if wanted <= record.items()]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--only", nargs="+", choices=ABLATIONS, default=list(ABLATIONS))
-    parser.add_argument("--devices", type=int, help="to split a CPU into: its cores")
+    parser.add_argument("--devices", type=int, help="devices to split a CPU into")
     given = parser.parse_args()
-    data, about = load("mnist"), provenance()
-    devices = start_devices(given.devices)
-    for ablation in given.only:
-        for variant in ABLATIONS[ablation]:
-            for network in NETWORKS:
-                key = name(ablation, variant) | {"network": network}
-                run(variant, key, data, about, devices)
+    variants = [variant for name in given.only for variant in ABLATIONS[name]]
+    jobs = [job(*each) for each in product(variants, NETWORKS, RATES, ABLATION.seeds)]
+    run_missing(
+        lambda runs: [each for each in jobs if not runs.of(each)],
+        Place(devices=given.devices),
+        file=ABLATIONS_FILE,
+    )
 
 
 if __name__ == "__main__":

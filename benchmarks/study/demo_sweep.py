@@ -2,23 +2,22 @@
 
     python -m benchmarks.study.demo_sweep
 
-As many rates for every method, a factor of 2 apart, scored by the mean accuracy on the
-validation images over the same seeds; the test images stay unseen. Refuses to write a
-best rate at the end of its range. Writes benchmarks/results/demo_sweep.json.
+Every method tries as many rates, a factor of 2 apart. The score of a rate is the mean
+accuracy on the validation images over the same seeds; no test image is used. Exits with
+an error if the best rate is at an end of its range. Writes
+benchmarks/results/demo_sweep.json.
 """
 
-import json
 from dataclasses import asdict
 from pathlib import Path
 from statistics import mean
-from typing import Any
 
 import jax
 
+from benchmarks.results import Record, save
 from examples.imagenet.data.arrays import Dataset
 from examples.imagenet.data.sources import load
 from examples.imagenet.demo import METHODS, SWEEP, configure, protocol
-from examples.imagenet.provenance import provenance
 from examples.imagenet.run.experiment import Trainer
 from examples.imagenet.run.loop import fit
 from examples.imagenet.step.devices import start_devices
@@ -34,7 +33,7 @@ LOWEST = {
 }
 
 
-def sweep(method: str, data: Dataset, devices: list[jax.Device]) -> dict[str, Any]:
+def sweep(method: str, data: Dataset, devices: list[jax.Device]) -> Record:
     runs, scores = [], {}
     for rate in (LOWEST[method] * 2**k for k in range(RATES)):
         trainer = Trainer(configure(method, rate, "validation"), data, devices)
@@ -47,21 +46,22 @@ def sweep(method: str, data: Dataset, devices: list[jax.Device]) -> dict[str, An
         print(f"{method}, rate {rate:g}: {scores[rate]:.2%}", flush=True)
     best = max(scores, key=scores.__getitem__)
     if best in (min(scores), max(scores)):
-        raise SystemExit(f"{method}: best rate {best:g} ends its range; move LOWEST")
+        raise SystemExit(
+            f"{method}: the best rate, {best:g}, is at an end of its range;"
+            " change LOWEST"
+        )
     return {"protocol": protocol(method), "best": best, "scores": scores, "runs": runs}
 
 
 def main() -> None:
     devices, data = start_devices(None), load("mnist")
-    record = provenance() | {
+    record = {
         "devices": len(devices),
         "seeds": SEEDS,
         "split": "validation",
         "methods": {method: sweep(method, data, devices) for method in METHODS},
     }
-    SWEEP.parent.mkdir(parents=True, exist_ok=True)
-    SWEEP.write_text(json.dumps(record, indent=1) + "\n")
-    print(f"written: {SWEEP}")
+    save(SWEEP.name, record)
 
 
 if __name__ == "__main__":

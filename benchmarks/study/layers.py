@@ -1,92 +1,91 @@
-"""Norms of the layers: the paper's Table 4, and the same along a small net's training.
+"""Measures the norms of layers: for the paper's Table 4, and along a small training.
 
     python -m benchmarks.study.layers table4 [--images DIR]
     python -m benchmarks.study.layers training [--fashion-mnist DIR]
 
-`table4`: full-size AlexNet-BN with the fillers of the authors' train_val2, at its first
-update of 4,096 images, eight times 512 of which BatchNorm takes the moments. Without
-ImageNet its gradients are those of other real images: crops of scikit-learn's two
-photographs and, with --images, the first of class folders, centre crops of what is
-warped to 256×256 pixels. Labels are drawn from 1,000 classes; "own" has the folders'.
-Needs 9 GB of memory, and about ten minutes of two cores for each.
+`table4` takes the first update of full-size AlexNet-BN, whose initial values are those
+of the fillers in the authors' train_val2. The batch has 4,096 images, and BatchNorm
+takes the moments of 512. Without ImageNet the gradients are those of other real images:
+crops of scikit-learn's two photographs and, with --images, images of class folders.
+These are warped to 256×256 pixels and cropped at the centre. Labels are drawn from
+1,000 classes; "own labels" are those of the folders. Needs 9 GB of memory, and about
+ten minutes on two cores for each set of images.
 
-`training`: the study's final run of LARS at its large batch, seed 1, of each network.
+`training` repeats the study's final run of LARS at its large batch, seed 1, for each
+network.
 
 Writes benchmarks/results/table4.json, or layers.json and docs/layers-*.png.
 """
 
 import argparse
-import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from benchmarks.results import STUDY, Record, read, save
 from benchmarks.speed.input_pipeline import crop, photographs
-from benchmarks.study.__main__ import FASHION, Place, dataset
-from benchmarks.study.page import DATA, NETWORKS
-from benchmarks.study.protocol import FINAL, TUNED, Cell
-from benchmarks.study.runs import read
+from benchmarks.study.protocol import BN_IMAGES, DATA, FINAL, NETWORKS, TUNED, Cell
+from benchmarks.study.runs import STUDY_FILE, Runs
+from benchmarks.study.train import FASHION, Place, trainer
 from examples.imagenet.config import Config, Model, Network, Optimizer, Run
 from examples.imagenet.data.arrays import Split, in_memory
 from examples.imagenet.data.pixels import for_evaluation
 from examples.imagenet.data.sources import load
 from examples.imagenet.log import read_log
 from examples.imagenet.models import image_pixels
-from examples.imagenet.provenance import provenance
 from examples.imagenet.report.figures import plot_layers
 from examples.imagenet.run.experiment import Trainer
 from examples.imagenet.run.loop import fit
 from examples.imagenet.step.devices import start_devices
 
-RESULTS, PICTURES, LOGS = Path("benchmarks/results"), Path("docs"), Path("runs/layers")
+LOGS = Path("runs/layers")
 NETWORK: Network = "alexnet_bn"
-BATCH, SLOT, CLASSES = 4096, 512, 1000
+BATCH, CLASSES = 4096, 1000
 SIDE = image_pixels(NETWORK)
-EVERY = 5  # updates of the small nets
+EVERY = 5  # updates of the small networks
 
 
 def crops() -> np.ndarray:
-    """Of photographs, as many as the batch has, in turns."""
+    """Returns as many crops of the photographs, in turns, as the batch has images."""
     random, sources = np.random.RandomState(0), list(photographs().values())
-    images = np.empty((BATCH, SIDE, SIDE, 3), np.uint8)
-    for i in range(BATCH):
-        image = crop(sources[i % len(sources)], random)
-        images[i] = for_evaluation(image, SIDE, "caffe")
-    return images
+    return np.stack(
+        [
+            for_evaluation(crop(sources[i % len(sources)], random), SIDE, "caffe")
+            for i in range(BATCH)
+        ]
+    )
 
 
-def first_update(images: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
-    """‖w‖ and ‖∇L‖ of every leaf, by the trainer."""
+def first_update(images: np.ndarray, labels: np.ndarray) -> Record:
+    """Returns ‖w‖ and ‖∇L‖ of every leaf, as the trainer measures them."""
     split = Split(images, labels.astype(np.int32))
     config = Config(
         model=Model(network=NETWORK),
         optimizer=Optimizer(layers="all", warmup_epochs=0),
-        run=Run(batch_size=BATCH, epochs=1, devices=1, accumulate=BATCH // SLOT),
+        run=Run(batch_size=BATCH, epochs=1, devices=1, accumulate=BATCH // BN_IMAGES),
     )
     mean = tuple(images[:256].mean((0, 1, 2)).tolist())
     data = in_memory(split, split, split, CLASSES)._replace(pixel_mean=mean)
     trainer = Trainer(config, data, start_devices(1))
     _, metrics = trainer.step(trainer.init(0), trainer.batch(0, 0))
     stats = metrics["layers"]
-    return {
-        name: {"param_norm": float(w), "grad_norm": float(g)}
-        for name, w, g in zip(
-            trainer.layer_names, stats.param_norm, stats.grad_norm, strict=True
-        )
-    }
+    norms = zip(stats.param_norm.tolist(), stats.grad_norm.tolist(), strict=True)
+    fields = ("param_norm", "grad_norm")
+    rows = (dict(zip(fields, pair, strict=True)) for pair in norms)
+    return dict(zip(trainer.layer_names, rows, strict=True))
 
 
 def table4(folder: str | None) -> None:
-    """Writes after each set of images."""
+    """Measures the norms for each set of images, and writes after each."""
     drawn = np.random.RandomState(0).randint(0, CLASSES, BATCH)
-    record = provenance() | {"batch": BATCH, "moments": SLOT, "leaves": {}}
+    record: Any = {"batch": BATCH, "moments": BN_IMAGES, "leaves": {}}
 
     def add(name: str, images: np.ndarray, labels: np.ndarray) -> None:
         record["leaves"][name] = first_update(images, labels)
-        (RESULTS / "table4.json").write_text(json.dumps(record, indent=1) + "\n")
-        print(f"{name}: {record['leaves'][name]}", flush=True)
+        print(f"{name}: {record['leaves'][name]}")
+        save("table4.json", record)
 
     add("photographs", crops(), drawn)
     if folder:
@@ -100,45 +99,40 @@ def table4(folder: str | None) -> None:
 
 
 def training(fashion: str) -> None:
-    """The log's norms, and a picture, of both networks."""
-    record: Any = provenance() | {"every": EVERY, "networks": {}}
-    runs = read()
+    """Trains both networks, keeps the norms of their logs and draws them."""
+    runs, networks = Runs(read(STUDY_FILE)), {}
     for network, title in NETWORKS.items():
         cell = Cell(DATA, network, TUNED[DATA], "lars")
-        rate = runs.trials(cell)[1]
+        rate, seed = runs.best(cell), FINAL.seeds[0]
         if rate is None:
             raise SystemExit(f"error: {cell.name} has no best rate yet; run the study")
-        source, data = dataset(DATA, Place(fashion))
-        devices = start_devices(None)
-        config = cell.config(source, rate, FINAL, len(devices))
-        config = replace(config, run=replace(config.run, layers_every=EVERY))
-        trainer = Trainer(config, data, devices[: config.run.devices])
+        bound = trainer(cell, rate, FINAL, Place(fashion))
+        logging = replace(bound.config.run, layers_every=EVERY)
+        config = replace(bound.config, run=logging)
         path = LOGS / f"{network}.jsonl"
-        result = fit(trainer, FINAL.seeds[0], path)
+        result = fit(Trainer(config, bound.data, bound.devices), seed, path)
         log = read_log(path)
         named = f"LARS of weights, {title}, batch {cell.batch:,}, γ = {rate:g}"
-        plot_layers(log, named, PICTURES / f"layers-{network}.png")
-        tables = [
-            {
-                "step": r["step"],
-                "layers": {
-                    name: {key: float(f"{x:.5g}") for key, x in row.items()}
-                    for name, row in r["layers"].items()
-                },
-            }
-            for r in log
-            if r["kind"] == "layers"
-        ]
-        accuracy, updates = result.accuracy, result.updates
-        record["networks"][network] = {
+        plot_layers(log, named, STUDY.with_name(f"layers-{network}.png"))
+        layers = [r for r in log if r["kind"] == "layers"]
+        networks[network] = {
             "learning_rate": rate,
-            "seed": FINAL.seeds[0],
-            "accuracy": accuracy,
-            "updates": updates,
-            "tables": tables,
+            "seed": seed,
+            "accuracy": result.accuracy,
+            "updates": result.updates,
+            "tables": [
+                {"step": r["step"], "layers": shorten(r["layers"])} for r in layers
+            ],
         }
-        print(f"{cell.name}: {accuracy:.2%} after {updates} updates", flush=True)
-    (RESULTS / "layers.json").write_text(json.dumps(record) + "\n")
+        print(f"{cell.name}: {result.accuracy:.2%} after {result.updates} updates")
+    save("layers.json", {"every": EVERY, "networks": networks}, indent=None)
+
+
+def shorten(value: Any) -> Any:
+    """Returns numbers in nested dictionaries with five digits."""
+    if isinstance(value, dict):
+        return {key: shorten(part) for key, part in value.items()}
+    return float(f"{value:.5g}")
 
 
 def main() -> None:

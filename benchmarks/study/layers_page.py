@@ -1,13 +1,11 @@
 """The tables of layers in docs/study.md: the paper's Table 4, and along training."""
 
-from typing import Any
-
 import numpy as np
 
+from benchmarks.results import STUDY, Record, Table
 from examples.imagenet.report.page import markdown_table
 
-Record = dict[str, Any]
-# ‖w‖, ‖∇w‖ and their ratio as Table 4 prints them, by its column.
+# ‖w‖, ‖∇w‖ and their ratio as Table 4 prints them, by its columns.
 PAPER = {
     "conv1.1": (1.86, 0.22, 8.48),
     "conv1.0": (0.098, 0.017, 5.76),
@@ -26,7 +24,7 @@ PAPER = {
     "fc8.1": (20.2, 0.22, 93),
     "fc8.0": (0.316, 0.016, 19),
 }
-# Of the fillers: standard deviation of weights and their number, then value of biases.
+# The fillers: standard deviation and number of weights, value and number of biases.
 FILLERS = {
     "conv1": (0.01, 11 * 11 * 3 * 96, 0.01, 96),
     "conv2": (0.01, 5 * 5 * 48 * 256, 0.01, 256),
@@ -40,10 +38,10 @@ FILLERS = {
 
 
 def printed_leaf(column: str) -> tuple[str, float]:
-    """A column's leaf, and what its norm must be: std · √n."""
+    """Returns the leaf of a column, and the norm that the fillers give it, std · √n."""
     layer, _, end = column.partition(".")
     std, weights, value, biases = FILLERS[layer]
-    # As the caption has it for conv4 alone, and the reverse everywhere else.
+    # The caption is right for conv4 alone; elsewhere weights and biases are swapped.
     if (end == "1") != (layer == "conv4"):
         return f"{layer}/kernel", std * np.sqrt(weights)
     return f"{layer}/bias", value * np.sqrt(biases)
@@ -54,7 +52,7 @@ def short(x: float) -> str:
 
 
 def table4(record: Record) -> str:
-    """Of each leaf the paper's norms, the fillers' and ours; then the ratios."""
+    """Returns the norms of each leaf in the paper and here, and then their ratios."""
     sets = record["leaves"]
     norms = [["Table 4", "leaf", "‖w‖", "fillers", "drawn", "‖∇w‖", *sets]]
     ratios = [["Table 4", "leaf", "‖w‖/‖∇w‖", *sets]]
@@ -71,7 +69,7 @@ def table4(record: Record) -> str:
 
 
 def spread(record: Record) -> str:
-    """Smallest and largest ratio, over weights and over all leaves."""
+    """Returns the smallest and largest ratio, over weights and over all leaves."""
     ratios = {"paper": {printed_leaf(c)[0]: row[2] for c, row in PAPER.items()}} | {
         name: {k: x["param_norm"] / x["grad_norm"] for k, x in found.items()}
         for name, found in record["leaves"].items()
@@ -91,7 +89,7 @@ def spread(record: Record) -> str:
 
 
 def along(record: Record) -> str:
-    """Norms and λ of the small nets at their first, a middle and the last record."""
+    """Returns the norms of the small networks at four records along the training."""
     text = ""
     for network, found in record["networks"].items():
         tables = found["tables"]
@@ -110,3 +108,10 @@ def along(record: Record) -> str:
         text += markdown_table([head, *lines])
         text += f"\n![Norms and rates of the layers](layers-{network}.png)\n"
     return text
+
+
+TABLES = (
+    Table(STUDY, "table 4", "table4.json", table4),
+    Table(STUDY, "spread", "table4.json", spread),
+    Table(STUDY, "along training", "layers.json", along),
+)

@@ -1,9 +1,10 @@
-"""The tables of docs/study.md and its pictures, of the runs that are runs.
+"""The tables and pictures of the study of large batches in docs/study.md.
 
-What is not there yet says so; nothing is left out of the tables. The picture of the
-batches lacks rows of one seed, that of the rates scores below FLOOR.
+Every row is in a table, and one that has not been run says so. The picture of batch
+sizes leaves out rows of one seed.
 """
 
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from statistics import mean, stdev
@@ -12,16 +13,22 @@ from typing import Any
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter, StrMethodFormatter
 
+from benchmarks.results import STUDY, Record, Table
 from benchmarks.study import protocol
-from benchmarks.study.protocol import METHODS, TUNED, TUNED_LONG, Cell, cells
-from benchmarks.study.runs import Runs
+from benchmarks.study.protocol import (
+    DATA,
+    METHODS,
+    NETWORKS,
+    TUNED,
+    TUNED_LONG,
+    Cell,
+    cells,
+)
+from benchmarks.study.runs import STUDY_FILE, Runs
 from examples.imagenet.report.figures import line_style
 from examples.imagenet.report.page import markdown_table
 
-PAGE = Path("docs/study.md")
-DATA = "fashion-mnist"
-NETWORKS = {"alexnet-small": "without BatchNorm", "alexnet-bn-small": "with BatchNorm"}
-FLOOR = 78  # %, below which a picture says the number alone
+FLOOR = 78  # %; the picture of batch sizes writes a lower accuracy as a number
 STYLES = {name: line_style(i) for i, name in enumerate(METHODS)}
 STYLES |= {  # hollow, otherwise as with short trials
     name: STYLES[name.removesuffix("-long")] | {"markerfacecolor": "white"}
@@ -34,26 +41,32 @@ def percent(accuracies: list[float]) -> str:
     return f"{100 * mean(accuracies):.1f}{spread} %"
 
 
-def lost(records: list[dict[str, Any]]) -> str:
-    n = sum(record["diverged"] for record in records)
-    return f", {n} diverged" if n else ""
-
-
-def score(cell: Cell, final: list[dict[str, Any]]) -> str:
+def score(cell: Cell, final: list[Record]) -> str:
+    """Returns the test accuracy, and how many seeds are missing or diverged."""
     if not final:
         return "not run"
-    wanted = len(cell.final.seeds)
+    wanted, n = len(cell.final.seeds), sum(r["diverged"] for r in final)
     some = "" if len(final) == wanted else f", {len(final)} of {wanted} seeds"
-    return percent([r["accuracy"] for r in final]) + some + lost(final)
+    diverged = f", {n} diverged" if n else ""
+    return percent([r["accuracy"] for r in final]) + some + diverged
 
 
-def ladder(runs: Runs, some: list[Cell]) -> str:
-    """Test accuracies of the chosen rates."""
-    if not any(runs.tried(cell) or runs.final(cell) for cell in some):
+def rows(name: str) -> list[Cell]:
+    """Returns the rows of a network on Fashion-MNIST, or those on other data."""
+    small = [cell for cell in cells() if cell.data == name]
+    return small or [
+        cell for cell in cells() if (cell.data, cell.network) == (DATA, name)
+    ]
+
+
+def accuracies(name: str, records: list[Record]) -> str:
+    """Returns a table of the test accuracies at the chosen learning rates."""
+    runs = Runs(records)
+    if not any(runs.tried(cell) or runs.final(cell) for cell in rows(name)):
         return "Not run.\n"
     head = ["batch", "optimizer", "rates tried", "chosen", "updates", "test accuracy"]
     lines = []
-    for cell in some:
+    for cell in rows(name):
         rates, best = runs.trials(cell)
         final = runs.final(cell)
         lines.append(
@@ -69,140 +82,103 @@ def ladder(runs: Runs, some: list[Cell]) -> str:
     return markdown_table([head, *lines])
 
 
-def sweep(runs: Runs, some: list[Cell]) -> str:
-    """Every trial: its validation accuracy."""
-    lines = []
-    for cell in some:
-        found = runs.tried(cell)
-        trials = ", ".join(
+def trials(name: str, records: list[Record]) -> str:
+    """Returns a table of the validation accuracies of all trials."""
+    runs, lines = Runs(records), []
+    for cell in rows(name):
+        found = ", ".join(
             f"{r['learning_rate']:g}: {100 * r['accuracy']:.1f}"
             + " (diverged)" * r["diverged"]
-            for r in found
+            for r in runs.tried(cell)
         )
-        if trials:
-            lines.append([f"{cell.batch:,}", METHODS[cell.method].title, trials])
+        if found:
+            lines.append([f"{cell.batch:,}", METHODS[cell.method].title, found])
     head = ["batch", "optimizer", "rate: validation accuracy, %"]
     return markdown_table([head, *lines]) if lines else "Not run.\n"
 
 
-def part(name: str) -> list[Cell]:
-    """The rows of one network, or of other data."""
-    small = [cell for cell in cells() if cell.data == name]
-    return small or [
-        cell for cell in cells() if (cell.data, cell.network) == (DATA, name)
-    ]
-
-
-def rules(_: Any) -> str:
-    """The protocol without its title."""
+def describe_protocol(_: object) -> str:
+    """Returns the protocol without its title."""
     return (protocol.__doc__ or "").partition("\n\n")[2]
 
 
-def drawn(runs: Runs) -> bool:
-    """Whether there is anything to draw for each network."""
-    return all(any(map(runs.final, part(name))) for name in NETWORKS)
+TABLES = (
+    Table(STUDY, "protocol", STUDY_FILE, describe_protocol),
+    *(
+        Table(STUDY, mark + name, STUDY_FILE, partial(make, name))
+        for name in (*NETWORKS, "digits", "cifar10")
+        for mark, make in (("", accuracies), ("trials ", trials))
+    ),
+)
 
 
-def picture(name: str, text: str, record: Any) -> str:
-    if drawn(Runs(record["rows"])):
-        return f"![{text}](study_{name}.png)\n"
-    return "Drawn once there are runs of both networks.\n"
+def draw(records: list[Record], folder: Path) -> None:
+    """Draws the accuracy over the learning rate, and over the batch size."""
+    runs = Runs(records)
+    labels = ("learning rate", "validation accuracy, %")
+    draw_panels(folder / "study_rate.png", *labels, partial(draw_rates, runs))
+    labels = ("batch size", "test accuracy, %")
+    draw_panels(folder / "study_batch.png", *labels, partial(draw_batches, runs))
 
 
-def draw(runs: Runs) -> None:
-    """Both pictures."""
-    if drawn(runs):
-        draw_sweep(runs, PAGE.with_name("study_rate.png"))
-        draw_ladder(runs, PAGE.with_name("study_batch.png"))
-
-
-TABLES = [("protocol", "study.jsonl", rules)] + [
-    (
-        mark + name,
-        "study.jsonl",
-        partial(lambda make, some, x: make(Runs(x["rows"]), some), make, part(name)),
-    )
-    for name in (*NETWORKS, "digits", "cifar10")
-    for mark, make in (("", ladder), ("trials ", sweep))
-]
-TABLES += [
-    (name, "study.jsonl", partial(picture, name, text))
-    for name, text in (
-        ("batch", "Test accuracy over the batch, for every optimizer"),
-        ("rate", "Validation accuracy over the learning rate at the large batch"),
-    )
-]
-
-
-def panels() -> tuple[Figure, Any]:
+def draw_panels(
+    path: Path, xlabel: str, ylabel: str, draw: Callable[[Any, str], None]
+) -> None:
+    """Draws a picture of two panels, each by `draw(axis, network)`, with one legend."""
     figure = Figure(figsize=(9, 4.2), layout="constrained")
-    return figure, figure.subplots(1, len(NETWORKS), sharey=True)
-
-
-def draw_sweep(runs: Runs, path: Path) -> None:
-    figure, axes = panels()
+    axes = figure.subplots(1, len(NETWORKS), sharey=True)
+    legend: dict[str, Any] = {}
     for axis, (network, title) in zip(axes, NETWORKS.items(), strict=True):
-        for name, method in METHODS.items():
-            cell = Cell(DATA, network, TUNED[DATA], name)
-            found = runs.tried(cell)
-            if found:
-                rates = [r["learning_rate"] for r in found]
-                scores = [100 * r["accuracy"] for r in found]
-                axis.plot(rates, scores, label=method.title, **STYLES[name])
-        axis.set(xscale="log", xlabel="learning rate", title=title)
-        axis.set_ylim(bottom=FLOOR)
-        axis.xaxis.set_minor_formatter(NullFormatter())
+        draw(axis, network)
+        axis.set(xlabel=xlabel, title=title)
         axis.grid(alpha=0.3)
-    axes[0].set_ylabel("validation accuracy, %")
-    finish(figure, axes, path)
-
-
-def draw_ladder(runs: Runs, path: Path) -> None:
-    figure, axes = panels()
-    methods = [name for name in METHODS if name in {x.method for x in part(DATA)}]
-    for axis, (network, title) in zip(axes, NETWORKS.items(), strict=True):
-        for i, name in enumerate(methods):
-            method = METHODS[name]
-            beside = 1.04 ** (i - len(methods) / 2)  # so that none hides another
-            points = []
-            for cell in cells():
-                final = runs.final(cell)
-                if (cell.data, cell.network, cell.method) == (DATA, network, name):
-                    scores = [100 * r["accuracy"] for r in final]
-                    if len(scores) > 1:
-                        at = cell.batch * beside
-                        points.append((at, mean(scores), stdev(scores)))
-            if points:
-                x, y, error = zip(*sorted(points), strict=True)
-                drawn = [max(FLOOR, value) for value in y]
-                below = [min(e, d - FLOOR) for e, d in zip(error, drawn, strict=True)]
-                above = [e * (d > FLOOR) for e, d in zip(error, drawn, strict=True)]
-                style = STYLES[name] | {"capsize": 3, "clip_on": False}
-                axis.errorbar(x, drawn, [below, above], label=method.title, **style)
-                for at, value in zip(x, y, strict=True):
-                    if value < FLOOR:
-                        axis.annotate(
-                            f"{value:.0f} %",
-                            (at, FLOOR),
-                            **{"xytext": (-8, 4), "textcoords": "offset points"},
-                            **{"ha": "right", "color": STYLES[name]["color"]},
-                        )
-        axis.set_xscale("log", base=2)
-        axis.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
-        axis.set(xlabel="batch, its rows side by side", title=title)
-        axis.set_ylim(bottom=FLOOR)
-        axis.grid(alpha=0.3)
-    axes[0].set_ylabel("test accuracy, %")
-    finish(figure, axes, path)
-
-
-def finish(figure: Figure, axes: Any, path: Path) -> None:
-    found: dict[str, Any] = {}
-    for axis in axes:
-        found |= dict(zip(*reversed(axis.get_legend_handles_labels()), strict=True))
-    if found:
-        lines, titles = list(found.values()), list(found)
-        figure.legend(
-            lines, titles, loc="outside lower center", ncols=3, fontsize="small"
-        )
+        legend |= dict(zip(*reversed(axis.get_legend_handles_labels()), strict=True))
+    axes[0].set_ylabel(ylabel)
+    if legend:
+        where: Any = {"loc": "outside lower center", "ncols": 3, "fontsize": "small"}
+        figure.legend(list(legend.values()), list(legend), **where)
     figure.savefig(path, dpi=120, metadata={"Software": None})
+
+
+def draw_rates(runs: Runs, axis: Any, network: str) -> None:
+    for name, method in METHODS.items():
+        if found := runs.tried(Cell(DATA, network, TUNED[DATA], name)):
+            rates = [r["learning_rate"] for r in found]
+            scores = [100 * r["accuracy"] for r in found]
+            axis.plot(rates, scores, label=method.title, **STYLES[name])
+    axis.set(xscale="log")
+    axis.set_ylim(bottom=FLOOR)
+    axis.xaxis.set_minor_formatter(NullFormatter())
+
+
+def draw_batches(runs: Runs, axis: Any, network: str) -> None:
+    methods = [name for name in METHODS if name in {x.method for x in rows(DATA)}]
+    for i, name in enumerate(methods):
+        beside = 1.04 ** (i - len(methods) / 2)  # so that no point hides another
+        points = []
+        for cell in rows(network):
+            scores = [100 * r["accuracy"] for r in runs.final(cell)]
+            if cell.method == name and len(scores) > 1:
+                points.append((cell.batch * beside, mean(scores), stdev(scores)))
+        if not points:
+            continue
+        x, y, error = zip(*sorted(points), strict=True)
+        shown = [max(FLOOR, value) for value in y]
+        below = [min(e, at - FLOOR) for e, at in zip(error, shown, strict=True)]
+        above = [e * (at > FLOOR) for e, at in zip(error, shown, strict=True)]
+        style = STYLES[name] | {"capsize": 3, "clip_on": False}
+        title = METHODS[name].title
+        axis.errorbar(x, shown, [below, above], label=title, **style)
+        for at, value in zip(x, y, strict=True):
+            if value < FLOOR:
+                axis.annotate(
+                    f"{value:.0f} %",
+                    (at, FLOOR),
+                    xytext=(-8, 4),
+                    textcoords="offset points",
+                    ha="right",
+                    color=STYLES[name]["color"],
+                )
+    axis.set_xscale("log", base=2)
+    axis.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    axis.set_ylim(bottom=FLOOR)

@@ -1,35 +1,48 @@
 """The study's protocol, fixed before its runs.
 
-Data: Fashion-MNIST, of whose 60,000 training images the trainer holds out 5,000 for
-validation. Also the digits of `make train`, 3,200 to train on, as rows that are cheap
-to repeat; as that demo's settings had been seen before, they are no evidence. On a GPU
-also CIFAR-10's JPEG files, 45,000 to train on, randomly cropped and mirrored.
-Networks: `alexnet-small`, without BatchNorm and with it; `resnet-small` for CIFAR-10.
-BatchNorm takes the moments of 512 images, or of the largest equal part of the batch
-below that, whatever the number of devices.
+Most rows train on Fashion-MNIST. Of its 60,000 training images the trainer holds out
+5,000 for validation. The rows on the 3,200 digits of `make train` are cheap to repeat.
+They are no evidence, because the settings of that demo had been seen before. On a GPU
+there are also rows on CIFAR-10: JPEG files, 45,000 to train on, randomly cropped and
+mirrored. The networks are `alexnet-small`, without and with BatchNorm, and
+`resnet-small` for CIFAR-10. BatchNorm takes the moments of 512 images, whatever the
+number of devices. If the batch does not divide into parts of 512, it takes those of the
+largest equal part below that.
 
-Every optimizer has β = 5e-4, μ = 0.9 and one schedule: a linear warm-up from 0 over a
-sixth of the epochs, then (1 − t/T)². At the baseline's and at the tuned batch size each
-has six learning rates, a factor of 2 apart, whose lowest was set once from runs before
-the study; at the other sizes three, around the best at the tuned size by √ scaling.
-Where the best is the first or the last, another is added beyond it until it is not, for
-all alike. Each is run for 10 epochs from seed 0, and the best on the validation images,
-diverged runs last, for 30 epochs from seeds 1, 2 and 3 (CIFAR-10: to 5). Two rules tune
-nothing: linear scaling of SGD has the baseline's best rate times the ratio of batches,
-√ scaling of LARS its best rate at the tuned batch times the root of that ratio. Rows
-"tuned at 30 epochs", in which every trial has 30 epochs, were added after the first
-results, to see what short trials cost. Of these the row of `optax.lars`, added last,
-begins with four learning rates, 10 to 80. What two rows ask for is run once.
+Every optimizer has weight decay β = 5e-4, momentum μ = 0.9 and the same schedule. The
+learning rate grows linearly from 0 over a sixth of the epochs and then falls as
+(1 − t/T)², where t is the number of updates done and T that of all updates.
 
-The table has the test accuracy of the last update; nothing is chosen by test images. A
-run that diverges ends, and counts with the state of its last update. Nothing is left
-out.
+Each optimizer tries several learning rates, a factor of 2 apart. At the baseline's
+batch size and at the large one for which rates are tuned it begins with six. The lowest
+of these was set once, from runs before the study. At the other batch sizes it begins
+with three, around the best rate at the tuned batch size times the square root of the
+ratio of batch sizes. If the best rate is the lowest or the highest that was tried, the
+next rate beyond it is tried too. This is repeated until the best rate lies between
+others, for all optimizers alike. A trial trains for 10 epochs from seed 0. The rate
+with the best accuracy on the validation images is chosen, and runs that diverged come
+last. With it the network is trained for 30 epochs from seeds 1, 2 and 3, on CIFAR-10
+from seeds 1 to 5.
 
-η is 0.001, for LARC 0.02. SGD, LARC and LARS of "weights" decay the weights alone, the
-others all leaves. LARS of weights is `lars_optax.lars(schedule, 5e-4)` as it comes:
-parameters that it does not adapt, and layers whose norm is 0, have the ratio 0.02, the
-default. In the row "others at 1" they have 1, as in MLPerf. LARC has 1 there too, and
-`optax.lars`, which adapts all leaves, has 1 where a norm is 0.
+Two rules tune nothing. Linear scaling of SGD takes the baseline's best rate times the
+ratio of batch sizes. √ scaling of LARS takes its best rate at the tuned batch size
+times the square root of the ratio.
+
+The rows "tuned at 30 epochs" show what short trials cost: every trial has 30 epochs.
+They were added after the first results. The row of `optax.lars` among them was added
+last and begins with four learning rates, 10 to 80. Runs that two rows share are run
+once.
+
+The table has the test accuracy after the last update; nothing is chosen by test images.
+A run that diverges ends, and counts with the accuracy after its last update. Nothing is
+left out.
+
+The trust coefficient η is 0.001, for LARC 0.02. SGD, LARC and LARS of weights apply
+weight decay to the weights alone, the others to all leaves. "LARS of weights, defaults"
+is `lars_optax.lars(schedule, 5e-4)`. Its trust ratio is 0.02, the default
+`fallback_ratio`, for parameters that are not adapted and for layers whose norm is 0. In
+the row "fallback ratio 1" it is 1 there, as in MLPerf, and so it is for LARC.
+`optax.lars` adapts all leaves and has a ratio of 1 where a norm is 0.
 """
 
 import math
@@ -43,12 +56,17 @@ import lars_optax
 from examples.imagenet.config import Config, Data, Model, Optimizer, Run, Split
 from lars_optax.recipes import Recipe
 
-SLOT = 512  # images of which BatchNorm takes the moments, at most
-RATES, FEW = 6, 3  # learning rates at the tuned sizes, and at the others
+DATA = "fashion-mnist"
+NETWORKS = {"alexnet-small": "without BatchNorm", "alexnet-bn-small": "with BatchNorm"}
+SMALL = {"fashion-mnist": 128, "digits": 32, "cifar10": 128}  # the baseline's batch
+TUNED = {"fashion-mnist": 8192, "digits": 1600, "cifar10": 8192}
+BN_IMAGES = 512  # of which BatchNorm takes the moments, at most
+# How many learning rates are tried at first: at the two tuned batch sizes, at others.
+RATES, FEW = 6, 3
 
 
 class Stage(NamedTuple):
-    """What is run at one rate."""
+    """The epochs, seeds and evaluation images of the runs at one learning rate."""
 
     epochs: int
     seeds: tuple[int, ...]
@@ -58,32 +76,34 @@ class Stage(NamedTuple):
 TUNING = Stage(10, (0,), "validation")
 LONG = Stage(30, (0,), "validation")
 FINAL = Stage(30, (1, 2, 3), "test")
+ABLATION = Stage(30, (1, 2, 3), "validation")
 MORE_SEEDS = {"cifar10": (1, 2, 3, 4, 5)}
 
 
 class Method(NamedTuple):
-    """An optimizer; `make` where the trainer has no flags for it."""
+    """An optimizer of the study; `make` if the trainer has no flags for it."""
 
     title: str
     optimizer: Optimizer
-    lowest: tuple[float, float]  # rates without and with BatchNorm, at the tuned size
+    # The lowest learning rates without and with BatchNorm, at the tuned batch size.
+    lowest: tuple[float, float]
     make: Callable[[Recipe, int], Any] = Recipe.optimizer
     tuning: Stage = TUNING
-    rates: int = RATES  # how many learning rates are tried at first, at the tuned size
+    rates: int = RATES  # learning rates tried at first, at the tuned batch size
 
     @property
     def trains(self) -> tuple[Any, ...]:
-        """Methods for which it is equal differ in how the rate is chosen alone."""
+        """What the method trains with: equal if only the choice of the rate differs."""
         return self.optimizer, self.make
 
 
 def optax_lars(recipe: Recipe, images: int) -> Any:
-    """With its defaults, but for schedule and decay, which all have."""
+    """Returns `optax.lars` with the study's schedule and decay, else its defaults."""
     return optax.lars(recipe.schedule(images), recipe.weight_decay)
 
 
 def larc(recipe: Recipe, images: int) -> Any:
-    """With its defaults, but for schedule and decay, which all have."""
+    """Returns `larc` with the study's schedule and decay, else its defaults."""
     return lars_optax.larc(recipe.schedule(images), recipe.weight_decay or 0.0)
 
 
@@ -95,11 +115,11 @@ METHODS = {
     "sgd": Method("SGD", _SGD, (0.025, 0.05)),
     "linear": Method("SGD, linear scaling", _SGD, (0, 0)),
     "nesterov": Method("Nesterov SGD", replace(_SGD, nesterov=True), (0.025, 0.05)),
-    "lars": Method("LARS of weights, as it comes", _LARS, (2.5, 2.5)),
+    "lars": Method("LARS of weights, defaults", _LARS, (2.5, 2.5)),
     "lars-sqrt": Method("LARS of weights, √ scaling", _LARS, (0, 0)),
-    "lars-mlperf": Method("LARS of weights, others at 1", _MLPERF, (2.5, 2.5)),
+    "lars-mlperf": Method("LARS of weights, fallback ratio 1", _MLPERF, (2.5, 2.5)),
     "lars-all": Method("LARS of all leaves", _ALL, (2.5, 2.5)),
-    "optax-lars": Method("optax.lars, as it comes", _ALL, (2.5, 2.5), optax_lars),
+    "optax-lars": Method("optax.lars, defaults", _ALL, (2.5, 2.5), optax_lars),
     "larc": Method("LARC", _SGD, (0.05, 0.05), larc),
 }
 TUNED_LONG = {
@@ -108,33 +128,50 @@ TUNED_LONG = {
     )
     for name in ("sgd", "nesterov", "lars-all", "lars", "optax-lars")
 }
-# Lower rates than these were never near the best of any LARS at 30 epochs.
+# At 30 epochs lower rates were never near the best of any LARS.
 TUNED_LONG["optax-lars-long"] = TUNED_LONG["optax-lars-long"]._replace(
     lowest=(10, 10), rates=4
 )
 METHODS |= TUNED_LONG
-# `default_ratio` alone runs these: the study's tables have no rows of them.
+# These are run by `default_ratio` alone and are in no table of the study.
 RATIOS = {
     f"lars-{ratio:g}": Method(
-        f"LARS of weights, others at {ratio:g}",
+        f"LARS of weights, fallback ratio {ratio:g}",
         replace(_LARS, fallback_ratio=ratio),
         (2.5, 2.5),
     )
     for ratio in (0.1, 0.005, 0.001)
 }
 METHODS |= RATIOS
-SMALL = {"fashion-mnist": 128, "digits": 32, "cifar10": 128}  # the baseline's batch
-TUNED = {"fashion-mnist": 8192, "digits": 1600, "cifar10": 8192}
-LOWEST_SMALL = (0.005, 0.01)
-# Methods whose rate is another's: of which method, at which batch, by which rule.
+LOWEST_SMALL = (0.005, 0.01)  # of the baseline, without and with BatchNorm
+# Methods that scale a rate: of which method, at which batch size, by which rule.
 RULES = {
     "linear": ("sgd", SMALL, lars_optax.linear_scaling),
     "lars-sqrt": ("lars", TUNED, lars_optax.sqrt_scaling),
 }
 
 
+class Variant(NamedTuple):
+    """A choice of an ablation; `make` if the trainer has no flags for it."""
+
+    ablation: str
+    title: str
+    optimizer: Optimizer
+    make: Callable[[Recipe, int], Any] = Recipe.optimizer
+
+    @property
+    def key(self) -> dict[str, str]:
+        """What its runs are recorded under; the study's own choice is run once."""
+        if (self.optimizer, self.make) == (STUDIED, Recipe.optimizer):
+            return {"ablation": "as in the study", "variant": "as in the study"}
+        return {"ablation": self.ablation, "variant": self.title}
+
+
+STUDIED = replace(_LARS, warmup_epochs=ABLATION.epochs / 6)
+
+
 class Cell(NamedTuple):
-    """One line of the study's tables."""
+    """One row of the study's tables: a method on data, a network and a batch size."""
 
     data: str
     network: str
@@ -143,24 +180,24 @@ class Cell(NamedTuple):
 
     @property
     def name(self) -> str:
-        """For the command line and folders."""
+        """The name of the row on the command line."""
         return "/".join(map(str, self))
 
     @property
     def tuning(self) -> Stage:
-        """What is run at every rate."""
+        """The trials at every learning rate."""
         return METHODS[self.method].tuning
 
     @property
     def final(self) -> Stage:
-        """What is run at the best rate."""
+        """The runs at the best learning rate."""
         return FINAL._replace(seeds=MORE_SEEDS.get(self.data, FINAL.seeds))
 
     def config(self, source: str, rate: float, stage: Stage, devices: int) -> Config:
-        """Of runs on at most so many devices; a seed is still to be given."""
-        few = -(-self.batch // SLOT)
-        slots = next(n for n in range(few, self.batch + 1) if self.batch % n == 0)
-        used = math.gcd(slots, devices)
+        """Returns a run's configuration on at most so many devices, without a seed."""
+        few = -(-self.batch // BN_IMAGES)
+        parts = next(n for n in range(few, self.batch + 1) if self.batch % n == 0)
+        used = math.gcd(parts, devices)
         optimizer = METHODS[self.method].optimizer
         warmup = stage.epochs / 6
         network: Any = self.network
@@ -176,7 +213,7 @@ class Cell(NamedTuple):
                 batch_size=self.batch,
                 epochs=stage.epochs,
                 devices=used,
-                accumulate=slots // used,
+                accumulate=parts // used,
                 layers_every=0,
                 log_every=20,
                 checkpoints=1,
@@ -184,7 +221,11 @@ class Cell(NamedTuple):
         )
 
     def rates(self, best: Callable[["Cell"], float | None]) -> tuple[float, ...]:
-        """The first rates to try; none while those they follow from are not known."""
+        """Returns the learning rates to try first.
+
+        `best` returns the best rate of another row, or None if it is not known yet.
+        Then rates that follow from it are not known either, and none is returned.
+        """
         norm = int(self.network != "alexnet-small")
         if self.method in RULES:
             method, batch, scaling = RULES[self.method]
@@ -192,40 +233,39 @@ class Cell(NamedTuple):
             rate = best(base)
             return () if rate is None else (scaling(rate, self.batch, base.batch),)
         if self.batch == SMALL[self.data] and self.method == "sgd":
-            return _ladder(LOWEST_SMALL[norm], RATES)
+            return _doublings(LOWEST_SMALL[norm], RATES)
         tuned = self._replace(batch=TUNED[self.data])
         lowest = METHODS[self.method].lowest[norm]
         if self.batch == tuned.batch:
-            return _ladder(lowest, METHODS[self.method].rates)
+            return _doublings(lowest, METHODS[self.method].rates)
         if self.batch == SMALL[self.data]:
             scaled = lars_optax.sqrt_scaling(lowest, self.batch, tuned.batch)
-            return _ladder(scaled, RATES)
+            return _doublings(scaled, RATES)
         rate = best(tuned)
         if rate is None:
             return ()
         middle = lars_optax.sqrt_scaling(rate, self.batch, tuned.batch)
-        return _ladder(middle / 2, FEW)
+        return _doublings(middle / 2, FEW)
 
 
-def _ladder(lowest: float, n: int) -> tuple[float, ...]:
+def _doublings(lowest: float, n: int) -> tuple[float, ...]:
     return tuple(lowest * 2**k for k in range(n))
 
 
 def cells() -> list[Cell]:
-    """All of them; what the claims rest on first."""
-    networks = ("alexnet-small", "alexnet-bn-small")
-    found = [Cell("digits", networks[0], *each) for each in
-             ((32, "sgd"), (1600, "sgd"), (1600, "lars-all"))]  # fmt: skip
+    """Returns all rows, those that the conclusions rest on first."""
+    digits = ((32, "sgd"), (1600, "sgd"), (1600, "lars-all"))
+    found = [Cell("digits", "alexnet-small", *each) for each in digits]
     main = ((128, "sgd"), (8192, "sgd"), (8192, "lars"))
     done = ("sgd", "lars", "lars-sqrt", *TUNED_LONG, *RATIOS)
     others = [(8192, name) for name in METHODS if name not in done]
-    rule = tuple((n, "lars-sqrt") for n in (512, 1024, 2048, 4096, 16_384))
+    rule = [(n, "lars-sqrt") for n in (512, 1024, 2048, 4096, 16_384)]
     more = [(n, name) for n in (2048, 16_384) for name in ("sgd", "nesterov", "lars")]
     more += [*((8192, name) for name in TUNED_LONG), (128, "lars")]
-    for part in (main, others, rule, more):
-        found += [
-            Cell("fashion-mnist", net, *each) for net in networks for each in part
-        ]
+    parts = (main, others, rule, more)
+    found += [
+        Cell(DATA, net, *each) for part in parts for net in NETWORKS for each in part
+    ]
     largest = [(32_768, name) for name in ("sgd", "nesterov", "lars", "lars-sqrt")]
-    parts = (*main, *others, *rule, *more, *largest)
-    return found + [Cell("cifar10", "resnet-small", *each) for each in parts]
+    cifar10 = (*main, *others, *rule, *more, *largest)
+    return found + [Cell("cifar10", "resnet-small", *each) for each in cifar10]

@@ -1,61 +1,71 @@
-"""Which runs of the study there are, and which are to come."""
+"""Which runs of the study are kept, and which are missing."""
 
-import json
-from pathlib import Path
+from collections.abc import Iterable, Mapping
 from statistics import median
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from benchmarks.study.protocol import METHODS, RULES, Cell, Stage
+from benchmarks.results import Record
+from benchmarks.study.protocol import METHODS, RULES, Cell, Stage, Variant
 
-RESULTS = Path("benchmarks/results/study.jsonl")
+STUDY_FILE, ABLATIONS_FILE = "study.jsonl", "ablations.jsonl"
 COMPILING = 15  # seconds, about
-Record = dict[str, Any]
 
 
 class Job(NamedTuple):
-    """One run."""
+    """One run of the study, or of an ablation if it has a variant."""
 
     cell: Cell
     rate: float
     stage: Stage
     seed: int
+    variant: Variant | None = None
 
     @property
     def key(self) -> Record:
-        """What tells it from all others."""
-        return self.cell._asdict() | {
-            "learning_rate": self.rate,
-            "epochs": self.stage.epochs,
-            "seed": self.seed,
-            "split": self.stage.split,
-        }
+        """The fields of a record that tell the run from all others."""
+        run: Record = {"learning_rate": self.rate, "seed": self.seed}
+        if self.variant:
+            return self.variant.key | {"network": self.cell.network} | run
+        stage = {"epochs": self.stage.epochs, "split": self.stage.split}
+        return self.cell._asdict() | stage | run
+
+    @property
+    def name(self) -> str:
+        """The name of the run in messages and of its folder."""
+        row = self.cell.name
+        if self.variant:
+            row = "/".join((*self.variant.key.values(), self.cell.network))
+        stage = f"{self.stage.epochs}-epochs-{self.stage.split}"
+        return f"{row}/rate-{self.rate:g}/{stage}/seed-{self.seed}"
 
 
 class Runs:
-    """The runs there are."""
+    """The runs that are kept in a file."""
 
     def __init__(self, records: list[Record]) -> None:
         self.records = records
 
     def tried(self, cell: Cell) -> list[Record]:
-        """Its trials, by rate; none where the rate is that of another row."""
+        """Returns its trials by rate; none if its rate follows from another row's."""
         found = [] if cell.method in RULES else self._like(cell, cell.tuning)
         return sorted(found, key=lambda r: r["learning_rate"])
 
     def final(self, cell: Cell) -> list[Record]:
-        """The runs at the best rate, by seed."""
-        best = self.trials(cell)[1]
+        """Returns the runs at the best rate, by seed."""
+        best = self.best(cell)
         found = self._like(cell, cell.final)
         some = [r for r in found if r["learning_rate"] == best]
         return sorted(some, key=lambda r: r["seed"])
 
     def of(self, job: Job) -> list[Record]:
-        """That run, if it is among them."""
+        """Returns the record of that run, if it is kept."""
+        if job.variant:
+            return [r for r in self.records if job.key.items() <= r.items()]
         one = {"learning_rate": job.rate, "seed": job.seed}.items()
         return [r for r in self._like(job.cell, job.stage) if one <= r.items()]
 
     def _like(self, cell: Cell, stage: Stage) -> list[Record]:
-        """Also those of rows that differ in how the rate is chosen alone."""
+        """Returns its runs, and those of rows where only the choice of rate differs."""
         trains = METHODS[cell.method].trains
         alike = {name for name, method in METHODS.items() if method.trains == trains}
         rest = cell._asdict() | {"epochs": stage.epochs, "split": stage.split}
@@ -64,42 +74,53 @@ class Runs:
         return [r for r in some if r["method"] in alike and r["seed"] in stage.seeds]
 
     def trials(self, cell: Cell) -> tuple[list[float], float | None]:
-        """The rates that are to be tried by now, and the best once that is all."""
-        rates = list(cell.rates(lambda other: self.trials(other)[1]))
-        if len(rates) < 2:
-            return [], rates[0] if rates else None
-        scores: dict[float, float] = {}
-        for r in self.tried(cell):
-            scores[r["learning_rate"]] = -1 if r["diverged"] else r["accuracy"]
-        while all(rate in scores for rate in rates):
-            best = max(rates, key=scores.__getitem__)
-            if best == rates[-1]:
-                rates.append(2 * best)
-            elif best == rates[0]:
-                rates.insert(0, best / 2)
-            else:
-                return rates, best
-        return rates, None
+        """Returns the rates to try so far, and the best one once all are tried."""
+        first = cell.rates(self.best)
+        if len(first) < 2:
+            return [], first[0] if first else None
+        scores = {
+            r["learning_rate"]: -1.0 if r["diverged"] else r["accuracy"]
+            for r in self.tried(cell)
+        }
+        rates = extend(list(first), scores)
+        return rates, choose(rates, scores)
+
+    def best(self, cell: Cell) -> float | None:
+        """Returns the best rate of a row, or None if it is not known yet."""
+        return self.trials(cell)[1]
 
     def seconds(self, job: Job) -> float:
-        """How long it should take by runs like it; 0 if there are none."""
-        same = ("data", "network")
-        like = [r for r in self.records if all(r[k] == job.key[k] for k in same)]
-        near = [r for r in like if r["batch"] == job.cell.batch] or like
+        """Estimates how long a run takes from runs like it; 0 if there are none."""
+        cell, epochs = job.cell, job.stage.epochs
+        # The records of ablations lack what is the same in all of them.
+        like = [
+            r
+            for r in self.records
+            if (r.get("data", cell.data), r["network"]) == (cell.data, cell.network)
+        ]
+        near = [r for r in like if r.get("batch", cell.batch) == cell.batch] or like
         if not near:
             return 0
-        each: float = median(r["seconds"] / r["epochs"] for r in near)
-        return COMPILING + 1.1 * each * job.stage.epochs  # evaluation is not in it
+        each: float = median(r["seconds"] / r.get("epochs", epochs) for r in near)
+        return COMPILING + 1.1 * each * epochs  # the seconds lack the evaluations
 
 
-def read(path: Path = RESULTS) -> Runs:
-    """Those that are kept."""
-    lines = path.read_text().splitlines() if path.is_file() else []
-    return Runs([json.loads(line) for line in lines])
+def choose(rates: list[float], scores: Mapping[float, float]) -> float | None:
+    """Returns the rate with the best score, or None while one has no score."""
+    if all(rate in scores for rate in rates):
+        return max(rates, key=scores.__getitem__)
+    return None
+
+
+def extend(rates: list[float], scores: Mapping[float, float]) -> list[float]:
+    """Adds the next rate beyond an end while the best of the rates is at that end."""
+    while (best := choose(rates, scores)) in (rates[0], rates[-1]):
+        rates = [*rates, 2 * best] if best == rates[-1] else [best / 2, *rates]
+    return rates
 
 
 def missing(runs: Runs, cell: Cell) -> list[Job]:
-    """What of a cell can be run now; the final runs once the others are done."""
+    """Returns the runs of a row that can start now, the final runs after its trials."""
     rates, best = runs.trials(cell)
     jobs = [
         Job(cell, rate, cell.tuning, s) for rate in rates for s in cell.tuning.seeds
@@ -109,16 +130,19 @@ def missing(runs: Runs, cell: Cell) -> list[Job]:
     return [job for job in jobs if not runs.of(job)]
 
 
-def remaining(runs: Runs, wanted: list[Cell]) -> tuple[int, float]:
-    """How many runs are to come, and their seconds; ranges may still be extended."""
-    jobs = []
-    for cell in wanted:
-        jobs += missing(runs, cell)
-        rates, best = runs.trials(cell)
-        if best is None:  # not known yet
-            later = () if rates else cell.rates(lambda _: 1.0)
-            few = later if len(later) > 1 else ()
-            stage = cell.tuning
-            jobs += [Job(cell, rate, stage, s) for rate in few for s in stage.seeds]
-            jobs += [Job(cell, 1.0, cell.final, seed) for seed in cell.final.seeds]
-    return len(jobs), sum(map(runs.seconds, jobs))
+def later(runs: Runs, cell: Cell) -> list[Job]:
+    """Returns the runs of a row whose rates are not known yet, at a rate of 1."""
+    rates, best = runs.trials(cell)
+    if best is not None:
+        return []
+    first = () if rates else cell.rates(lambda _: 1.0)
+    trials = first if len(first) > 1 else ()
+    jobs = [Job(cell, x, cell.tuning, s) for x in trials for s in cell.tuning.seeds]
+    return jobs + [Job(cell, 1.0, cell.final, seed) for seed in cell.final.seeds]
+
+
+def remaining(runs: Runs, wanted: Iterable[Cell]) -> list[Job]:
+    """Returns all runs that are to come, unless the range of rates is extended."""
+    return [
+        job for cell in wanted for find in (missing, later) for job in find(runs, cell)
+    ]

@@ -1,37 +1,37 @@
-"""Images per second at a fixed batch on n and 2n devices; time to an accuracy.
+"""Measures speed at a fixed batch on n and 2n devices, and the time to an accuracy.
 
     python -m benchmarks.study.scaling speed [--network resnet50] [--batches 512 4096]
     python -m benchmarks.study.scaling time [--seeds 3] [--fashion-mnist DIR]
 
-`speed`: the cells and ratios of the paper's Tables 8 to 11, by the trainer's own
-records on noise, with all devices and half of them, which hold a batch at once;
-projected times are epochs × images / speed, as the paper's. Virtual devices of a CPU
-share its cores, so that there the ratios say nothing of machines.
+`speed` measures what the paper's Tables 8 to 11 have, from the trainer's log of a
+training on noise, with all devices and with half of them. The batch is on the devices
+at once. Projected times are epochs × images / speed, as in the paper. The virtual
+devices of a CPU share its cores, so their ratios say nothing about real devices.
 
-`time`: seconds of training until the test accuracy is first within half a point of the
-study's small-batch SGD, for that and for LARS at 16 and 64 times its batch, at the
-study's rates.
+`time` measures the seconds of training until the test accuracy is first within half a
+point of the study's small-batch SGD. It trains that, and LARS at 16 and 64 times its
+batch, at the study's learning rates.
 
-Writes benchmarks/results/scaling_DEVICE.json, time_DEVICE.json.
+Writes benchmarks/results/scaling_DEVICE.json or time_DEVICE.json.
 """
 
 import argparse
-import json
+from itertools import groupby, product
+from operator import itemgetter
 from pathlib import Path
 from statistics import mean
 from typing import Any, get_args
 
 import jax
 
-from benchmarks.study.__main__ import FASHION, Place, trainer
-from benchmarks.study.page import DATA, NETWORKS
-from benchmarks.study.protocol import FINAL, SMALL, TUNED, Cell
-from benchmarks.study.runs import read
+from benchmarks.results import STUDY, Record, Table, read, save
+from benchmarks.study.protocol import DATA, FINAL, NETWORKS, SMALL, TUNED, Cell
+from benchmarks.study.runs import STUDY_FILE, Runs
+from benchmarks.study.train import FASHION, Place, trainer
 from examples.imagenet.config import Config, Data, Model, Network, Optimizer, Run
 from examples.imagenet.data.sources import load
 from examples.imagenet.log import read_log
 from examples.imagenet.models import image_pixels
-from examples.imagenet.provenance import provenance
 from examples.imagenet.report import speed
 from examples.imagenet.report.page import duration, markdown_table
 from examples.imagenet.report.runs import read_runs
@@ -39,45 +39,43 @@ from examples.imagenet.run.experiment import Trainer
 from examples.imagenet.run.loop import fit
 from examples.imagenet.step.devices import start_devices
 
-RESULTS, LOGS = Path("benchmarks/results"), Path("runs/scaling")
-UPDATES, RECORD = 30, 5  # of each cell; updates in a record of speed
+LOGS = Path("runs/scaling")
+UPDATES, RECORD = 30, 5  # of a run, and in each of its records of speed
 LARGE = (2048, TUNED[DATA])
-MARGIN = 0.005  # of the baseline's accuracy
-Record = dict[str, Any]
+MARGIN = 0.005  # below the baseline's accuracy
 
 
 def measure(network: Any, dtype: str, batches: list[int]) -> Record:
-    """A run for each batch on all devices and on half of them."""
+    """Measures the speed for each batch size on all devices and on half of them."""
     devices = start_devices(None)
     data = load("synthetic", pixels=image_pixels(network))
     counts = sorted({max(1, len(devices) // 2), len(devices)})
     logs = []
-    for batch in batches:
-        for count in counts:
-            config = Config(
-                data=Data(source="synthetic", pixels=image_pixels(network)),
-                model=Model(network=network, dtype=dtype),
-                optimizer=Optimizer(warmup_epochs=0),
-                run=Run(
-                    batch_size=batch,
-                    epochs=UPDATES * batch / data.train.size,
-                    devices=count,
-                    log_every=RECORD,
-                    checkpoints=0,
-                ),
-            )
-            path = LOGS / f"{network}-{batch}-{count}.jsonl"
-            if fit(Trainer(config, data, devices[:count]), 0, path).diverged:
-                raise SystemExit(f"error: {network} diverged at a batch of {batch}")
-            logs.append(str(path))
-    # As many as the paper's; the noise is as many images as ImageNet.
+    for batch, count in product(batches, counts):
+        config = Config(
+            data=Data(source="synthetic", pixels=image_pixels(network)),
+            model=Model(network=network, dtype=dtype),
+            optimizer=Optimizer(warmup_epochs=0),
+            run=Run(
+                batch_size=batch,
+                epochs=UPDATES * batch / data.train.size,
+                devices=count,
+                log_every=RECORD,
+                checkpoints=0,
+            ),
+        )
+        path = LOGS / f"{network}-{batch}-{count}.jsonl"
+        if fit(Trainer(config, data, devices[:count]), 0, path).diverged:
+            raise SystemExit(f"error: {network} diverged at a batch of {batch}")
+        logs.append(str(path))
+    # The epochs are the paper's, and the noise has as many images as ImageNet.
     found = speed.cells(read_runs(logs), epochs=100)
     return {"devices": len(devices), "cells": [cell._asdict() for cell in found]}
 
 
 def time_to_accuracy(seeds: int, fashion: str) -> Record:
-    """Of the small batch and the large ones, for each network."""
-    runs, rows = read(), []
+    """Measures the time for the small batch and the large ones, for each network."""
+    runs, rows = Runs(read(STUDY_FILE)), []
     for network in NETWORKS:
         small = Cell(DATA, network, SMALL[DATA], "sgd")
         large = [Cell(DATA, network, batch, "lars") for batch in LARGE]
@@ -94,50 +92,59 @@ def time_to_accuracy(seeds: int, fashion: str) -> Record:
                 fit(trainer(cell, rate, FINAL, Place(fashion)), seed, path)
                 epochs = [r for r in read_log(path) if r["kind"] == "epoch"]
                 there = [r for r in epochs if r["accuracy"] >= target]
-                row = cell._asdict() | {"learning_rate": rate, "seed": seed}
-                row |= {"target": target, "accuracy": epochs[-1]["accuracy"]}
-                row["seconds_in_all"] = epochs[-1]["seconds"]
-                row["seconds"] = there[0]["seconds"] if there else None
-                row["epoch"] = there[0]["epoch"] if there else None
+                first: Record = there[0] if there else {}
+                row = cell._asdict() | {
+                    "learning_rate": rate,
+                    "seed": seed,
+                    "target": target,
+                    "accuracy": epochs[-1]["accuracy"],
+                    "seconds_in_all": epochs[-1]["seconds"],
+                    "seconds": first.get("seconds"),
+                    "epoch": first.get("epoch"),
+                }
                 rows.append(row)
                 print(row, flush=True)
     return {"rows": rows}
 
 
 def speeds(record: Record) -> str:
-    """Tables like the paper's 8 to 11."""
+    """Returns tables like the paper's 8 to 11."""
     found = [speed.Cell(**cell) for cell in record["cells"]]
     text = ""
     for table in speed.tables(found):
         text += f"\n{table.title}\n\n{markdown_table([table.head, *table.rows])}"
         text += f"\n{table.note}\n"
     if not speed.ratios(found):
-        text += "\nOne device: no 2n to compare with.\n"
+        text += "\nThere is one device, and no 2n to compare with.\n"
     return text
 
 
 def times(record: Record) -> str:
-    """A line for each network and batch."""
-    lines = []
-    for network in NETWORKS:
-        own = [row for row in record["rows"] if row["network"] == network]
-        for batch in sorted({row["batch"] for row in own}):
-            some = [row for row in own if row["batch"] == batch]
-            there = [row["seconds"] for row in some if row["seconds"] is not None]
-            lines.append(
-                [
-                    f"`{network}`",
-                    f"{batch:,}",
-                    some[0]["method"].upper(),
-                    f"{some[0]['target']:.1%}",
-                    duration(mean(there)) if there else "never",
-                    f"{len(there)} of {len(some)}",
-                    f"{mean(row['accuracy'] for row in some):.1%}",
-                    duration(mean(row["seconds_in_all"] for row in some)),
-                ]
-            )
+    """Returns a table with a row for each network and batch size."""
     head = ["network", "batch", "optimizer", "target", "time to it", "seeds there"]
-    return markdown_table([[*head, "at the end", "all epochs"], *lines])
+    lines = [[*head, "at the end", "all epochs"]]
+    key = itemgetter("network", "batch", "method", "target")
+    order = list(NETWORKS)
+    rows = sorted(record["rows"], key=lambda r: (order.index(r["network"]), r["batch"]))
+    for (network, batch, method, target), group in groupby(rows, key):
+        some = list(group)
+        there = [row["seconds"] for row in some if row["seconds"] is not None]
+        time = duration(mean(there)) if there else "never"
+        line = [f"`{network}`", f"{batch:,}", method.upper(), f"{target:.1%}", time]
+        line += [
+            f"{len(there)} of {len(some)}",
+            f"{mean(x['accuracy'] for x in some):.1%}",
+        ]
+        lines.append([*line, duration(mean(row["seconds_in_all"] for row in some))])
+    return markdown_table(lines)
+
+
+TABLES = (
+    Table(STUDY, "scaling cpu", "scaling_cpu.json", speeds),
+    Table(STUDY, "scaling gpu", "scaling_gpu.json", speeds),
+    Table(STUDY, "time cpu", "time_cpu.json", times),
+    Table(STUDY, "time gpu", "time_gpu.json", times),
+)
 
 
 def main() -> None:
@@ -155,15 +162,13 @@ def main() -> None:
     cpu = device.platform == "cpu"
     network = given.network or ("alexnet-small" if cpu else "resnet50")
     dtype = given.dtype or ("float32" if cpu else "bfloat16")
-    record = provenance() | {"device": device.device_kind}
     if given.what == "speed":
-        record |= measure(network, dtype, given.batches)
-        path, text = RESULTS / f"scaling_{device.platform}.json", speeds(record)
+        record, file, page = measure(network, dtype, given.batches), "scaling", speeds
     else:
-        record |= time_to_accuracy(given.seeds, given.fashion_mnist)
-        path, text = RESULTS / f"time_{device.platform}.json", times(record)
-    path.write_text(json.dumps(record, indent=1) + "\n")
-    print(f"{text}written: {path}")
+        record = time_to_accuracy(given.seeds, given.fashion_mnist)
+        file, page = "time", times
+    print(page(record))
+    save(f"{file}_{device.platform}.json", {"device": device.device_kind} | record)
 
 
 if __name__ == "__main__":

@@ -7,17 +7,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from benchmarks.study.ablations import ABLATIONS, STAGE, name
-from benchmarks.study.protocol import Cell
+from benchmarks.study.ablations import ABLATIONS
+from benchmarks.study.protocol import ABLATION, Cell
 from examples.imagenet.recipe import to_recipe
 
 
 def test_every_variant_trains_with_an_optimizer_of_its_own():
     params = {"kernel": jnp.full((3, 3), 0.5), "bias": jnp.full(3, 0.1)}
     cell = Cell("digits", "alexnet-small", 1600, "lars")
-    config = cell.config("mnist", 1.0, STAGE, 1)
+    config = cell.config("mnist", 1.0, ABLATION, 1)
     seen = {}
-    for ablation, variants in ABLATIONS.items():
+    for variants in ABLATIONS.values():
         for variant in variants:
             optimizer = replace(variant.optimizer, learning_rate=50.0)
             recipe = to_recipe(replace(config, optimizer=optimizer))
@@ -28,7 +28,7 @@ def test_every_variant_trains_with_an_optimizer_of_its_own():
                 grads = {"kernel": jnp.eye(3) * small, "bias": jnp.arange(3.0) * small}
                 updates, state = tx.update(grads, state, params)
                 steps += [x.ravel() for x in jax.tree.leaves(updates)]
-            seen[*name(ablation, variant).values()] = np.concatenate(steps)
+            seen[*variant.key.values()] = np.concatenate(steps)
     assert len(seen) == 1 + sum(len(variants) - 1 for variants in ABLATIONS.values())
     for mine, yours in combinations(seen.values(), 2):
         assert np.abs(mine - yours).max() > 1e-5 * np.abs(mine).max()

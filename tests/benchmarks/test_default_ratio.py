@@ -6,17 +6,18 @@ from pathlib import Path
 import pytest
 
 import lars_optax
-from benchmarks.study import runs as study_runs
+from benchmarks.results import read
 from benchmarks.study.default_ratio import (
     RATIOS,
     choose,
     final,
     finalists,
     jobs,
-    kept_screening,
+    screening,
     shortfalls,
     standard_error,
 )
+from benchmarks.study.runs import STUDY_FILE, Runs
 
 
 @pytest.fixture(autouse=True)
@@ -29,7 +30,7 @@ def default_of(function):
 
 
 def test_every_function_has_the_default_that_the_rule_chooses():
-    candidates, runs = finalists(kept_screening()), study_runs.read()
+    candidates, runs = finalists(screening()), Runs(read(STUDY_FILE))
     assert all(map(runs.of, jobs(candidates)))
     chosen = float(choose(final(runs, candidates), candidates))
     functions = (
@@ -48,7 +49,7 @@ def test_every_function_has_the_default_that_the_rule_chooses():
 )
 @pytest.mark.parametrize("rate", [10, 20, 40])
 def test_the_default_is_near_optax_lars_on_dense_networks(network, rate):
-    found = kept_screening()[f"{network}, γ = {rate}"]
+    found = screening()[f"{network}, γ = {rate}"]
     ratio = f"{default_of(lars_optax.lars):g}"
     assert len(found[ratio]) == len(found["optax.lars"]) == 8
     means = [sum(found[name]) / 8 for name in (ratio, "optax.lars")]

@@ -10,7 +10,7 @@ import pytest
 from trees import assert_equal
 
 import lars_optax
-from benchmarks.study import __main__ as study
+from benchmarks.study import large_batches
 from benchmarks.study.protocol import (
     FINAL,
     METHODS,
@@ -21,6 +21,7 @@ from benchmarks.study.protocol import (
     cells,
 )
 from benchmarks.study.runs import Job, Runs, missing, remaining
+from benchmarks.study.train import Place
 from examples.imagenet.plan import make_plan
 from examples.imagenet.recipe import to_recipe
 
@@ -73,7 +74,7 @@ def test_every_final_run_has_the_best_of_its_trials_and_no_best_is_at_an_end():
         rates = [r["learning_rate"] for r in tried]
         assert rates[0] < rate < rates[-1]
         np.testing.assert_allclose(np.divide(rates[1:], rates[:-1]), 2)
-    assert remaining(runs, cells())[0] == 0
+    assert remaining(runs, cells()) == []
     # Where tuning finds the rate of the square-root rule, the runs are the same.
     ends = [r["batch"] for r in runs.records if r["split"] == "test"
             and r["method"] == "lars"]  # fmt: skip
@@ -102,21 +103,21 @@ def test_runs_of_other_seeds_are_no_trials():
 def test_what_is_to_come_shrinks_with_every_run():
     some = [cell for cell in cells() if cell.data == "digits"]
     number = sum(len(cell.rates(lambda _: 1.0)) + len(FINAL.seeds) for cell in some)
-    assert remaining(Runs([]), some)[0] == number
+    assert len(remaining(Runs([]), some)) == number
     first = missing(Runs([]), some[0])[0]
     done = Runs([first.key | {"accuracy": 0.5, "diverged": False, "seconds": 1.0}])
-    assert remaining(done, some)[0] == number - 1
+    assert len(remaining(done, some)) == number - 1
 
 
 def test_data_that_are_not_there_are_told_before_the_first_run(monkeypatch):
-    monkeypatch.setattr(study, "run", None)
+    monkeypatch.setattr(large_batches, "run_missing", None)
     some = [cell for cell in cells() if cell.data in ("digits", "cifar10")]
     with pytest.raises(ValueError, match="--cifar10: '' is no folder"):
-        study.study(some, 1, study.Place())
+        large_batches.study(some, 1, Place())
 
 
 @pytest.mark.parametrize("devices", range(1, 9))
-def test_every_batch_divides_into_slots(devices):
+def test_every_batch_divides_into_parts_of_512_images_at_most(devices):
     for cell in cells():
         run = cell.config("mnist", 1.0, FINAL, devices).run
         assert run.devices <= devices
@@ -149,7 +150,7 @@ def test_every_method_trains_with_an_optimizer_of_its_own():
                 assert np.abs(mine - yours).max() > 1e-4 * np.abs(mine).max()
 
 
-def test_lars_of_weights_is_lars_as_it_comes_with_a_schedule_and_decay():
+def test_lars_of_weights_is_lars_with_its_defaults_a_schedule_and_decay():
     recipe = to_recipe(cells()[0]._replace(method="lars").config("mnist", 40, FINAL, 1))
     params = {"kernel": jnp.full((3, 3), 0.5), "bias": jnp.full(3, 0.1)}
     kernels = [jnp.eye(3), jnp.zeros((3, 3)), -jnp.eye(3)] * 300
@@ -169,7 +170,7 @@ def test_lars_of_weights_is_lars_as_it_comes_with_a_schedule_and_decay():
 
 def test_the_cheapest_row_comes_out_again(monkeypatch, tmp_path):
     monkeypatch.chdir(ROOT)
-    monkeypatch.setattr(study, "OUT", tmp_path)
-    (new,), old = study.again("digits/alexnet-small/1600/lars-all", 1, study.Place())
+    monkeypatch.setattr(large_batches, "OUT", tmp_path)
+    (new,), old = large_batches.again("digits/alexnet-small/1600/lars-all", 1, Place())
     # Other devices and versions round otherwise, which is as good as another seed.
     assert new == pytest.approx(mean(old), abs=max(4 * stdev(old), 0.01))

@@ -1,0 +1,93 @@
+"""Runs the study of large batches, or one row of it again.
+
+    python -m benchmarks.study [--hours 2] [--only PART …]   what is still missing
+    python -m benchmarks.study --again NAME                  a row, beside what is kept
+
+benchmarks/study/protocol.py says what is compared. Each run adds a line to
+benchmarks/results/study.jsonl. Stop the command with Ctrl-C at any time; the same
+command continues. It prints how many runs are to come and how long they should take,
+judged by the runs that are kept.
+"""
+
+import argparse
+from statistics import mean, stdev
+
+from benchmarks.results import read
+from benchmarks.study.protocol import Cell, cells
+from benchmarks.study.runs import STUDY_FILE, Runs, missing, remaining
+from benchmarks.study.train import FASHION, OUT, Place, dataset, run_missing, trainer
+from examples.imagenet.run.loop import Stopped, fit
+
+
+def again(name: str, seeds: int, place: Place) -> tuple[list[float], list[float]]:
+    """Returns test accuracies of a row: run anew, and those that are kept."""
+    runs = Runs(read(STUDY_FILE))
+    have = {cell.name: cell for cell in cells() if runs.final(cell)}
+    if name not in have:
+        raise ValueError(f"--again: no row {name!r} is kept; have {', '.join(have)}")
+    final = have[name].final
+    if not 1 <= seeds <= len(final.seeds):
+        raise ValueError(f"--seeds: got {seeds}; give 1 to {len(final.seeds)}")
+    old = runs.final(have[name])
+    accuracies, rate = [r["accuracy"] for r in old], old[0]["learning_rate"]
+    new = []
+    for seed in final.seeds[:seeds]:
+        bound = trainer(have[name], rate, final, place)
+        new.append(fit(bound, seed, OUT / "again.jsonl").accuracy)
+        print(f"{name}, rate {rate:g}, seed {seed}: {new[-1]:.2%}", flush=True)
+    spread = f" ± {stdev(accuracies):.2%}" if len(old) > 1 else ""
+    kept = f"kept {mean(accuracies):.2%}{spread} of {len(old)} seeds"
+    print(f"now {mean(new):.2%}; {kept}")
+    return new, accuracies
+
+
+def study(wanted: list[Cell], hours: float, place: Place) -> None:
+    """Runs what is missing of these rows.
+
+    Raises ValueError before the first run if data are missing.
+    """
+    runs = Runs(read(STUDY_FILE))
+    for name in {cell.data for cell in wanted if missing(runs, cell)}:
+        dataset(name, place)
+    run_missing(
+        lambda runs: [job for cell in wanted for job in missing(runs, cell)],
+        place,
+        hours=hours,
+        remaining=lambda runs: remaining(runs, wanted),
+    )
+    runs = Runs(read(STUDY_FILE))
+    for cell in wanted:
+        if not runs.final(cell):
+            print(f"{cell.name} waits for the rate of another row")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--hours", type=float, default=2.0, help="begin no run after")
+    parser.add_argument("--only", nargs="+", default=[""], help="parts of rows' names")
+    parser.add_argument("--list", action="store_true", help="names and what is missing")
+    parser.add_argument("--again", metavar="NAME", help="run that row from nothing")
+    parser.add_argument("--seeds", type=int, default=3, help="how many of --again")
+    parser.add_argument("--cifar10", metavar="DIR", default="", help="on a GPU")
+    parser.add_argument("--fashion-mnist", metavar="DIR", default=FASHION)
+    parser.add_argument("--devices", type=int, help="devices to split a CPU into")
+    given = parser.parse_args()
+    place = Place(given.fashion_mnist, given.cifar10, given.devices)
+    wanted = [cell for cell in cells() if any(part in cell.name for part in given.only)]
+    if not given.cifar10:
+        wanted = [cell for cell in wanted if cell.data != "cifar10"] or wanted
+    try:
+        if not wanted:
+            raise ValueError(f"--only: no row's name has {given.only}; --list has all")
+        if given.again:
+            again(given.again, given.seeds, place)
+        elif given.list:
+            runs = Runs(read(STUDY_FILE))
+            for cell in wanted:
+                print(f"{cell.name:50} {len(remaining(runs, [cell]))} runs to come")
+        else:
+            study(wanted, given.hours, place)
+    except ValueError as error:
+        raise SystemExit(f"error: {error}") from None
+    except (Stopped, KeyboardInterrupt):
+        raise SystemExit("stopped; the same command continues") from None

@@ -1,0 +1,113 @@
+"""Trains the runs of the study and of its ablations that are missing, and keeps them.
+
+Each run adds a line to a file under benchmarks/results. A command that was stopped
+continues with the same run when it is started again.
+"""
+
+import math
+import shutil
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, replace
+from functools import cache, lru_cache
+from pathlib import Path
+from typing import NamedTuple
+
+from benchmarks.results import Record, append, read
+from benchmarks.study.protocol import METHODS, Cell, Stage, Variant
+from benchmarks.study.runs import STUDY_FILE, Job, Runs
+from examples.imagenet.data.arrays import Dataset
+from examples.imagenet.data.sources import load
+from examples.imagenet.provenance import provenance
+from examples.imagenet.run.checkpoint import Checkpoints
+from examples.imagenet.run.experiment import Trainer
+from examples.imagenet.run.loop import fit
+from examples.imagenet.step.devices import start_devices
+
+OUT = Path("runs/study")
+FASHION = "/usr/share/datasets/fashion-mnist"  # Debian's dataset-fashion-mnist
+VALIDATION = 5_000
+
+
+class Place(NamedTuple):
+    """Where the data are, and how many devices to split a CPU into."""
+
+    fashion_mnist: str = FASHION
+    cifar10: str = ""
+    devices: int | None = None
+
+
+@cache
+def dataset(name: str, place: Place) -> tuple[str, Dataset]:
+    """Returns the --data of the trainer, and the images.
+
+    Raises ValueError if the folder of the images does not exist.
+    """
+    if name == "digits":
+        return "mnist", load("mnist")
+    folder, what = {
+        "fashion-mnist": (place.fashion_mnist, "its IDX files (Debian's package"
+                          " dataset-fashion-mnist has them)"),
+        "cifar10": (place.cifar10, "train/CLASS/* and test/CLASS/*"),
+    }[name]  # fmt: skip
+    if not folder or not Path(folder).is_dir():
+        raise ValueError(f"--{name}: {folder!r} is no folder; give the one of {what}")
+    return folder, load(folder, VALIDATION, 32, "caffe")
+
+
+@lru_cache(1)
+def trainer(
+    cell: Cell, rate: float, stage: Stage, place: Place, variant: Variant | None = None
+) -> Trainer:
+    """Returns the trainer of a run, which is compiled once for all seeds."""
+    source, data = dataset(cell.data, place)
+    devices = start_devices(place.devices)
+    config = cell.config(source, rate, stage, len(devices))
+    make = METHODS[cell.method].make
+    if variant:
+        optimizer = replace(variant.optimizer, learning_rate=rate)
+        config, make = replace(config, optimizer=optimizer), variant.make
+    some = devices[: config.run.devices]
+    return Trainer(config, data, some, make)
+
+
+def run(job: Job, place: Place, about: Record, file: str) -> Record:
+    """Trains, from the last checkpoint if there is one, and keeps the result."""
+    bound = trainer(job.cell, job.rate, job.stage, place, job.variant)
+    out = OUT / job.name
+    out.mkdir(parents=True, exist_ok=True)
+    config = replace(bound.config, run=replace(bound.config.run, seed=job.seed))
+    saved = Checkpoints(out, config, bound.identity(), bound.grouping())
+    result = fit(bound, job.seed, out / "log.jsonl", checkpoints=saved)
+    record = job.key | asdict(result) | about
+    append(file, record)
+    shutil.rmtree(out / "checkpoints")
+    return record
+
+
+def run_missing(
+    missing: Callable[[Runs], Sequence[Job]],
+    place: Place,
+    *,
+    file: str = STUDY_FILE,
+    hours: float = math.inf,
+    remaining: Callable[[Runs], Sequence[Job]] | None = None,
+) -> None:
+    """Runs what is missing, and begins no run that would end after so many hours.
+
+    `missing` returns what can be run now, and `remaining` all that is to come if that
+    is more. The file is read before each run, as another process may have added runs.
+    """
+    about, end = provenance(), time.monotonic() + 3600 * hours
+    remaining = remaining or missing
+    while jobs := missing(runs := Runs(read(file))):
+        job, left = jobs[0], remaining(runs)
+        seconds = sum(map(runs.seconds, left))
+        long = f"about {seconds / 3600:.1f} h" if seconds else "no run tells how long"
+        if time.monotonic() + runs.seconds(job) > end:
+            print(f"{hours:g} h are over; run the same command again to continue")
+            return
+        print(f"{len(left)} runs to come, {long}; now {job.name}", flush=True)
+        record = run(job, place, about, file)
+        diverged = ", diverged" if record["diverged"] else ""
+        print(f"{job.stage.split} accuracy {record['accuracy']:.2%}{diverged}")
