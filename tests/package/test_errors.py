@@ -145,7 +145,7 @@ def test_default_mask_that_selects_nothing_is_refused():
 
 def test_missing_params_are_named():
     tx = lars()
-    assert_refused("params", tx.update, PARAMS, tx.init(PARAMS))
+    assert_refused("params is None", tx.update, PARAMS, tx.init(PARAMS))
 
 
 @pytest.mark.parametrize(("grads", "message"), [

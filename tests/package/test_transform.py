@@ -83,9 +83,9 @@ def test_no_momentum_keeps_no_buffer(momentum):
 
 def test_scan_and_vmap_give_what_a_python_loop_gives():
     step, grads = train_step(LARS), RECORDED[:5]
-    looped = state, params = LARS.init(PARAMS), PARAMS
+    looped = PARAMS, LARS.init(PARAMS)
     for g in grads:
-        looped = params, state = step(g, state, params)
+        looped = step(g, *reversed(looped))
 
     def scan(params):
         def body(carry, g):
