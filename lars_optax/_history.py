@@ -7,11 +7,15 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from lars_optax._layer_stats import LayerStats, RecordLayerStatsState
+from lars_optax._layer_stats import LayerStats
 from lars_optax._tables import layer_name
+from lars_optax._transform import ScaleByLarsState
 from lars_optax._tree import Path, flatten, is_empty, list_some, path_string, quote
 
-_WANTED = "the trees that layer_stats returns, or states of record_layer_stats"
+_WANTED = (
+    "the trees that layer_stats returns, or states of an optimizer with "
+    "keep_layer_stats=True"
+)
 
 
 class Line(NamedTuple):
@@ -36,8 +40,8 @@ def records(history: Any) -> tuple[list[Any], list[Any]]:
         found = [x for x in jax.tree.leaves(record, is_leaf=_is_state) if _is_state(x)]
         if len(found) > 1:
             raise ValueError(
-                f"history[{i}] holds {len(found)} states of record_layer_stats; pass "
-                "one of them."
+                f"history[{i}] holds the layer_stats of {len(found)} optimizers; pass "
+                "the state of one of them."
             )
         if found and found[0].count.ndim:
             raise ValueError(
@@ -50,7 +54,7 @@ def records(history: Any) -> tuple[list[Any], list[Any]]:
 
 
 def _is_state(x: Any) -> bool:
-    return isinstance(x, RecordLayerStatsState)
+    return isinstance(x, ScaleByLarsState) and x.layer_stats is not None
 
 
 def _leaves(tree: Any, i: int, quantity: str) -> dict[Path, Any]:

@@ -6,7 +6,7 @@ import jax
 import optax
 
 from lars_optax._masks import BY_ROLE, Mask
-from lars_optax._momentum import cast_to_params, check_dtype, wide_momentum
+from lars_optax._momentum import in_dtype_of_params, wide_momentum
 from lars_optax._rule import Settings
 from lars_optax._transform import transform
 from lars_optax._validate import check_sgd
@@ -27,6 +27,7 @@ def larc(
     stacked_axes: Any = None,
     axis_name: Any = None,
     accumulator_dtype: Any = None,
+    keep_layer_stats: bool = False,
 ) -> optax.GradientTransformationExtraArgs:
     """LARC: SGD with momentum at the rate min(λ, γ) in each layer.
 
@@ -62,6 +63,7 @@ def larc(
       stacked_axes: where leaves stack several layers.
       axis_name: what parameters are sharded over, inside `shard_map` and `pmap`.
       accumulator_dtype: dtype of the momentum buffer, None for the parameters'.
+      keep_layer_stats: whether the state keeps each layer's norms and its factor f.
 
     Returns:
       A transformation whose update needs `params`.
@@ -97,10 +99,8 @@ def larc(
         axis_name=axis_name,
         clip_at=learning_rate,
     )
-    dtype = check_dtype(accumulator_dtype)
     return optax.chain(
-        transform(settings, wide=True),
-        wide_momentum(momentum, bool(nesterov), dtype),
-        optax.scale_by_learning_rate(learning_rate),
-        cast_to_params(),
+        transform(settings, keep_layer_stats),
+        wide_momentum(momentum, nesterov, accumulator_dtype),
+        in_dtype_of_params(optax.scale_by_learning_rate(learning_rate)),
     )

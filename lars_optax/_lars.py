@@ -6,7 +6,7 @@ import jax
 import optax
 
 from lars_optax._masks import BY_ROLE, Mask
-from lars_optax._momentum import cast_to_params, check_dtype, wide_momentum
+from lars_optax._momentum import in_dtype_of_params, wide_momentum
 from lars_optax._rule import FALLBACK_RATIO, Settings
 from lars_optax._transform import transform
 from lars_optax._validate import check_sgd
@@ -24,6 +24,7 @@ def scale_by_lars(
     max_ratio: jax.typing.ArrayLike | None = None,
     stacked_axes: Any = None,
     axis_name: Any = None,
+    keep_layer_stats: bool = False,
 ) -> optax.GradientTransformationExtraArgs:
     """Add the weight decay and scale each layer by its trust ratio; nothing else.
 
@@ -73,11 +74,19 @@ def scale_by_lars(
         of `PartitionSpec`. Norms are summed over just those axes. A name is summed over
         for every leaf; where the axis of stacked layers is itself sharded, give specs.
         Under `jit`, and where parameters are replicated, leave it None.
+      keep_layer_stats: whether the state keeps each layer's `LayerStats`: ‖w‖, ‖g‖ and
+        the trust ratio, as the update used them. Read them with
+        `optax.tree.get(state, "layer_stats")`. They are 0 before the first update, and
+        a leaf without a gradient keeps the statistics of its last one. ‖g‖ is the norm
+        of the gradient that this transform is given, after clipping or averaging.
+        Where `shard_map` splits the axis of stacked layers, call `init` outside of it.
 
     Returns:
       A transformation whose update needs `params`. Updates have the dtype of their
-      parameter; norms are taken in float32 at least. It has a state, the count of
-      updates, only when `weight_decay` is a schedule. A None gradient stays None. An
+      parameter; norms are taken in float32 at least. Its state is a
+      `ScaleByLarsState`, whose structure, shapes and dtypes are fixed from `init` on,
+      if `weight_decay` is a schedule or `keep_layer_stats` is set. Else it has none. A
+      None gradient stays None. An
       adapted layer whose norm is not finite becomes NaN: it does not stand still.
       (`optax.apply_if_finite` looks at gradients alone: it skips the step of an
       infinite one, not that of finite ones whose norm overflows.) In float32 a norm is
@@ -119,7 +128,7 @@ def scale_by_lars(
         axis_name=axis_name,
     )
 
-    return transform(settings)
+    return in_dtype_of_params(transform(settings, keep_layer_stats))
 
 
 def lars(
@@ -137,6 +146,7 @@ def lars(
     stacked_axes: Any = None,
     axis_name: Any = None,
     accumulator_dtype: Any = None,
+    keep_layer_stats: bool = False,
 ) -> optax.GradientTransformationExtraArgs:
     """LARS: SGD with momentum in which each layer has its own learning rate γλ.
 
@@ -184,9 +194,12 @@ def lars(
       axis_name: what parameters are sharded over, inside `shard_map` and `pmap`.
       accumulator_dtype: dtype of the momentum buffer, None for the parameters'. Sums
         are taken in float32 at least, and updates have the parameters' dtype.
+      keep_layer_stats: whether the state keeps each layer's norms and trust ratio.
 
     Returns:
-      A transformation whose update needs `params`.
+      A transformation whose update needs `params`. It is a chain of three, and its
+      state has the structure of chain(scale_by_lars(β), scale_by_learning_rate(γ),
+      trace(μ)), so a checkpoint of one restores into the other.
 
     Raises:
       ValueError: as `scale_by_lars`, for γ and μ out of range, for an
@@ -223,10 +236,8 @@ def lars(
         stacked_axes=stacked_axes,
         axis_name=axis_name,
     )
-    dtype = check_dtype(accumulator_dtype)
     return optax.chain(
-        transform(settings, wide=True),
+        transform(settings, keep_layer_stats),
         optax.scale_by_learning_rate(learning_rate),
-        wide_momentum(momentum, bool(nesterov), dtype),
-        cast_to_params(),
+        in_dtype_of_params(wide_momentum(momentum, nesterov, accumulator_dtype)),
     )

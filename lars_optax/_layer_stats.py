@@ -1,6 +1,7 @@
 """Each layer's norms and trust ratio: the paper's Table 4, for any network.
 
-`layer_stats` takes them, and `record_layer_stats` keeps them in an optimizer's state.
+`layer_stats` computes them. With `keep_layer_stats=True` an optimizer keeps them in its
+state.
 """
 
 import functools
@@ -13,7 +14,7 @@ import optax
 from lars_optax._axes import resolve_stacked_axes
 from lars_optax._masks import BY_ROLE, Mask
 from lars_optax._norms import norm_dtype, sum_of_squares
-from lars_optax._rule import FALLBACK_RATIO, Settings, norms_of
+from lars_optax._rule import FALLBACK_RATIO, Layer, Settings, norms_of
 from lars_optax._tree import flatten, is_empty, replace_leaves
 
 
@@ -22,7 +23,7 @@ class LayerStats(NamedTuple):
 
     param_norm: jax.Array  # ‖w‖
     grad_norm: jax.Array  # ‖g‖
-    trust_ratio: jax.Array  # what `lars` multiplies g + βw by: λ, or fallback_ratio
+    trust_ratio: jax.Array  # the factor of g + βw: λ, or fallback_ratio
 
 
 def layer_stats(
@@ -43,9 +44,12 @@ def layer_stats(
     """‖w‖, ‖g‖ and the trust ratio of every leaf, as `scale_by_lars` would take them.
 
     Pass the arguments given to `scale_by_lars`, with the present value of a scheduled
-    weight decay. Inside one jit with the optimizer's update on the same gradients this
-    reads no array of an adapted layer again: XLA shares the reductions. (With
-    denominator="joint" and decay, ‖g‖ is one reduction more.)
+    weight decay. An optimizer with `keep_layer_stats=True` keeps the same statistics in
+    its state, and is told its arguments only once.
+
+    Inside one jit with the optimizer's update on the same gradients, no array of an
+    adapted layer is read twice, because XLA shares the reductions. With
+    denominator="joint" and weight decay, ‖g‖ is one reduction more.
 
     Args: the gradients, the parameters, then as `scale_by_lars`.
 
@@ -88,32 +92,39 @@ def layer_stats(
             "weight_decay is a schedule; layer_stats needs its present value, "
             "weight_decay(count)."
         )
-    return stats_of(settings, grads, params)
-
-
-def stats_of(settings: Settings, grads: optax.Updates, params: optax.Params) -> Any:
-    """`layer_stats` under settings that hold no schedule."""
     layers = settings.layers(grads, params)
-    found = [layer for layer in layers if layer is not None]
-    ratios = iter(settings.trust_ratios([x for x in found if x.adapted]))
-    arrays = [x.leaf.param for x in found] + [x.leaf.grad for x in found]
-    norms = norms_of(arrays, found + found)
+    return stats_tree(grads, layers, settings.trust_ratios(layers))
+
+
+def stats_tree(
+    grads: optax.Updates, layers: list[Layer], ratios: list[jax.Array]
+) -> Any:
+    """A tree like `grads` with the `LayerStats` of each layer that has a gradient."""
+    arrays = [x.param for x in layers] + [x.grad for x in layers]
+    norms = norms_of(arrays, layers + layers)
+    pairs = zip(norms[: len(layers)], norms[len(layers) :], strict=True)
     stats = (
-        LayerStats(
-            w,
-            g,
-            next(ratios) if x.adapted else jnp.full_like(w, settings.fallback_ratio),
-        )
-        for x, w, g in zip(found, norms[: len(found)], norms[len(found) :], strict=True)
+        LayerStats(w, g, ratio if x.adapted else jnp.full_like(w, ratio))
+        for x, (w, g), ratio in zip(layers, pairs, ratios, strict=True)
     )
-    pairs = zip(flatten(grads)[1], layers, strict=True)
-    kept = (x if layer is None else next(stats) for x, layer in pairs)
-    return replace_leaves(grads, kept)
+    leaves = flatten(grads)[1]
+    return replace_leaves(grads, (x if is_empty(x) else next(stats) for x in leaves))
 
 
-def _zero_stats(settings: Settings, params: optax.Params) -> Any:
+def newest_stats(
+    old: Any, grads: optax.Updates, layers: list[Layer], ratios: list[jax.Array]
+) -> Any:
+    """`stats_tree`, with the statistics of `old` where there is no gradient."""
+    return jax.tree.map(
+        lambda before, now: before if now is None else now,
+        old,
+        stats_tree(grads, layers, ratios),
+        is_leaf=lambda x: isinstance(x, LayerStats),
+    )
+
+
+def zero_stats(settings: Settings, params: optax.Params) -> Any:
     """Zeros in the shapes and dtypes of the statistics of these parameters."""
-    settings.check(params)
     stacked = resolve_stacked_axes(settings.stacked_axes, params)
 
     def zeros(param: Any, axis: int | None) -> Any:
@@ -126,101 +137,3 @@ def _zero_stats(settings: Settings, params: optax.Params) -> Any:
         return LayerStats(*(jnp.zeros_like(like) for _ in LayerStats._fields))
 
     return replace_leaves(params, map(zeros, flatten(params)[1], stacked))
-
-
-@functools.cache
-def _placeholder() -> type:
-    """What `optax.tree.map_params` gives to `init` to see where parameters go."""
-    given: list[Any] = []
-    optax.tree.map_params(given.append, lambda x: x, None)
-    return type(given[0])
-
-
-class RecordLayerStatsState(NamedTuple):
-    """State of `record_layer_stats`."""
-
-    count: jax.Array  # type: ignore[assignment]  # int32, shape (): updates done
-    layer_stats: Any  # a tree like the parameters with a LayerStats at each leaf
-
-
-def record_layer_stats(
-    weight_decay: optax.ScalarOrSchedule = 0.0,
-    weight_decay_mask: Mask = BY_ROLE,
-    trust_coefficient: jax.typing.ArrayLike = 0.001,
-    eps: jax.typing.ArrayLike = 0.0,
-    trust_ratio_mask: Mask = BY_ROLE,
-    *,
-    denominator: str = "separate",
-    fallback_ratio: jax.typing.ArrayLike = FALLBACK_RATIO,
-    max_ratio: jax.typing.ArrayLike | None = None,
-    stacked_axes: Any = None,
-    axis_name: Any = None,
-) -> optax.GradientTransformationExtraArgs:
-    """Pass the updates on, and keep each layer's `layer_stats` in the state.
-
-    Put it right before `scale_by_lars` or `lars` in a chain, with the arguments given
-    to that: it then sees the same gradients, clipped, averaged or however they come,
-    and XLA computes what both need once. The state has the same structure, shapes and
-    dtypes from `init` on, so it can be scanned over, checkpointed, and passed through
-    `lax.cond` and `optax.MultiSteps`; read it with
-    `optax.tree.get(state, "layer_stats")`. Before `larc`, pass
-    its `trust_coefficient`, `eps` and fallback_ratio=1.0; the state then has λ, not
-    min(λ/γ, 1). (Where `shard_map` cuts the axis of stacked
-    layers, call `init` outside of it. To `optax.tree.map_params` the statistics are one
-    subtree that is no parameter.)
-
-    Args: as `scale_by_lars`; `weight_decay` may be a schedule.
-
-    Returns:
-      A transformation whose update needs `params`. Before the first update all norms
-      and ratios are 0; a leaf without a gradient keeps what it had.
-
-    Raises:
-      ValueError: as `scale_by_lars`.
-
-    Example:
-      >>> import jax.numpy as jnp, optax
-      >>> from lars_optax import format_layer_stats, scale_by_lars
-      >>> tx = optax.chain(record_layer_stats(5e-4), scale_by_lars(5e-4))
-      >>> params = {"kernel": jnp.full((2, 2), 3.0), "bias": jnp.ones(2)}
-      >>> grads = {"kernel": jnp.full((2, 2), 0.5), "bias": jnp.full(2, 0.1)}
-      >>> updates, state = tx.update(grads, tx.init(params), params)
-      >>> print(format_layer_stats(optax.tree.get(state, "layer_stats")))
-      layer   ‖w‖       ‖g‖       ‖w‖/‖g‖   ratio
-      bias    1.414     0.1414    10        0.02
-      kernel  6         1         6         0.005982
-    """
-    settings = Settings(
-        weight_decay=weight_decay,
-        weight_decay_mask=weight_decay_mask,
-        trust_coefficient=trust_coefficient,
-        eps=eps,
-        trust_ratio_mask=trust_ratio_mask,
-        denominator=denominator,
-        fallback_ratio=fallback_ratio,
-        max_ratio=max_ratio,
-        stacked_axes=stacked_axes,
-        axis_name=axis_name,
-    )
-
-    def init_fn(params: optax.Params) -> RecordLayerStatsState:
-        count = jnp.zeros([], jnp.int32)
-        if isinstance(params, _placeholder()):  # statistics are no parameters
-            return RecordLayerStatsState(count, count)
-        return RecordLayerStatsState(count, _zero_stats(settings, params))
-
-    def update_fn(
-        updates: optax.Updates, state: Any, params: Any = None, **extra_args: Any
-    ) -> tuple[optax.Updates, RecordLayerStatsState]:
-        del extra_args
-        new = stats_of(settings.at(state.count), updates, params)
-        kept = jax.tree.map(
-            lambda old, x: old if x is None else x,
-            state.layer_stats,
-            new,
-            is_leaf=lambda x: isinstance(x, LayerStats),
-        )
-        count = optax.safe_increment(state.count)
-        return updates, RecordLayerStatsState(count, kept)
-
-    return optax.GradientTransformationExtraArgs(init_fn, update_fn)

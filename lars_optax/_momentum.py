@@ -11,27 +11,28 @@ from lars_optax._validate import is_zero
 
 
 def wide_momentum(
-    momentum: Any, nesterov: bool, accumulator_dtype: Any
+    momentum: Any, nesterov: Any, accumulator_dtype: Any
 ) -> optax.GradientTransformation:
     """Momentum, none for None or 0, that sums in the updates' dtype.
 
     Its buffer has `accumulator_dtype`, or that of the parameters. Raises ValueError on
     complex parameters and a real one.
     """
+    dtype = _check_dtype(accumulator_dtype)
     if momentum is None or is_zero(momentum):
         return optax.identity()
     if not isinstance(momentum, jax.Array):
         momentum = float(momentum)  # a NumPy scalar would promote
-    trace = optax.trace(momentum, nesterov)
+    trace = optax.trace(momentum, bool(nesterov))
 
     def init_fn(params: optax.Params) -> Any:
-        real = accumulator_dtype and jnp.issubdtype(accumulator_dtype, jnp.floating)
+        real = dtype and jnp.issubdtype(dtype, jnp.floating)
         if real and any(map(jnp.iscomplexobj, jax.tree.leaves(params))):
             raise ValueError(
-                f"accumulator_dtype={accumulator_dtype} holds no momentum of complex "
+                f"accumulator_dtype={dtype} holds no momentum of complex "
                 "parameters; leave it None."
             )
-        return optax.trace(momentum, nesterov, accumulator_dtype).init(params)
+        return optax.trace(momentum, accumulator_dtype=dtype).init(params)
 
     def update_fn(updates: optax.Updates, state: Any, params: Any = None) -> Any:
         wide = jax.tree.map(
@@ -53,18 +54,26 @@ def wide_momentum(
     return optax.GradientTransformation(init_fn, update_fn)
 
 
-def cast_to_params() -> optax.GradientTransformation:
-    """Updates in the dtype of their parameters."""
+def in_dtype_of_params(
+    inner: optax.GradientTransformation,
+) -> optax.GradientTransformationExtraArgs:
+    """The transform with its updates in the dtype of their parameters."""
+    inner = optax.with_extra_args_support(inner)
 
     def cast(x: Any, y: Any) -> Any:
         return None if x is None else x.astype(jnp.result_type(y))
 
-    return optax.stateless(
-        lambda tree, like: jax.tree.map(cast, tree, like, is_leaf=lambda x: x is None)
-    )
+    def update_fn(
+        updates: optax.Updates, state: Any, params: Any = None, **extra_args: Any
+    ) -> tuple[optax.Updates, Any]:
+        updates, state = inner.update(updates, state, params, **extra_args)
+        updates = jax.tree.map(cast, updates, params, is_leaf=lambda x: x is None)
+        return updates, state
+
+    return optax.GradientTransformationExtraArgs(inner.init, update_fn)
 
 
-def check_dtype(accumulator_dtype: Any) -> Any:
+def _check_dtype(accumulator_dtype: Any) -> Any:
     """A floating-point or complex dtype, or None; else ValueError."""
     if accumulator_dtype is None:
         return None

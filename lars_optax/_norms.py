@@ -74,7 +74,7 @@ def _check_bound(names: tuple[str, ...]) -> None:
 
 
 def per_layer(value: jax.Array, leaf: jax.Array, stacked: int | None) -> jax.Array:
-    """A layer's value shaped to multiply its leaf."""
-    if stacked is None:
+    """A scalar as it is, a vector over stacked layers shaped to multiply the leaf."""
+    if not value.ndim:
         return value
     return jnp.expand_dims(value, [i for i in range(leaf.ndim) if i != stacked])

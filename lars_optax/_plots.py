@@ -61,13 +61,13 @@ def plot_layer_stats(
     `matplotlib.pyplot` makes a new figure, which a notebook shows.
 
     Args:
-      history: a list of the trees `layer_stats` returned, or of the states of
-        `record_layer_stats` (whole optimizer states that hold one will do), one for
-        each step looked at. What a `lax.scan` over steps stacked up is such a list
-        after `[jax.tree.map(lambda x: x[t], stats) for t in range(steps)]`. Copy with
+      history: a list with the tree that `layer_stats` returned, or the state of an
+        optimizer with `keep_layer_stats=True`, of each step looked at. What a
+        `lax.scan` over steps stacked up is such a list after
+        `[jax.tree.map(lambda x: x[t], stats) for t in range(steps)]`. Copy with
         `jax.device_get` what a later step donates.
-      steps: the step of each record. None takes the updates that the states of
-        `record_layer_stats` count, and 0, 1, 2, … for trees.
+      steps: the step of each record. None takes the updates that the states have
+        counted, and 0, 1, 2, … for trees.
       quantity: "trust_ratio", "param_norm" (‖w‖), "grad_norm" (‖g‖) or "norm_ratio"
         (‖w‖/‖g‖).
       ax: the matplotlib Axes to draw on; the legend stands to its right.

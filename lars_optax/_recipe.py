@@ -9,8 +9,9 @@ from typing import Any, NoReturn, cast
 import jax
 import optax
 
+from lars_optax._layer_stats import stats_tree
 from lars_optax._masks import BY_ROLE, Mask, check_mask, exclude_bias_and_norm
-from lars_optax._momentum import cast_to_params, check_dtype, wide_momentum
+from lars_optax._momentum import in_dtype_of_params, wide_momentum
 from lars_optax._rule import FALLBACK_RATIO, Settings
 from lars_optax._schedules import (
     epochs_to_steps,
@@ -246,6 +247,7 @@ class Recipe:
         stacked_axes: Any = None,
         axis_name: Any = None,
         accumulator_dtype: Any = None,
+        keep_layer_stats: bool = False,
     ) -> optax.GradientTransformationExtraArgs:
         """The optimizer, with its schedule for a data set of `num_examples`.
 
@@ -257,25 +259,58 @@ class Recipe:
           stacked_axes: as in `lars`; with SGD it counts only in what is decayed.
           axis_name: as in `lars`; checked, but of no effect on SGD.
           accumulator_dtype: dtype of the momentum buffer, None for the parameters'.
+          keep_layer_stats: as in `lars`.
 
         Raises:
           ValueError: naming the fields that the source leaves out, or those that do
             not fit together.
         """
         self._require(*self.missing())
-        dtype = check_dtype(accumulator_dtype)
-        order = [
-            optax.scale_by_learning_rate(self.schedule(num_examples)),
-            wide_momentum(self.momentum, self.nesterov, dtype),
-        ]
-        if self.momentum_order == "unscaled":
-            order.reverse()
+        rate = optax.scale_by_learning_rate(self.schedule(num_examples))
+        trace = wide_momentum(self.momentum, self.nesterov, accumulator_dtype)
+        in_order = (rate, trace) if self.momentum_order == "scaled" else (trace, rate)
+        return optax.chain(
+            transform(self._settings(stacked_axes, axis_name), keep_layer_stats),
+            in_order[0],
+            in_dtype_of_params(in_order[1]),
+        )
+
+    def layer_stats(
+        self,
+        grads: optax.Updates,
+        params: optax.Params,
+        *,
+        stacked_axes: Any = None,
+        axis_name: Any = None,
+    ) -> Any:
+        """`lars_optax.layer_stats` with the settings of this recipe's optimizer.
+
+        Args:
+          grads: the gradients.
+          params: the parameters.
+          stacked_axes: as given to `optimizer`.
+          axis_name: as given to `optimizer`.
+
+        Returns:
+          A tree like `params` with a `LayerStats` at each leaf. With SGD every ratio
+          is 1.
+
+        Raises:
+          ValueError: if the source does not state the weight decay, and as
+            `lars_optax.layer_stats`.
+        """
+        self._require("weight_decay")
+        settings = self._settings(stacked_axes, axis_name)
+        layers = settings.layers(grads, params)
+        return stats_tree(grads, layers, settings.trust_ratios(layers))
+
+    def _settings(self, stacked_axes: Any, axis_name: Any) -> Settings:
         decayed = adapted = self.mask
         if self.algorithm == "sgd":
             adapted = partial(jax.tree.map, lambda _: False)
-            if self.mask == BY_ROLE:  # biases alone are nothing odd here
+            if self.mask == BY_ROLE:  # SGD may train biases alone
                 decayed = partial(exclude_bias_and_norm, stacked_axes=stacked_axes)
-        settings = Settings(
+        return Settings(
             weight_decay=self.weight_decay,
             weight_decay_mask=decayed,
             trust_coefficient=self.trust_coefficient,
@@ -284,4 +319,3 @@ class Recipe:
             stacked_axes=stacked_axes,
             axis_name=axis_name,
         )
-        return optax.chain(transform(settings, wide=True), *order, cast_to_params())

@@ -1,7 +1,7 @@
 """The rule: its settings, checked once, and the mathematics of one layer.
 
-What `scale_by_lars` and `layer_stats` share, so that they cannot disagree and so that
-XLA finds the same reductions in both and does them once.
+`scale_by_lars` and `layer_stats` both use it. So they cannot disagree, and XLA finds
+the same reductions in both and does them once.
 """
 
 import dataclasses
@@ -26,39 +26,23 @@ from lars_optax._validate import check_number, is_zero
 FALLBACK_RATIO = 0.02
 
 
-class Rule(NamedTuple):
-    """The constants of the trust ratio, each a number or a scalar array."""
-
-    trust_coefficient: Any  # η, the paper's l
-    eps: Any  # ε
-    fallback_ratio: Any  # stands in for λ where it is not defined
-    max_ratio: Any  # upper bound of λ, or None
-    clip_at: Any = None  # LARC: the learning rate γ, to which λ is clipped
-
-
-class Leaf(NamedTuple):
-    """One parameter and its gradient; `step` is g + βw, in float32 at least."""
-
-    param: jax.Array
-    grad: jax.Array
-    step: jax.Array
-    weight_decay: Any  # β, 0 where the leaf is not decayed
-
-
 class Layer(NamedTuple):
-    """A leaf with what the masks, `stacked_axes` and `axis_name` say of it."""
+    """One leaf of the parameters, its gradient, and how the rule applies to it."""
 
-    leaf: Leaf
+    param: jax.Array  # w
+    grad: jax.Array  # g
+    step: jax.Array  # g + βw, in float32 at least
+    weight_decay: Any  # β, 0 where the leaf is not decayed
     adapted: bool  # takes λ, else fallback_ratio
-    stacked: int | None
-    axis_names: AxisNames
+    stacked: int | None  # the axis of the layers that the leaf stacks
+    axis_names: AxisNames  # the mesh axes over which the leaf is sharded
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Settings:
     """The arguments of `scale_by_lars`, and the learning rate at which `larc` clips.
 
-    Raises ValueError on values out of range.
+    Raises ValueError if a value is out of range.
     """
 
     weight_decay: Any
@@ -71,7 +55,7 @@ class Settings:
     max_ratio: Any = None
     stacked_axes: Any
     axis_name: Any
-    clip_at: Any = None
+    clip_at: Any = None  # γ, for `larc` alone
 
     def __post_init__(self) -> None:
         check_number("weight_decay", self.weight_decay, schedule=True)
@@ -87,18 +71,8 @@ class Settings:
                 f"got {self.denominator!r}."
             )
 
-    @property
-    def rule(self) -> Rule:
-        return Rule(
-            self.trust_coefficient,
-            self.eps,
-            self.fallback_ratio,
-            self.max_ratio,
-            self.clip_at,
-        )
-
     def at(self, count: jax.Array) -> "Settings":
-        """With the value that each schedule has after so many updates."""
+        """The settings in which each schedule has its value at step `count`."""
 
         def value(x: Any) -> Any:
             return x(count) if callable(x) else x
@@ -107,28 +81,41 @@ class Settings:
             self, weight_decay=value(self.weight_decay), clip_at=value(self.clip_at)
         )
 
-    def layers(
-        self, updates: optax.Updates, params: optax.Params
-    ) -> list[Layer | None]:
-        """One layer per leaf of `flatten(params)`; None where there is no gradient."""
-        weight_decay = self.weight_decay
+    def layers(self, updates: optax.Updates, params: optax.Params) -> list[Layer]:
+        """One layer for each leaf of `flatten(params)` that has a gradient.
+
+        The weight decay is a number here, see `at`.
+        """
         if params is None:
             raise ValueError(
                 "params is None, but LARS scales each update by its parameter's norm: "
                 "call update(updates, state, params)."
             )
         check_updates(updates, params)
+        leaves = zip(flatten(params)[1], flatten(updates)[1], strict=True)
         return [
-            None
-            if is_empty(grad)
-            else Layer(with_step(grad, param, weight_decay if decay else None), *rest)
-            for grad, param, decay, *rest in zip(
-                flatten(updates)[1],
-                flatten(params)[1],
-                *self._of_leaves(params),
-                strict=True,
-            )
+            self._layer(param, grad, *how)
+            for (param, grad), how in zip(leaves, self._of_leaves(params), strict=True)
+            if not is_empty(grad)
         ]
+
+    def _layer(
+        self,
+        param: Any,
+        grad: Any,
+        decayed: bool,
+        *how: *tuple[bool, int | None, AxisNames],
+    ) -> Layer:
+        param, grad = jnp.asarray(param), jnp.asarray(grad)
+        wide = norm_dtype(param.dtype)
+        step = grad.astype(wide)
+        if norm_dtype(grad.dtype) != wide:
+            grad = step  # both norms have the parameter's precision
+        if not decayed:
+            return Layer(param, grad, step, 0.0, *how)
+        weight_decay = jnp.asarray(self.weight_decay, jnp.finfo(wide).dtype)
+        step += weight_decay.astype(wide) * param.astype(wide)
+        return Layer(param, grad, step, weight_decay, *how)
 
     def check(self, params: optax.Params) -> None:
         """Raise ValueError for parameters that an update would refuse.
@@ -143,11 +130,10 @@ class Settings:
 
     def _of_leaves(
         self, params: optax.Params
-    ) -> tuple[list[bool], list[bool], list[int | None], list[AxisNames]]:
+    ) -> list[tuple[bool, bool, int | None, AxisNames]]:
         """For each leaf: decayed, adapted, its stacking axis, its mesh axes."""
         if not jax.tree.leaves(params):  # as of an unused group of optax.partition
-            n = len(flatten(params)[0])
-            return [False] * n, [False] * n, [None] * n, [AxisNames()] * n
+            return [(False, False, None, AxisNames())] * len(flatten(params)[0])
         stacked = resolve_stacked_axes(self.stacked_axes, params)
         names = resolve_axis_names(self.axis_name, params, stacked)
         shapes = shapes_for_roles(self.axis_name, params)
@@ -164,63 +150,54 @@ class Settings:
             refuse_empty_default(
                 self.weight_decay_mask, "weight_decay_mask", params, decayed
             )
-        return decayed, adapted, stacked, names
+        return list(zip(decayed, adapted, stacked, names, strict=True))
 
     def trust_ratios(self, layers: list[Layer]) -> list[jax.Array]:
-        """λ of each layer: a scalar, or a vector over the layers a leaf stacks."""
+        """The factor of each layer's step: λ where it is adapted, else fallback_ratio.
+
+        λ is a scalar, or a vector over the layers that a leaf stacks.
+        """
         joint = self.denominator == "joint"
-        grads = [x.leaf.step if joint else x.leaf.grad for x in layers]
-        norms = norms_of([x.leaf.param for x in layers] + grads, layers + layers)
-        return [
-            trust_ratio(w, g, 0 if joint else x.leaf.weight_decay, self.rule)
-            for x, w, g in zip(
-                layers, norms[: len(layers)], norms[len(layers) :], strict=True
-            )
-        ]
+        adapted = [x for x in layers if x.adapted]
+        grads = [x.step if joint else x.grad for x in adapted]
+        norms = norms_of([x.param for x in adapted] + grads, adapted + adapted)
+        pairs = zip(norms[: len(adapted)], norms[len(adapted) :], strict=True)
+        ratios = (
+            trust_ratio(w, g, 0 if joint else x.weight_decay, self)
+            for x, (w, g) in zip(adapted, pairs, strict=True)
+        )
+        fallback = jnp.asarray(self.fallback_ratio)
+        return [next(ratios) if x.adapted else fallback for x in layers]
 
 
 def norms_of(arrays: list[jax.Array], layers: list[Layer]) -> list[jax.Array]:
-    """The norm of each array, cut and summed over devices as its layer says."""
+    """The norm of each array, split and summed over devices as its layer says."""
     return layer_norms(
         arrays, [x.stacked for x in layers], [x.axis_names for x in layers]
     )
 
 
-def with_step(grad: Any, param: Any, weight_decay: Any) -> Leaf:
-    """A leaf and its step; a `weight_decay` of None means not decayed."""
-    param, grad = jnp.asarray(param), jnp.asarray(grad)
-    wide = norm_dtype(param.dtype)
-    step = grad.astype(wide)
-    if norm_dtype(grad.dtype) != wide:
-        grad = step  # both norms have the parameter's precision
-    if weight_decay is None:
-        return Leaf(param, grad, step, 0.0)
-    weight_decay = jnp.asarray(weight_decay, jnp.finfo(wide).dtype)
-    step += weight_decay.astype(wide) * param.astype(wide)
-    return Leaf(param, grad, step, weight_decay)
-
-
 def trust_ratio(
-    param_norm: jax.Array, grad_norm: jax.Array, weight_decay: Any, rule: Rule
+    param_norm: jax.Array, grad_norm: jax.Array, weight_decay: Any, settings: Settings
 ) -> jax.Array:
     """λ = η‖w‖ / (‖g‖ + β‖w‖ + ε), from the two norms.
 
     For the joint denominator pass ‖g + βw‖ as `grad_norm` and 0 as `weight_decay`.
-    Where the rule clips, min(λ/γ, 1), for a learning rate γ that is still to come.
+    With a `clip_at` of γ it returns LARC's factor min(λ/γ, 1).
     """
     eta, eps, fallback = (
         jnp.asarray(x, param_norm.dtype)
-        for x in (rule.trust_coefficient, rule.eps, rule.fallback_ratio)
+        for x in (settings.trust_coefficient, settings.eps, settings.fallback_ratio)
     )
     # Zero norms: a layer not yet trained (w = 0) or one the loss does not see (g = 0).
     undefined = (param_norm == 0) | (grad_norm == 0)
     # 0/0 must not reach the division: its derivative would be NaN on both branches.
     denominator = jnp.where(undefined, 1, grad_norm + weight_decay * param_norm + eps)
     ratio = eta * param_norm / denominator
-    if rule.max_ratio is not None:
-        ratio = jnp.minimum(ratio, jnp.asarray(rule.max_ratio, ratio.dtype))
-    if rule.clip_at is not None:
-        gamma = jnp.asarray(rule.clip_at, ratio.dtype)
+    if settings.max_ratio is not None:
+        ratio = jnp.minimum(ratio, jnp.asarray(settings.max_ratio, ratio.dtype))
+    if settings.clip_at is not None:
+        gamma = jnp.asarray(settings.clip_at, ratio.dtype)
         # γ = 0, as a warm-up may start: no factor matters, and 1 is finite.
         is_zero = gamma == 0
         factor = jnp.minimum(ratio / jnp.where(is_zero, 1, gamma), 1)

@@ -73,8 +73,8 @@ def format_layer_stats(stats: Any) -> str:
     decayed gradient.
 
     Args:
-      stats: what `layer_stats` returns, or, of a state with `record_layer_stats` in it,
-        `optax.tree.get(state, "layer_stats")`.
+      stats: what `layer_stats` returns, or `optax.tree.get(state, "layer_stats")` of an
+        optimizer with `keep_layer_stats=True`.
 
     Raises:
       ValueError: on tracers, and on leaves that are no `LayerStats`.

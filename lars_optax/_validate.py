@@ -63,8 +63,13 @@ def check_sgd(learning_rate: Any, momentum: Any, nesterov: Any) -> None:
     """Raise ValueError on what SGD with momentum cannot take."""
     check_number("learning_rate", learning_rate, schedule=True)
     check_number("momentum", momentum, high=1.0, optional=True)
-    if not isinstance(nesterov, bool | np.bool_):
-        raise ValueError(f"nesterov must be True or False, got {nesterov!r}.")
+    check_bool("nesterov", nesterov)
+
+
+def check_bool(argument: str, value: Any) -> None:
+    """Raise ValueError unless `value` is a Python or NumPy bool."""
+    if not isinstance(value, bool | np.bool_):
+        raise ValueError(f"{argument} must be True or False, got {value!r}.")
 
 
 def is_zero(value: Any) -> bool:

@@ -118,17 +118,18 @@ def rules() -> Iterator[Row]:
     pair = (both(case)[0], post)
     yield compare(regime, case._replace(order="post"), note, pair=pair, readme="lacks")
     options: Any = dict.fromkeys(MASKS, True) | {"denominator": "joint"}
-    record = lars_optax.record_layer_stats(BETA, trust_coefficient=ETA, **options)
+    options |= {"trust_coefficient": ETA, "keep_layer_stats": True}
+    keeps = lars_optax.lars(RATE, BETA, **options)
     states = [
         tx.update(case.grads[0], tx.init(case.params), case.params)[1]
-        for tx in (both(case)[0], optax.chain(record, both(case)[1]))
+        for tx in (both(case)[0], keeps)
     ]
     found, stats = (optax.tree.get(state, "layer_stats") for state in states)
     w, g = (np.asarray(x["kernel"], float) for x in (case.params, case.grads[0]))
     right = float(ratio(w, g, BETA, "joint"))
     ours = abs(float(stats["kernel"].trust_ratio) / right - 1)
     theirs = "none" if found is None else str(found)
-    note = "ours has `record_layer_stats`"
+    note = "ours has `keep_layer_stats`"
     yield Row("each layer's λ in the state", theirs, ours, note, "lacks", ours < 1e-6)
 
 

@@ -4,14 +4,9 @@ A recipe fills in the configuration, flags replace single values, and what resul
 a recipe again, which makes schedule and optimizer. Refuses values left unstated.
 """
 
-from collections.abc import Callable
 from dataclasses import asdict, fields
-from functools import partial
 from typing import Any
 
-import jax
-
-import lars_optax
 from lars_optax import recipes
 
 from .config import FACTS, Config, Data, Model, Optimizer, Run
@@ -86,22 +81,3 @@ def changes(config: Config) -> list[str]:
         for key, value in now[group].items()
         if FACTS[key].recipe and value != before[group][key]
     ]
-
-
-def layer_stats(recipe: recipes.Recipe) -> Callable[[Any, Any], Any]:
-    """(gradients, parameters) to the norms and ratios the recipe's optimizer takes."""
-    lars = recipe.algorithm == "lars"
-    none = partial(jax.tree.map, lambda _: False)
-
-    def stats(grads: Any, params: Any) -> Any:
-        return lars_optax.layer_stats(
-            grads,
-            params,
-            recipe.weight_decay or 0.0,
-            recipe.mask,
-            recipe.trust_coefficient,
-            trust_ratio_mask=recipe.mask if lars else none,
-            fallback_ratio=recipe.fallback_ratio if lars else 1.0,
-        )
-
-    return stats

@@ -37,7 +37,6 @@ def test_every_function_has_the_default_that_the_rule_chooses():
         lars_optax.lars,
         lars_optax.scale_by_lars,
         lars_optax.layer_stats,
-        lars_optax.record_layer_stats,
         lars_optax.recipes.Recipe,
     )
     assert {default_of(function) for function in functions} == {chosen}

@@ -10,7 +10,7 @@ from examples.imagenet.config import Config, Optimizer, Run
 from examples.imagenet.data.batches import Batch
 from examples.imagenet.models import make_model
 from examples.imagenet.models.layers import Network, batch_norm
-from examples.imagenet.recipe import layer_stats, to_recipe
+from examples.imagenet.recipe import to_recipe
 from examples.imagenet.step import devices as engine
 from examples.imagenet.step.step import init_state, train_step
 
@@ -54,7 +54,7 @@ def make_setup(model=PLAIN, **optimizer):
         run=Run(batch_size=1, epochs=4),
     )
     recipe = to_recipe(config)
-    return model, recipe.optimizer(2), layer_stats(recipe)
+    return model, recipe.optimizer(2), recipe.layer_stats
 
 
 def make_batch(seed, n):

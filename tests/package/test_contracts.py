@@ -14,7 +14,7 @@ import pytest
 from trees import assert_equal, train_step
 
 import lars_optax
-from lars_optax import exclude_bias_and_norm, record_layer_stats
+from lars_optax import exclude_bias_and_norm
 
 KERNEL, BIAS = jnp.array([[3.0, -4.0], [0.5, 1.0]]), jnp.array([0.5, -1.0])
 PARAMS = {"kernel": KERNEL, "bias": BIAS, "scale": jnp.zeros(2)}
@@ -46,7 +46,8 @@ TRANSFORMS = {
     "lars_nesterov_wide": lambda x, _: x.optimizer(
         RATE, momentum=0.9, nesterov=True, accumulator_dtype="float32"),
     "larc": lambda *_: lars_optax.larc(RATE, 0.01, **ETA),
-    "record_layer_stats": lambda x, _: optax.chain(record_layer_stats(0.01), x.lars),
+    "keep_layer_stats": lambda *_: lars_optax.lars(
+        RATE, 0.01, keep_layer_stats=True, **ETA),
     "unscaled": lambda x, _: optax.chain(x.scale(0.01), optax.trace(0.9), GAMMA),
     "post": lambda x, _: optax.chain(
         optax.add_decayed_weights(0.01, exclude_bias_and_norm), optax.trace(0.9),

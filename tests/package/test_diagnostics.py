@@ -96,7 +96,7 @@ def test_zero_gradient_prints_an_infinite_quotient():
 def test_other_trees_are_refused():
     table = lars_optax.format_layer_stats
     assert_refused(r"layer_stats.*'kernel'", table, {"kernel": jnp.ones(2)})
-    state = lars_optax.record_layer_stats().init(PARAMS)
+    state = lars_optax.scale_by_lars(keep_layer_stats=True).init(PARAMS)
     assert_refused(r"optax\.tree\.get\(state", table, state)
 
 

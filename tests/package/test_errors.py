@@ -174,7 +174,7 @@ MAKERS = {
     "scale_by_lars": lars_optax.scale_by_lars,
     "lars": partial(lars_optax.lars, 0.1),
     "larc": partial(lars_optax.larc, 0.1),
-    "record_layer_stats": lars_optax.record_layer_stats,
+    "keep_layer_stats": partial(lars_optax.scale_by_lars, keep_layer_stats=True),
     # Without a dtype Optax itself fails on a tree of other things than arrays.
     "injected": partial(
         optax.inject_hyperparams(lars_optax.lars, "stacked_axes", jnp.float32), 0.1

@@ -206,8 +206,7 @@ def test_nnx_optimizer_keeps_the_record_and_takes_masks_made_of_its_state():
     params = nnx.state(model, nnx.Param)
     mask = lars_optax.exclude_bias_and_norm(params)
     masks = {"weight_decay_mask": mask, "trust_ratio_mask": mask}
-    record = lars_optax.record_layer_stats(**masks)
-    tx = optax.chain(record, lars_optax.lars(RATE, **masks))
+    tx = lars_optax.lars(RATE, keep_layer_stats=True, **masks)
     optimizer = nnx.Optimizer(model, tx, wrt=nnx.Param)
     expected = lars_optax.layer_stats(params, params)
     for _ in range(2):

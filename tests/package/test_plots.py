@@ -146,8 +146,8 @@ def test_one_record_is_drawn_as_points(layers):
     draw(axes)
 
 
-def test_states_of_record_layer_stats_bring_their_count(ax):
-    record = lars_optax.record_layer_stats()
+def test_states_that_keep_layer_stats_bring_their_count(ax):
+    record = lars_optax.scale_by_lars(keep_layer_stats=True)
     tx = optax.chain(optax.clip(1.0), record, optax.sgd(0.1, 0.9))
     state, whole = tx.init(PARAMS), []
     for grads in RECORDED[:2]:
@@ -195,10 +195,14 @@ def test_wrong_arguments_are_refused(records, options, said):
 
 
 def test_states_that_are_several_and_tracers_are_refused(ax):
-    tx = lars_optax.record_layer_stats()
+    tx = lars_optax.scale_by_lars(keep_layer_stats=True)
     state = tx.init(PARAMS)
     plot = functools.partial(plot_layer_stats, ax=ax)
-    assert_refused(r"history\[1\] holds 2 states", plot, [state, (state, state)])
+    assert_refused(
+        r"history\[1\] holds the layer_stats of 2 optimizers",
+        plot,
+        [state, (state, state)],
+    )
     several = jax.tree.map(lambda x: jnp.stack([x, x]), state)
     assert_refused(r"several states in one, of shape \(2,\)", plot, [several])
     assert_refused(r"history\[0\] holds tracers", jax.jit(plot), [{"w": stats(1)}])

@@ -122,8 +122,7 @@ OWN_BESIDE = MIXED | {"cols": P(None, "y")}
 )  # fmt: skip
 def test_steps_in_shard_map_equal_the_reference(kind, specs):
     where = {"stacked_axes": STACKED, "axis_name": specs}
-    record = lars_optax.record_layer_stats(BETA, **OPTIONS, **where)
-    tx = optax.chain(record, optimizer(kind, **where))
+    tx = optimizer(kind, keep_layer_stats=True, **where)
     state, stats = tx.init(PARAMS), {k: P("x") if k == "own" else P() for k in LEAVES}
     places = specs, optax.tree.set(replicated(state), trace=specs, layer_stats=stats)
     step = in_shard_map(train_step(tx), in_specs=(*places, specs), out_specs=places)
@@ -228,9 +227,8 @@ def test_steps_on_explicit_axes_keep_every_type(explicit, way, kind):
     names = ("cols", "bias", "own") if way == "eager" else LEAVES  # it compiles long
     params = {k: explicit[k] for k in names}
     stacked = {k: STACKED[k] for k in names}
-    tx = optimizer(kind, stacked_axes=stacked)
-    if way == "recorded":
-        tx = optax.chain(lars_optax.record_layer_stats(stacked_axes=stacked), tx)
+    keeps = {"keep_layer_stats": way == "recorded"}
+    tx = optimizer(kind, stacked_axes=stacked, **keeps)
 
     def step(_, old, params):
         updates, state = tx.update(loss_grad(params), old, params)

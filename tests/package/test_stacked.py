@@ -133,8 +133,7 @@ CASES |= {"nnx": nnx_scan, "ensemble": ensemble}
 
 def train(optimizer, params, grads_at, axes=None):
     """Gradients, statistics of the layers and parameters of each step."""
-    record = lars_optax.record_layer_stats(**RULE, stacked_axes=axes)
-    tx = optax.chain(record, optimizer(RATE, **RULE, stacked_axes=axes))
+    tx = optimizer(RATE, **RULE, stacked_axes=axes, keep_layer_stats=True)
 
     @jax.jit
     def step(params, state, batch):
@@ -206,7 +205,7 @@ def test_axes_may_be_a_function_of_the_parameters(name):
         for tx in (
             lars_optax.lars(RATE, **RULE, stacked_axes=axes),
             lars_optax.larc(RATE, **RULE, stacked_axes=axes),
-            lars_optax.record_layer_stats(**RULE, stacked_axes=axes),
+            lars_optax.scale_by_lars(**RULE, stacked_axes=axes, keep_layer_stats=True),
         ):
             yield tx.update(params, tx.init(params), params)
 

@@ -1,5 +1,6 @@
 """Laws of `lars` inside Optax's wrappers, each against an oracle without them."""
 
+from functools import partial
 from itertools import chain
 
 import jax
@@ -27,12 +28,12 @@ from trees import (
 )
 
 import lars_optax
-from lars_optax import record_layer_stats
 
 OPTIONS = {"weight_decay": 0.01, "trust_coefficient": 0.01}
 inject = optax.inject_hyperparams
 REFERENCE = {"decayed": WEIGHTS, "adapted": WEIGHTS, "beta": 0.01, "eta": 0.01}
 LARS = lars_optax.lars(learning_rate, **OPTIONS)
+KEEPING = partial(lars_optax.lars, learning_rate, keep_layer_stats=True, **OPTIONS)
 SOME = ("conv", "conv_bias", "unseen")
 IS_SOME = {name: name in SOME for name in PARAMS}
 IS_REST = {name: name not in SOME for name in PARAMS}
@@ -167,8 +168,8 @@ WRAPPED = {
     "inject_hyperparams": inject(lars_optax.lars)(0.5),
     "apply_if_finite": optax.apply_if_finite(LARS, 3),
     "multi_steps": optax.MultiSteps(LARS, 1).gradient_transformation(),
-    "recorded": optax.chain(record_layer_stats(), LARS),
-    "recorded_by_slice": optax.chain(record_layer_stats(stacked_axes=AXES), LARS),
+    "keep_layer_stats": KEEPING(),
+    "keep_layer_stats_by_slice": KEEPING(stacked_axes=AXES),
 }
 
 

@@ -24,7 +24,7 @@ from ..flags import check, flag
 from ..models import make_model, published_pixel_std
 from ..plan import make_plan
 from ..provenance import versions
-from ..recipe import layer_stats, to_recipe
+from ..recipe import to_recipe
 from ..step.devices import AXIS, parallelize
 from ..step.step import SOLVERS, TrainState, eval_step, init_state, train_step
 
@@ -91,7 +91,7 @@ class Trainer:
                 accumulate=run.accumulate,
                 solvers=run.solvers_per_device,
                 label_smoothing=self.recipe.label_smoothing,
-                layer_stats=layer_stats(self.recipe),
+                layer_stats=self.recipe.layer_stats,
             ),
             devices,
             engine=run.engine,
