@@ -87,8 +87,8 @@ def larc(recipe: Recipe, images: int) -> Any:
     return lars_optax.larc(recipe.schedule(images), recipe.weight_decay or 0.0)
 
 
-_SGD = Optimizer(name="sgd", weight_decay=5e-4, momentum=0.9)
-_LARS = replace(_SGD, name="lars", fallback_ratio=0.02)
+_SGD = Optimizer(algorithm="sgd", weight_decay=5e-4, momentum=0.9)
+_LARS = replace(_SGD, algorithm="lars", fallback_ratio=0.02)
 _ALL = replace(_LARS, layers="all")
 _MLPERF = replace(_LARS, fallback_ratio=1.0)
 METHODS = {

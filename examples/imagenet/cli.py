@@ -177,14 +177,14 @@ def _train(
     changes = checkpoints.changes if checkpoints else []
     notes = [trainer.recipe.notes] if trainer.recipe.notes else []
     for line in (
-        f"{config.model.network}, {config.optimizer.name}, batch {run.batch_size} over"
-        f" {len(trainer.devices)} {trainer.devices[0].platform} devices{of},"
+        f"{config.model.network}, {config.optimizer.algorithm}, batch {run.batch_size}"
+        f" over {len(trainer.devices)} {trainer.devices[0].platform} devices{of},"
         f" {trainer.updates} updates",
         *(f"changed: {change}" for change in changes),
         *(f"note: {note}" for note in (*notes, *trainer.data.notes)),
     ):
         console.print(line, highlight=False, soft_wrap=True)
-    with progress(config.optimizer.name, trainer.updates, console) as show:
+    with progress(config.optimizer.algorithm, trainer.updates, console) as show:
         shows = [show, tensorboard(out / "tensorboard")] if run.tensorboard else [show]
 
         def on_record(record: Record) -> None:
@@ -192,7 +192,7 @@ def _train(
                 each(record)
 
         result = fit(trainer, run.seed, out / LOG, on_record, checkpoints)
-    label = f"{config.optimizer.name}, batch {run.batch_size}"
+    label = f"{config.optimizer.algorithm}, batch {run.batch_size}"
     if trainer.process:
         return result
     plot_runs({label: [out / LOG]}, out / _PNG)

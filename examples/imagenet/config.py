@@ -126,13 +126,13 @@ class Model:
 class Optimizer:
     """The rule and its schedule: a warm-up, then a decay.
 
-    Each field sets one of a `lars_optax` recipe: `name` its `algorithm`, `layers` its
-    `mask`, the others that of the same name. None is a value still to be given.
+    Each field sets the one of that name of a `lars_optax` recipe, and `layers` sets its
+    `mask`. None is a value still to be given.
     """
 
     #: Momentum SGD, or LARS.
-    name: Annotated[Literal["sgd", "lars"], tyro.conf.arg(name="optimizer")] = option(
-        "lars", name="optimizer", speed=True
+    algorithm: Annotated[Literal["sgd", "lars"], tyro.conf.arg(name="optimizer")] = (
+        option("lars", name="optimizer", speed=True)
     )
     #: Peak rate γ; it is not scaled with --batch-size.
     learning_rate: float | None = 10.0

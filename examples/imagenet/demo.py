@@ -31,8 +31,8 @@ SEEDS = (0, 1, 2)
 SWEEP = Path("benchmarks/results/demo_sweep.json")
 OUT = Path("runs/demo")
 
-_SGD = Optimizer(name="sgd", warmup_epochs=8, weight_decay=1e-3)
-_LARS = replace(_SGD, name="lars", layers="all")
+_SGD = Optimizer(algorithm="sgd", warmup_epochs=8, weight_decay=1e-3)
+_LARS = replace(_SGD, algorithm="lars", layers="all")
 # Name: optimizer without its rate, batch.
 METHODS = {
     "SGD, small batch": (_SGD, 32),

@@ -18,9 +18,7 @@ from .config import FACTS, Config, Data, Model, Optimizer, Run
 from .flags import flag
 
 # Fields of the same name and meaning in both.
-_SHARED = [
-    field.name for field in fields(Optimizer) if field.name not in ("name", "layers")
-]
+_SHARED = [field.name for field in fields(Optimizer) if field.name != "layers"]
 
 
 def configure(recipe_name: str | None) -> Config:
@@ -32,14 +30,12 @@ def configure(recipe_name: str | None) -> Config:
     except ValueError as error:
         raise ValueError(f"--recipe: {error}") from None
     network: Any = recipe.network
-    algorithm: Any = recipe.algorithm
     by_scale = recipe.name.startswith(("goyal", "mlperf"))
     return Config(
         recipe=recipe.name,
         data=Data(augment="rrc" if by_scale else "caffe"),
         model=Model(network=network),
         optimizer=Optimizer(
-            name=algorithm,
             layers="all" if recipe.mask is True else "weights",
             **{name: getattr(recipe, name) for name in _SHARED},
         ),
@@ -53,7 +49,6 @@ def to_recipe(config: Config) -> recipes.Recipe:
     optimizer = config.optimizer
     values: dict[str, Any] = {
         "network": config.model.network,
-        "algorithm": optimizer.name,
         "mask": True if optimizer.layers == "all" else "exclude_bias_and_norm",
         "batch_size": config.run.batch_size,
         "epochs": config.run.epochs,

@@ -52,7 +52,7 @@ def test_top5_counts_the_five_largest_logits():
 
 @pytest.mark.parametrize("network", ["alexnet-small", "alexnet-bn-small"])
 def test_masked_rows_do_not_count(network, devices):
-    setup = make_setup(network, name="sgd")
+    setup = make_setup(network, algorithm="sgd")
     model, state = setup[0], start(setup)
     evaluate = engine.parallelize(partial(eval_step, model=model), devices)
     whole = make_batch(0, 16)
@@ -82,7 +82,7 @@ def test_copies_that_differ_are_named(devices):
 
 def test_networks_are_shaped_like_alexnet_and_its_bn_sibling():
     for network, leaves in (("alexnet-small", 10), ("alexnet-bn-small", 13)):
-        setup = make_setup(network, name="sgd")
+        setup = make_setup(network, algorithm="sgd")
         state = jax.eval_shape(partial(start, setup, (28, 28, 1)))
         assert len(jax.tree.leaves(state.params)) == leaves
         assert state.params["conv1"]["kernel"].shape == (5, 5, 1, 8)

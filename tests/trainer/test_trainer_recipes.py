@@ -25,10 +25,9 @@ from lars_optax import recipes
 def test_a_recipe_survives_the_way_through_the_configuration(name):
     recipe, config = recipes.get(name), configure(name)
     assert parse(["--recipe", name]) == config
-    for field in {f.name for f in fields(Optimizer)} - {"name", "layers"}:
+    for field in {f.name for f in fields(Optimizer)} - {"layers"}:
         assert getattr(config.optimizer, field) == getattr(recipe, field), field
     assert config.optimizer.layers == ("all" if recipe.mask is True else "weights")
-    assert config.optimizer.name == recipe.algorithm
     assert config.model.network == recipe.network
     assert config.run.batch_size == recipe.batch_size
     assert config.run.epochs == recipe.epochs
@@ -55,7 +54,7 @@ CHANGES = {
         "bn": ("--bn sync", "sync"),
     },
     "optimizer": {
-        "name": ("--optimizer lars", "lars"),
+        "algorithm": ("--optimizer lars", "lars"),
         "learning_rate": ("--learning-rate 1.25", 1.25),
         "warmup_epochs": ("--warmup-epochs 0", 0),
         "warmup_start": ("--warmup-start 0", 0),
@@ -84,7 +83,7 @@ CHANGES = {
     },
 }  # What else `run` has, no recipe has anything to do with.
 # A recipe's name for what the configuration calls otherwise, and its value.
-RENAMED = {"name": ("algorithm", "lars"), "layers": ("mask", True)}
+RENAMED = {"layers": ("mask", True)}
 
 
 @pytest.mark.parametrize("group", CHANGES)
@@ -191,7 +190,7 @@ def one_step(network, dtype="float32"):
     model = make(network, classes=10, width=width, dtype=dtype).clone(**short)
     variables = random_variables(model, side)
     setups = {
-        name: make_setup(model, name=name, learning_rate=rate, warmup_epochs=0)
+        name: make_setup(model, algorithm=name, learning_rate=rate, warmup_epochs=0)
         for name, rate in RULES.items()
     }
     start = TrainState(
@@ -262,7 +261,7 @@ def test_every_flag_has_facts_and_no_two_groups_a_field_of_one_name():
     assert sorted(names + own) == sorted(FACTS)
     shown = {FACTS[name].name for name in FACTS}
     assert {"optimizer", "data", "batch-size", "process"} <= shown
-    assert not shown & {"name", "source"}  # the fields, not the flags
+    assert not shown & {"algorithm", "source"}  # the fields, not the flags
 
 
 def test_a_flag_is_named_as_it_is_typed_where_it_departs_from_the_recipe():

@@ -75,7 +75,7 @@ def test_equal_runs_share_a_cell_and_unlike_ones_do_not():
     )  # the other: unknown
     engines = [run(config(engine=e), *later) for e in ("pmap", "shard_map")]
     assert len(cells(engines)) == 2
-    assert len(two(run(config(name="sgd"), first, *later))) == 2
+    assert len(two(run(config(algorithm="sgd"), first, *later))) == 2
     assert len(two(run(config(), first, speed(10, 8)))) == 2  # went on with others
 
 

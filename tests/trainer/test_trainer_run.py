@@ -42,7 +42,9 @@ def config(learning_rate=0.05, epochs=4, split="validation", **run):
     return Config(
         data=Data(evaluate_on=split),
         model=Model(width=0.5),
-        optimizer=Optimizer(name="sgd", learning_rate=learning_rate, warmup_epochs=1),
+        optimizer=Optimizer(
+            algorithm="sgd", learning_rate=learning_rate, warmup_epochs=1
+        ),
         run=Run(epochs=epochs, **run),
     )
 

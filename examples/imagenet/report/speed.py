@@ -96,11 +96,11 @@ def _groups(runs: Sequence[Run]) -> list[str]:
         for run in runs
     ]
     found = [
-        f"{s['network']}, {s['name'].upper()},"
+        f"{s['network']}, {s['algorithm'].upper()},"
         f" {s.get('platform', 'platform not in the log')}"
         for s in settings
     ]
-    extras = differences(settings, found, {"network", "name", "platform"})
+    extras = differences(settings, found, {"network", "algorithm", "platform"})
     return [
         ", ".join((group, *extra)) for group, extra in zip(found, extras, strict=True)
     ]
