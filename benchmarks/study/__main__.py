@@ -63,7 +63,7 @@ def trainer(cell: Cell, rate: float, stage: Stage, place: Place) -> Trainer:
     source, data = dataset(cell.data, place)
     devices = start_devices(place.devices)
     config = cell.config(source, rate, stage, len(devices))
-    some = devices[: config.run.devices]
+    some = devices[: config.batching.devices]
     return Trainer(config, data, some, METHODS[cell.method].make)
 
 

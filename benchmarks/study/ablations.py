@@ -137,7 +137,7 @@ def run(
         config = cell.config("mnist", one["learning_rate"], STAGE, len(devices))
         optimizer = replace(variant.optimizer, learning_rate=one["learning_rate"])
         config = replace(config, optimizer=optimizer)
-        some = devices[: config.run.devices]
+        some = devices[: config.batching.devices]
         trainer = Trainer(config, data, some, variant.make)
         found = [
             one

@@ -28,7 +28,7 @@ from benchmarks.study.__main__ import FASHION, Place, dataset
 from benchmarks.study.page import DATA, NETWORKS
 from benchmarks.study.protocol import FINAL, TUNED, Cell
 from benchmarks.study.runs import read
-from examples.imagenet.config import Config, Model, Network, Optimizer, Run
+from examples.imagenet.config import Batching, Config, Model, Network, Optimizer
 from examples.imagenet.data.arrays import Split, in_memory
 from examples.imagenet.data.pixels import for_evaluation
 from examples.imagenet.data.sources import load
@@ -63,7 +63,9 @@ def first_update(images: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
     config = Config(
         model=Model(network=NETWORK),
         optimizer=Optimizer(layers="all", warmup_epochs=0),
-        run=Run(batch_size=BATCH, epochs=1, devices=1, accumulate=BATCH // SLOT),
+        batching=Batching(
+            batch_size=BATCH, epochs=1, devices=1, accumulate=BATCH // SLOT
+        ),
     )
     mean = tuple(images[:256].mean((0, 1, 2)).tolist())
     data = in_memory(split, split, split, CLASSES)._replace(pixel_mean=mean)
@@ -112,7 +114,7 @@ def training(fashion: str) -> None:
         devices = start_devices(None)
         config = cell.config(source, rate, FINAL, len(devices))
         config = replace(config, run=replace(config.run, layers_every=EVERY))
-        trainer = Trainer(config, data, devices[: config.run.devices])
+        trainer = Trainer(config, data, devices[: config.batching.devices])
         path = LOGS / f"{network}.jsonl"
         result = fit(trainer, FINAL.seeds[0], path)
         log = read_log(path)

@@ -40,7 +40,15 @@ from typing import Any, NamedTuple
 import optax
 
 import lars_optax
-from examples.imagenet.config import Config, Data, Model, Optimizer, Run, Split
+from examples.imagenet.config import (
+    Batching,
+    Config,
+    Data,
+    Model,
+    Optimizer,
+    Run,
+    Split,
+)
 from lars_optax.recipes import Recipe
 
 SLOT = 512  # images of which BatchNorm takes the moments, at most
@@ -172,15 +180,13 @@ class Cell(NamedTuple):
             ),
             model=Model(network=network, width=0.5 if self.data == "digits" else 1.0),
             optimizer=replace(optimizer, learning_rate=rate, warmup_epochs=warmup),
-            run=Run(
+            batching=Batching(
                 batch_size=self.batch,
                 epochs=stage.epochs,
                 devices=used,
                 accumulate=slots // used,
-                layers_every=0,
-                log_every=20,
-                checkpoints=1,
             ),
+            run=Run(layers_every=0, log_every=20, checkpoints=1),
         )
 
     def rates(self, best: Callable[["Cell"], float | None]) -> tuple[float, ...]:

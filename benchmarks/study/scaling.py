@@ -27,7 +27,15 @@ from benchmarks.study.__main__ import FASHION, Place, trainer
 from benchmarks.study.page import DATA, NETWORKS
 from benchmarks.study.protocol import FINAL, SMALL, TUNED, Cell
 from benchmarks.study.runs import read
-from examples.imagenet.config import Config, Data, Model, Network, Optimizer, Run
+from examples.imagenet.config import (
+    Batching,
+    Config,
+    Data,
+    Model,
+    Network,
+    Optimizer,
+    Run,
+)
 from examples.imagenet.data.sources import load
 from examples.imagenet.log import read_log
 from examples.imagenet.models import image_pixels
@@ -58,13 +66,12 @@ def measure(network: Any, dtype: str, batches: list[int]) -> Record:
                 data=Data(source="synthetic", pixels=image_pixels(network)),
                 model=Model(network=network, dtype=dtype),
                 optimizer=Optimizer(warmup_epochs=0),
-                run=Run(
+                batching=Batching(
                     batch_size=batch,
                     epochs=UPDATES * batch / data.train.size,
                     devices=count,
-                    log_every=RECORD,
-                    checkpoints=0,
                 ),
+                run=Run(log_every=RECORD, checkpoints=0),
             )
             path = LOGS / f"{network}-{batch}-{count}.jsonl"
             if fit(Trainer(config, data, devices[:count]), 0, path).diverged:

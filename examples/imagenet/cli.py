@@ -127,10 +127,10 @@ def _trainer(config: Config) -> Trainer:
 
 
 def _devices(config: Config) -> list[jax.Device]:
-    if config.dry_run and config.run.devices:
+    if config.dry_run and config.batching.devices:
         # As many as are asked for, whatever this machine has.
         jax.config.update("jax_platforms", "cpu")
-    return start_devices(config.run.devices)
+    return start_devices(config.batching.devices)
 
 
 def _prepare_out(run: Run) -> None:
@@ -169,6 +169,7 @@ def _train(
     trainer: Trainer, checkpoints: Checkpoints | None, console: Console
 ) -> Result:
     config, run = trainer.config, trainer.config.run
+    batch = config.batching.batch_size
     out = Path(run.out)
     if run.existing == "resume" and checkpoints and not checkpoints.any:
         console.print(f"no checkpoint in {run.out}: starting at update 0")
@@ -177,7 +178,7 @@ def _train(
     changes = checkpoints.changes if checkpoints else []
     notes = [trainer.recipe.notes] if trainer.recipe.notes else []
     for line in (
-        f"{config.model.network}, {config.optimizer.algorithm}, batch {run.batch_size}"
+        f"{config.model.network}, {config.optimizer.algorithm}, batch {batch}"
         f" over {len(trainer.devices)} {trainer.devices[0].platform} devices{of},"
         f" {trainer.updates} updates",
         *(f"changed: {change}" for change in changes),
@@ -192,7 +193,7 @@ def _train(
                 each(record)
 
         result = fit(trainer, run.seed, out / LOG, on_record, checkpoints)
-    label = f"{config.optimizer.algorithm}, batch {run.batch_size}"
+    label = f"{config.optimizer.algorithm}, batch {batch}"
     if trainer.process:
         return result
     plot_runs({label: [out / LOG]}, out / _PNG)

@@ -15,7 +15,7 @@ from typing import Any
 
 from rich.console import Console
 
-from .config import Config, Data, Model, Optimizer, Run, Split
+from .config import Batching, Config, Data, Model, Optimizer, Run, Split
 from .data.sources import load
 from .provenance import provenance
 from .report.figures import plot_runs
@@ -49,7 +49,8 @@ def configure(method: str, learning_rate: float, evaluate_on: Split) -> Config:
         data=Data(evaluate_on=evaluate_on),
         model=Model(width=WIDTH),
         optimizer=replace(optimizer, learning_rate=learning_rate),
-        run=Run(batch_size=batch, epochs=EPOCHS, log_every=100, layers_every=0),
+        batching=Batching(batch_size=batch, epochs=EPOCHS),
+        run=Run(log_every=100, layers_every=0),
     )
 
 

@@ -14,7 +14,7 @@ import jax
 import lars_optax
 from lars_optax import recipes
 
-from .config import FACTS, Config, Data, Model, Optimizer, Run
+from .config import FACTS, Batching, Config, Data, Model, Optimizer
 from .flags import flag
 
 # Fields of the same name and meaning in both.
@@ -39,7 +39,7 @@ def configure(recipe_name: str | None) -> Config:
             layers="all" if recipe.mask is True else "weights",
             **{name: getattr(recipe, name) for name in _SHARED},
         ),
-        run=Run(batch_size=recipe.batch_size, epochs=recipe.epochs),
+        batching=Batching(batch_size=recipe.batch_size, epochs=recipe.epochs),
     )
 
 
@@ -50,8 +50,8 @@ def to_recipe(config: Config) -> recipes.Recipe:
     values: dict[str, Any] = {
         "network": config.model.network,
         "mask": True if optimizer.layers == "all" else "exclude_bias_and_norm",
-        "batch_size": config.run.batch_size,
-        "epochs": config.run.epochs,
+        "batch_size": config.batching.batch_size,
+        "epochs": config.batching.epochs,
     } | {name: getattr(optimizer, name) for name in _SHARED}
     if source is None:
         recipe = recipes.Recipe(name="flags", source="the command line", **values)
@@ -77,7 +77,7 @@ def changes(config: Config) -> list[str]:
     before, now = asdict(configure(config.recipe)), asdict(config)
     return [
         f"{flag(FACTS[key].name)} {before[group][key]!r} → {value!r}"
-        for group in ("model", "optimizer", "run", "data")
+        for group in ("model", "optimizer", "batching", "data")
         for key, value in now[group].items()
         if FACTS[key].recipe and value != before[group][key]
     ]

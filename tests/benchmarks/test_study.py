@@ -118,10 +118,10 @@ def test_data_that_are_not_there_are_told_before_the_first_run(monkeypatch):
 @pytest.mark.parametrize("devices", range(1, 9))
 def test_every_batch_divides_into_slots(devices):
     for cell in cells():
-        run = cell.config("mnist", 1.0, FINAL, devices).run
-        assert run.devices <= devices
-        plan = make_plan(run, run.devices, 55_000, 1)
-        assert plan.images_per_slot * plan.accumulate * run.devices == cell.batch
+        batching = cell.config("mnist", 1.0, FINAL, devices).batching
+        assert batching.devices <= devices
+        plan = make_plan(batching, batching.devices, 55_000, 1)
+        assert plan.images_per_slot * plan.accumulate * batching.devices == cell.batch
         assert plan.images_per_slot == {32: 32, 128: 128, 1600: 400}.get(
             cell.batch, 512
         )

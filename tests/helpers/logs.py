@@ -18,7 +18,8 @@ def config(batch=512, devices=4, algorithm="lars", rate=1.0, **other):
         "data": {"evaluate_on": "test"},
         "model": {"network": "alexnet_bn"},
         "optimizer": {"algorithm": algorithm, "learning_rate": rate},
-        "run": {"batch_size": batch, "epochs": 100.0, "seed": 0} | other,
+        "batching": {"batch_size": batch, "epochs": 100.0},
+        "run": {"seed": 0} | other,
         "plan": {"processes": 2, "devices": devices // 2},
         "platform": "gpu",
     }

@@ -15,7 +15,7 @@ import orbax.checkpoint as ocp
 from image_trees import write_idx
 from steps import make_batch
 
-from examples.imagenet.config import Config, Model, Optimizer, Run
+from examples.imagenet.config import Batching, Config, Model, Optimizer, Run
 from examples.imagenet.data import arrays as data
 from examples.imagenet.log import read_log
 from examples.imagenet.run.experiment import Trainer
@@ -34,11 +34,11 @@ def split(seed, n):
 
 def config(**run):
     """Three epochs of 8 updates on 2 devices, a network with BatchNorm."""
-    kept = {"layers_every": 3, "eval_batch_size": 20} | run
     return Config(
         model=Model(network="alexnet-bn-small", width=0.25),
         optimizer=Optimizer(learning_rate=5.0, warmup_epochs=1),
-        run=Run(batch_size=16, epochs=3, **kept),
+        batching=Batching(batch_size=16, epochs=3, eval_batch_size=20),
+        run=Run(**{"layers_every": 3, **run}),
     )
 
 

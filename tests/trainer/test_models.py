@@ -196,7 +196,7 @@ def test_any_width_divides_into_its_groups(network, width):
         ("lenet", {}, "network.*lenet.*alexnet_bn"),
         ("alexnet", {"dtype": "float16"}, "float16.*scale the loss.*bfloat16"),
         ("alexnet", {"dtype": "int8"}, "dtype.*int8.*float32"),
-        ("alexnet", {"dropout": 1.0}, "dropout.*1.0.*share"),
+        ("alexnet", {"dropout": 1.0}, "dropout.*1.0.*0 ≤ dropout < 1"),
         ("alexnet", {"width": 0.0}, "width.*0.0.*above 0"),
         ("alexnet", {"width": float("nan")}, "width.*nan"),
         ("alexnet", {"classes": 0}, "classes.*0.*1 or more"),

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from examples.imagenet.cli import main, parse
-from examples.imagenet.config import Run
+from examples.imagenet.config import Batching
 from examples.imagenet.data.batches import Batch
 from examples.imagenet.data.sources import load
 from examples.imagenet.dry_run import describe
@@ -139,8 +139,10 @@ def test_a_batch_is_split_evenly_or_the_nearest_sizes_that_are_named(
         slots = devices * processes * accumulate * solvers
         sizes = range(slots, images + 1, slots)
         for batch in [*range(1, 2 * slots + 2), images - 1, images, images + 1, 997]:
-            run = Run(batch, accumulate=accumulate, solvers_per_device=solvers)
-            arguments = run, devices, images, processes
+            batching = Batching(
+                batch, accumulate=accumulate, solvers_per_device=solvers
+            )
+            arguments = batching, devices, images, processes
             if batch in sizes:
                 plan = make_plan(*arguments)
                 assert plan[:-1] == (processes, devices, solvers, accumulate)
@@ -159,7 +161,7 @@ def test_a_batch_that_cannot_be_split_at_all_is_told_why():
     with pytest.raises(
         ValueError, match=r"each of 8 slots .*exceeds the 7 .*; give fe"
     ):
-        make_plan(Run(8, accumulate=2), 4, 7)
+        make_plan(Batching(8, accumulate=2), 4, 7)
 
 
 def test_a_rate_of_another_batch_size_is_told_unless_it_is_changed_too(capsys):

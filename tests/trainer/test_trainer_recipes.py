@@ -29,8 +29,8 @@ def test_a_recipe_survives_the_way_through_the_configuration(name):
         assert getattr(config.optimizer, field) == getattr(recipe, field), field
     assert config.optimizer.layers == ("all" if recipe.mask is True else "weights")
     assert config.model.network == recipe.network
-    assert config.run.batch_size == recipe.batch_size
-    assert config.run.epochs == recipe.epochs
+    assert config.batching.batch_size == recipe.batch_size
+    assert config.batching.epochs == recipe.epochs
     assert recipe.missing() or to_recipe(config) == recipe
 
 
@@ -73,12 +73,17 @@ CHANGES = {
         "layers": ("--layers all", "all"),
         "label_smoothing": ("--label-smoothing 0.1", 0.1),
     },
-    "run": {
+    "batching": {
         "batch_size": ("--batch-size 512", 512),
         "epochs": ("--epochs 100", 100),
-        "accumulate": ("--accumulate 256", 256),
-        "seed": ("--seed 3", 3),
         "devices": ("--devices 2", 2),
+        "engine": ("--engine shard_map", "shard_map"),
+        "accumulate": ("--accumulate 256", 256),
+        "solvers_per_device": ("--solvers-per-device 2", 2),
+        "eval_batch_size": ("--eval-batch-size 7", 7),
+    },
+    "run": {
+        "seed": ("--seed 3", 3),
         "out": ("--out here", "here"),
     },
 }  # What else `run` has, no recipe has anything to do with.
@@ -154,7 +159,7 @@ def test_networks_on_the_command_line_are_those_there_are():
         ("--dtype half-a-float", "half-a-float.*float32 or bfloat16"),
         ("--bn sync", "alexnet-small.*no such thing.*alexnet-bn-small"),
         ("--dropout 0.5 --network resnet-small", "resnet-small.*no such.*alexnet_bn"),
-        ("--dropout 1 --network alexnet --data synthetic", "0 ≤ share < 1"),
+        ("--dropout 1 --network alexnet --data synthetic", "0 ≤ dropout < 1"),
         ("--zero-init-last-bn", "alexnet-small.*no such thing.*resnet-small"),
         ("--learning-rate None", "flags .*no value.*give --learning-rate$"),
     ],

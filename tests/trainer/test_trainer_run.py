@@ -9,7 +9,7 @@ from image_trees import write_idx
 from small_runs import command_line
 
 from examples.imagenet.cli import main
-from examples.imagenet.config import Config, Data, Model, Optimizer, Run
+from examples.imagenet.config import Batching, Config, Data, Model, Optimizer, Run
 from examples.imagenet.data.arrays import Split, in_memory
 from examples.imagenet.log import read_log
 from examples.imagenet.report.figures import curve, plot_runs
@@ -37,15 +37,16 @@ def data():
     return in_memory(stripes(0, 320), stripes(1, 61), stripes(2, 83), 10)
 
 
-def config(learning_rate=0.05, epochs=4, split="validation", **run):
-    run = {"batch_size": 16, "eval_batch_size": 32, "layers_every": 40} | run
+def config(learning_rate=0.05, split="validation", log_every=10, **batching):
+    batching = {"batch_size": 16, "epochs": 4, "eval_batch_size": 32} | batching
     return Config(
         data=Data(evaluate_on=split),
         model=Model(width=0.5),
         optimizer=Optimizer(
             algorithm="sgd", learning_rate=learning_rate, warmup_epochs=1
         ),
-        run=Run(epochs=epochs, **run),
+        batching=Batching(**batching),
+        run=Run(log_every=log_every, layers_every=40),
     )
 
 

@@ -42,7 +42,7 @@ class Run:
         Those that an earlier version did not log are missing.
         """
         config = self.log[0]
-        sections = ("data", "model", "optimizer", "run")
+        sections = ("data", "model", "optimizer", "batching", "run")
         found = {k: v for part in sections for k, v in config.get(part, {}).items()}
         found.pop("devices", None)  # as asked for
         if plan := config.get("plan"):

@@ -51,13 +51,13 @@ class Trainer:
         devices: Sequence[jax.Device],
         make_optimizer: Callable[[Recipe, int], Any] = Recipe.optimizer,
     ) -> None:
-        run = config.run
+        run, batching = config.run, config.batching
         self.config, self.data, self.devices = config, data, devices
         processes = len({device.process_index for device in devices})
         each = len(devices) // processes
         if config.dry_run:  # the others are not there
             processes = config.cluster.processes or 1
-        self.plan = make_plan(run, each, data.train.size, processes)
+        self.plan = make_plan(batching, each, data.train.size, processes)
         self.process = jax.process_index()
         self.recipe = to_recipe(config)
         self.eval_split: Source = getattr(data, config.data.evaluate_on)
@@ -68,17 +68,19 @@ class Trainer:
                 " than 0 --validation-images"
             )
         # Rounded up to a size every device gets an equal share of.
-        self.eval_batch = -(-run.eval_batch_size // len(devices)) * len(devices)
-        self.updates = self._steps(run.epochs)
-        remedy = f"half an update of {run.batch_size} or less; give more, or a smaller"
-        check(self.updates > 0, "epochs", run.epochs, f"{remedy} --batch-size")
+        self.eval_batch = -(-batching.eval_batch_size // len(devices)) * len(devices)
+        self.updates = self._steps(batching.epochs)
+        remedy = (
+            f"half an update of {batching.batch_size} or less; give more, or a smaller"
+        )
+        check(self.updates > 0, "epochs", batching.epochs, f"{remedy} --batch-size")
         if run.profiled:
             ok = run.profiled.stop <= self.updates
             remedy = f"the run has {self.updates} updates; give two of them"
             check(ok, "profile", run.profile, remedy)
-        self.epochs = {self._steps(k): k for k in range(1, int(run.epochs) + 1)} | {
-            self.updates: run.epochs
-        }  # updates done to epochs done
+        self.epochs = {
+            self._steps(k): k for k in range(1, int(batching.epochs) + 1)
+        } | {self.updates: batching.epochs}  # updates done to epochs done
         self.model = build_model(config, data)
         self.tx = make_optimizer(self.recipe, data.train.size)
         schedule = jax.jit(jax.vmap(self.recipe.schedule(data.train.size)))
@@ -88,17 +90,17 @@ class Trainer:
                 train_step,
                 model=self.model,
                 tx=self.tx,
-                accumulate=run.accumulate,
-                solvers=run.solvers_per_device,
+                accumulate=batching.accumulate,
+                solvers=batching.solvers_per_device,
                 label_smoothing=self.recipe.label_smoothing,
                 layer_stats=layer_stats(self.recipe),
             ),
             devices,
-            engine=run.engine,
+            engine=batching.engine,
             donate_state=True,
         )
         self.eval_step = parallelize(
-            partial(eval_step, model=self.model), devices, engine=run.engine
+            partial(eval_step, model=self.model), devices, engine=batching.engine
         )
         self.shapes = jax.eval_shape(self.init, 0)
         self.layer_names = [
@@ -139,11 +141,11 @@ class Trainer:
 
     def epoch(self, step: int) -> float:
         """Epochs before update `step`."""
-        return step * self.config.run.batch_size / self.data.train.size
+        return step * self.config.batching.batch_size / self.data.train.size
 
     def _steps(self, epochs: float) -> int:
-        run = self.config.run
-        return epochs_to_steps(epochs, self.data.train.size, run.batch_size)
+        batching = self.config.batching
+        return epochs_to_steps(epochs, self.data.train.size, batching.batch_size)
 
     def init(self, seed: int) -> TrainState:
         return self.place(init_state(seed, self.model, self.tx, self.data.image_shape))
@@ -162,13 +164,13 @@ class Trainer:
     def _training(
         self, seed: int, steps: range
     ) -> Iterator[tuple[Batch, tuple[Broken, ...]]]:
-        share = self._share(self.config.run.batch_size)
+        share = self._share(self.config.batching.batch_size)
         workers = self.config.data.workers
         return training(self.data.train, seed, share, steps, workers)
 
     def batch(self, seed: int, step: int) -> Batch:
         """What all processes together train on in update `step`, counted from 0."""
-        share, steps = Share(self.config.run.batch_size), range(step, step + 1)
+        share, steps = Share(self.config.batching.batch_size), range(step, step + 1)
         return next(training(self.data.train, seed, share, steps))[0]
 
     def _share(self, size: int) -> Share:

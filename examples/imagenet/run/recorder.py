@@ -112,7 +112,7 @@ class Recorder:
             if every and step % every == 0:
                 table = self._table(layers, rate)
                 self.log.write(kind="layers", step=step, layers=table)
-        images = len(self._pending) * trainer.config.run.batch_size
+        images = len(self._pending) * trainer.config.batching.batch_size
         self.log.write(
             kind="speed",
             step=self._pending[-1][0] + 1,
