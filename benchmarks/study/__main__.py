@@ -18,14 +18,14 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import NamedTuple
 
-from benchmarks.study.protocol import METHODS, Cell, Stage, cells
+from benchmarks.study.protocol import METHODS, RUN, Cell, Stage, cells
 from benchmarks.study.runs import RESULTS, Job, Record, missing, read, remaining
 from examples.imagenet.data.arrays import Dataset
 from examples.imagenet.data.sources import load
 from examples.imagenet.log import strict_json
 from examples.imagenet.provenance import provenance
 from examples.imagenet.run.checkpoint import Checkpoints
-from examples.imagenet.run.experiment import Trainer
+from examples.imagenet.run.experiment import Experiment
 from examples.imagenet.run.loop import Stopped, fit
 from examples.imagenet.step.devices import start_devices
 
@@ -58,23 +58,23 @@ def dataset(name: str, place: Place) -> tuple[str, Dataset]:
 
 
 @lru_cache(1)
-def trainer(cell: Cell, rate: float, stage: Stage, place: Place) -> Trainer:
+def experiment(cell: Cell, rate: float, stage: Stage, place: Place) -> Experiment:
     """Compiled once for all seeds."""
     source, data = dataset(cell.data, place)
     devices = start_devices(place.devices)
     config = cell.config(source, rate, stage, len(devices))
     some = devices[: config.batching.devices]
-    return Trainer(config, data, some, METHODS[cell.method].make)
+    return Experiment.of(config, data, some, METHODS[cell.method].make)
 
 
 def run(job: Job, place: Place, about: Record) -> Record:
     """Trains, from the last checkpoint if it was stopped, and keeps the result."""
-    bound = trainer(job.cell, job.rate, job.stage, place)
+    bound = experiment(job.cell, job.rate, job.stage, place)
     out = OUT / f"{job.cell.name}/{job.rate:g}-{job.stage.split}-{job.seed}"
     out.mkdir(parents=True, exist_ok=True)
-    config = replace(bound.config, run=replace(bound.config.run, seed=job.seed))
-    saved = Checkpoints(out, config, bound.identity(), bound.grouping())
-    result = fit(bound, job.seed, out / "log.jsonl", checkpoints=saved)
+    how = replace(RUN, seed=job.seed, out=str(out))
+    saved = Checkpoints(bound.config(how), bound.identity(), bound.grouping())
+    result = fit(bound, how, checkpoints=saved)
     record = job.key | asdict(result) | about
     with RESULTS.open("a") as file:
         file.write(strict_json(record) + "\n")
@@ -95,10 +95,9 @@ def again(name: str, seeds: int, place: Place) -> tuple[list[float], list[float]
     accuracies, rate = [r["accuracy"] for r in old], old[0]["learning_rate"]
     new = []
     for seed in final.seeds[:seeds]:
-        bound = trainer(have[name], rate, final, place)
-        log = OUT / "again.jsonl"
-        log.parent.mkdir(parents=True, exist_ok=True)
-        new.append(fit(bound, seed, log).accuracy)
+        bound = experiment(have[name], rate, final, place)
+        how = replace(RUN, seed=seed, out=str(OUT / "again"))
+        new.append(fit(bound, how).accuracy)
         print(f"{name}, rate {rate:g}, seed {seed}: {new[-1]:.2%}", flush=True)
     spread = f" ± {stdev(accuracies):.2%}" if len(old) > 1 else ""
     kept = f"kept {mean(accuracies):.2%}{spread} of {len(old)} seeds"

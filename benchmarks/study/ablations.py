@@ -20,13 +20,13 @@ import optax
 import lars_optax
 from benchmarks.study import runs as study_runs
 from benchmarks.study.page import NETWORKS
-from benchmarks.study.protocol import METHODS, TUNED, Cell, Stage
+from benchmarks.study.protocol import METHODS, RUN, TUNED, Cell, Stage
 from examples.imagenet.config import Optimizer
 from examples.imagenet.data.arrays import Dataset
 from examples.imagenet.data.sources import load
 from examples.imagenet.log import strict_json
 from examples.imagenet.provenance import provenance
-from examples.imagenet.run.experiment import Trainer
+from examples.imagenet.run.experiment import Experiment
 from examples.imagenet.run.loop import fit
 from examples.imagenet.step.devices import start_devices
 from lars_optax.recipes import Recipe
@@ -138,12 +138,10 @@ def run(
         optimizer = replace(variant.optimizer, learning_rate=one["learning_rate"])
         config = replace(config, optimizer=optimizer)
         some = devices[: config.batching.devices]
-        trainer = Trainer(config, data, some, variant.make)
+        experiment = Experiment.of(config, data, some, variant.make)
+        runs = [replace(RUN, seed=seed, out="runs/ablation") for seed in STAGE.seeds]
         found = [
-            one
-            | {"seed": seed}
-            | asdict(fit(trainer, seed, Path("runs/ablation.jsonl")))
-            for seed in STAGE.seeds
+            one | {"seed": run.seed} | asdict(fit(experiment, run)) for run in runs
         ]
         with RESULTS.open("a") as file:
             file.writelines(strict_json(row | about) + "\n" for row in found)

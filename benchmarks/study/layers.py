@@ -32,11 +32,11 @@ from examples.imagenet.config import Batching, Config, Model, Network, Optimizer
 from examples.imagenet.data.arrays import Split, in_memory
 from examples.imagenet.data.pixels import for_evaluation
 from examples.imagenet.data.sources import load
-from examples.imagenet.log import read_log
+from examples.imagenet.log import LOG, read_log
 from examples.imagenet.models import image_pixels
 from examples.imagenet.provenance import provenance
 from examples.imagenet.report.figures import plot_layers
-from examples.imagenet.run.experiment import Trainer
+from examples.imagenet.run.experiment import Experiment
 from examples.imagenet.run.loop import fit
 from examples.imagenet.step.devices import start_devices
 
@@ -69,13 +69,13 @@ def first_update(images: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
     )
     mean = tuple(images[:256].mean((0, 1, 2)).tolist())
     data = in_memory(split, split, split, CLASSES)._replace(pixel_mean=mean)
-    trainer = Trainer(config, data, start_devices(1))
-    _, metrics = trainer.step(trainer.init(0), trainer.batch(0, 0))
+    experiment = Experiment.of(config, data, start_devices(1))
+    _, metrics = experiment.step(experiment.init(0), experiment.batch(0, 0))
     stats = metrics["layers"]
     return {
         name: {"param_norm": float(w), "grad_norm": float(g)}
         for name, w, g in zip(
-            trainer.layer_names, stats.param_norm, stats.grad_norm, strict=True
+            experiment.layer_names, stats.param_norm, stats.grad_norm, strict=True
         )
     }
 
@@ -113,11 +113,11 @@ def training(fashion: str) -> None:
         source, data = dataset(DATA, Place(fashion))
         devices = start_devices(None)
         config = cell.config(source, rate, FINAL, len(devices))
-        config = replace(config, run=replace(config.run, layers_every=EVERY))
-        trainer = Trainer(config, data, devices[: config.batching.devices])
-        path = LOGS / f"{network}.jsonl"
-        result = fit(trainer, FINAL.seeds[0], path)
-        log = read_log(path)
+        experiment = Experiment.of(config, data, devices[: config.batching.devices])
+        out, seed = LOGS / network, FINAL.seeds[0]
+        run = replace(config.run, layers_every=EVERY, seed=seed, out=str(out))
+        result = fit(experiment, run)
+        log = read_log(out / LOG)
         named = f"LARS of weights, {title}, batch {cell.batch:,}, γ = {rate:g}"
         plot_layers(log, named, PICTURES / f"layers-{network}.png")
         tables = [
@@ -134,7 +134,7 @@ def training(fashion: str) -> None:
         accuracy, updates = result.accuracy, result.updates
         record["networks"][network] = {
             "learning_rate": rate,
-            "seed": FINAL.seeds[0],
+            "seed": seed,
             "accuracy": accuracy,
             "updates": updates,
             "tables": tables,

@@ -51,6 +51,7 @@ from examples.imagenet.config import (
 )
 from lars_optax.recipes import Recipe
 
+RUN = Run(layers_every=0, log_every=20, checkpoints=1)
 SLOT = 512  # images of which BatchNorm takes the moments, at most
 RATES, FEW = 6, 3  # learning rates at the tuned sizes, and at the others
 
@@ -186,7 +187,7 @@ class Cell(NamedTuple):
                 devices=used,
                 accumulate=slots // used,
             ),
-            run=Run(layers_every=0, log_every=20, checkpoints=1),
+            run=RUN,
         )
 
     def rates(self, best: Callable[["Cell"], float | None]) -> tuple[float, ...]:

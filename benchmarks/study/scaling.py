@@ -17,15 +17,16 @@ Writes benchmarks/results/scaling_DEVICE.json, time_DEVICE.json.
 
 import argparse
 import json
+from dataclasses import replace
 from pathlib import Path
 from statistics import mean
 from typing import Any, get_args
 
 import jax
 
-from benchmarks.study.__main__ import FASHION, Place, trainer
+from benchmarks.study.__main__ import FASHION, Place, experiment
 from benchmarks.study.page import DATA, NETWORKS
-from benchmarks.study.protocol import FINAL, SMALL, TUNED, Cell
+from benchmarks.study.protocol import FINAL, RUN, SMALL, TUNED, Cell
 from benchmarks.study.runs import read
 from examples.imagenet.config import (
     Batching,
@@ -37,13 +38,13 @@ from examples.imagenet.config import (
     Run,
 )
 from examples.imagenet.data.sources import load
-from examples.imagenet.log import read_log
+from examples.imagenet.log import LOG, read_log
 from examples.imagenet.models import image_pixels
 from examples.imagenet.provenance import provenance
 from examples.imagenet.report import speed
 from examples.imagenet.report.page import duration, markdown_table
 from examples.imagenet.report.runs import read_runs
-from examples.imagenet.run.experiment import Trainer
+from examples.imagenet.run.experiment import Experiment
 from examples.imagenet.run.loop import fit
 from examples.imagenet.step.devices import start_devices
 
@@ -71,12 +72,13 @@ def measure(network: Any, dtype: str, batches: list[int]) -> Record:
                     epochs=UPDATES * batch / data.train.size,
                     devices=count,
                 ),
-                run=Run(log_every=RECORD, checkpoints=0),
             )
-            path = LOGS / f"{network}-{batch}-{count}.jsonl"
-            if fit(Trainer(config, data, devices[:count]), 0, path).diverged:
+            out = str(LOGS / f"{network}-{batch}-{count}")
+            run = Run(log_every=RECORD, checkpoints=0, out=out)
+            bound = Experiment.of(config, data, devices[:count])
+            if fit(bound, run).diverged:
                 raise SystemExit(f"error: {network} diverged at a batch of {batch}")
-            logs.append(str(path))
+            logs.append(out)
     # As many as the paper's; the noise is as many images as ImageNet.
     found = speed.cells(read_runs(logs), epochs=100)
     return {"devices": len(devices), "cells": [cell._asdict() for cell in found]}
@@ -97,9 +99,10 @@ def time_to_accuracy(seeds: int, fashion: str) -> Record:
         for cell in (small, *large):
             rate = runs.final(cell)[0]["learning_rate"]
             for seed in FINAL.seeds[:seeds]:
-                path = LOGS / f"time-{network}-{cell.batch}-{seed}.jsonl"
-                fit(trainer(cell, rate, FINAL, Place(fashion)), seed, path)
-                epochs = [r for r in read_log(path) if r["kind"] == "epoch"]
+                out = LOGS / f"time-{network}-{cell.batch}-{seed}"
+                run = replace(RUN, seed=seed, out=str(out))
+                fit(experiment(cell, rate, FINAL, Place(fashion)), run)
+                epochs = [r for r in read_log(out / LOG) if r["kind"] == "epoch"]
                 there = [r for r in epochs if r["accuracy"] >= target]
                 row = cell._asdict() | {"learning_rate": rate, "seed": seed}
                 row |= {"target": target, "accuracy": epochs[-1]["accuracy"]}

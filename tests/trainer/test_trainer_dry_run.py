@@ -18,7 +18,7 @@ from examples.imagenet.data.batches import Batch
 from examples.imagenet.data.sources import load
 from examples.imagenet.dry_run import describe
 from examples.imagenet.plan import make_plan
-from examples.imagenet.run.experiment import Trainer
+from examples.imagenet.run.experiment import Experiment
 from examples.imagenet.step.step import train_step
 from lars_optax import recipes
 
@@ -188,10 +188,13 @@ def test_the_memory_told_is_what_xla_allots(network, batch):
     in passing; XLA recomputes some of the one and allots the other.
     """
     flags = f"--network {network} --batch-size {batch}"
-    trainer = Trainer(parse(flags.split()), load("mnist"), jax.local_devices()[:1])
-    step = partial(train_step, model=trainer.model, tx=trainer.tx, axis_name=None)
+    experiment = Experiment.of(
+        parse(flags.split()), load("mnist"), jax.local_devices()[:1]
+    )
+    step = partial(train_step, model=experiment.model, tx=experiment.tx, axis_name=None)
     lowered = jax.jit(step, donate_argnums=0).lower(
-        jax.eval_shape(trainer.init, 0), Batch(*trainer.data.train.take(slice(batch)))
+        jax.eval_shape(experiment.init, 0),
+        Batch(*experiment.dataset.train.take(slice(batch))),
     )
     found = lowered.compile().memory_analysis()
     allotted = (
@@ -200,7 +203,7 @@ def test_the_memory_told_is_what_xla_allots(network, batch):
         - found.alias_size_in_bytes
         + found.temp_size_in_bytes
     )
-    assert 0.67 < gibibytes(describe(trainer)) * 2**30 / allotted < 1.5
+    assert 0.67 < gibibytes(describe(experiment)) * 2**30 / allotted < 1.5
 
 
 def test_the_memory_told_is_what_a_full_size_step_was_measured_to_take(capsys):

@@ -1,6 +1,5 @@
 """Runs on real photographs: to the end, and with files that cannot be read."""
 
-import copy
 import shutil
 from pathlib import Path
 
@@ -11,7 +10,7 @@ import small_runs as runs
 from image_trees import encoded, write_tree
 from PIL import Image
 
-from examples.imagenet.cli import _trainer, main, parse
+from examples.imagenet.cli import bind, main, parse
 from examples.imagenet.data.batches import DataLost
 from examples.imagenet.log import read_log
 from examples.imagenet.run.checkpoint import Checkpoints
@@ -48,25 +47,24 @@ def cache(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def compiled(photos):
-    trainer = _trainer(parse([*FLAGS, "--data", str(photos)]))
-    trainer.compile()
-    return trainer
+    experiment = bind(parse([*FLAGS, "--data", str(photos)]))
+    experiment.compile()
+    return experiment
 
 
 @pytest.fixture
 def start(compiled, photos, tmp_path):
-    """A run on a copy of the photographs, with what `flags` change; its trainer's."""
+    """A run on a copy of the photographs, with what `flags` change."""
     folder, out = tmp_path / "data", tmp_path / "out"
     shutil.copytree(photos, folder)
 
     def run(*flags, show=lambda record: None):
-        config = parse([*FLAGS, "--data", str(folder), *flags])
-        trainer, fresh = copy.copy(compiled), _trainer(config)
-        trainer.config, trainer.data = config, fresh.data
-        trainer.eval_split = fresh.eval_split
-        facts = fresh.identity(), fresh.grouping()
-        checkpoints = Checkpoints(out, config, *facts)
-        return fit(trainer, 0, out / "log.jsonl", show, checkpoints)
+        words = [*FLAGS, "--data", str(folder), "--out", str(out), *flags]
+        config = parse(words)
+        experiment = bind(config)
+        experiment.step, experiment.eval_step = compiled.step, compiled.eval_step
+        facts = experiment.identity(), experiment.grouping()
+        return fit(experiment, config.run, show, Checkpoints(config, *facts))
 
     run.folder, run.out = folder, out
     return run

@@ -64,7 +64,6 @@ class Checkpoints:
 
     def __init__(
         self,
-        out: str | Path,
         config: Config,
         same: Mapping[str, Any],
         told: Mapping[str, Any],
@@ -75,7 +74,7 @@ class Checkpoints:
             BestN(get_metric_fn=_accuracy, n=1),
         )
         self._manager = ocp.CheckpointManager(
-            (Path(out) / _FOLDER).absolute(),
+            (Path(config.run.out) / _FOLDER).absolute(),
             options=ocp.CheckpointManagerOptions(
                 preservation_policy=AnyPreservationPolicy([newest, best]),
                 # Without it orbax forgets the metrics when the process ends.
