@@ -47,20 +47,19 @@ def test_slots_are_the_same_on_any_device_with_batch_norm_and_dropout(devices):
         assert_params_close(two.params, four.params, ROUNDINGS)
 
 
-def test_a_loop_over_slots_is_what_they_are_unrolled(devices, monkeypatch):
+def test_a_loop_over_slots_is_what_they_are_unrolled(devices):
     """GPUs take the loop, CPUs do not."""
     setup = make_setup(NOISY, algorithm="sgd", learning_rate=0.1)
     batches = [make_batch(seed, 12) for seed in range(2)]
     unrolled, _ = run(setup, batches, devices[:1], accumulate=3, solvers=2)
     model, tx, stats = setup
 
-    def step(*arguments):
-        options = {"accumulate": 3, "solvers": 2, "axis_name": None}
-        return train_step(*arguments, model=model, tx=tx, layer_stats=stats, **options)
-
+    options = {"accumulate": 3, "solvers": 2, "axis_name": None}
+    step = partial(
+        train_step, model=model, tx=tx, layer_stats=stats, **options, platform="gpu"
+    )
     state = start(setup)
-    spelt_out = convolutions(step, state, batches[0])
-    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    spelt_out = convolutions(partial(step, platform="cpu"), state, batches[0])
     assert spelt_out == 3 * convolutions(step, state, batches[0])
     step = jax.jit(step)
     for batch in batches:

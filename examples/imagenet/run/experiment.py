@@ -139,6 +139,7 @@ class Experiment:
             solvers=self.batching.solvers_per_device,
             label_smoothing=self.recipe.label_smoothing,
             layer_stats=layer_stats(self.recipe),
+            platform=self.devices[0].platform,
         )
         evaluate = partial(eval_step, model=self.model)
         spread = partial(parallelize, devices=self.devices, engine=self.batching.engine)
