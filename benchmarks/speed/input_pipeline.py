@@ -20,6 +20,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
+from dataclasses import replace
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -33,7 +34,7 @@ from sklearn.datasets import load_sample_images
 
 from benchmarks.speed.peer import Peer
 from examples.imagenet.config import Augment
-from examples.imagenet.data.batches import Share, training
+from examples.imagenet.data.dataset import Share
 from examples.imagenet.data.folders import ImageFolder, load_folder, read_image
 from examples.imagenet.data.pixels import for_training
 from examples.imagenet.provenance import provenance
@@ -106,9 +107,10 @@ def stages(source: ImageFolder) -> dict[str, float]:
 
 
 def turn(source: ImageFolder, workers: int, steps: int) -> float:
+    source = replace(source, workers=workers)
     start = time.perf_counter()
     read = 0
-    for batch, broken in training(source, 0, Share(BATCH), range(steps), workers):
+    for batch, broken in source.training(0, range(steps), Share(BATCH)):
         assert not broken
         assert batch.images.shape == (BATCH, PIXELS, PIXELS, 3)
         read += len(batch.labels)

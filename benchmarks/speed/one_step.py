@@ -23,7 +23,7 @@ import jax
 import numpy as np
 
 import lars_optax
-from examples.imagenet.data.batches import Batch
+from examples.imagenet.data.dataset import Batch
 from examples.imagenet.models import image_pixels, make_model, published_pixel_std
 from examples.imagenet.provenance import provenance
 from examples.imagenet.step.step import init_state, train_step

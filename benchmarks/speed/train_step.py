@@ -36,7 +36,7 @@ from benchmarks.speed import optimizer_step as update
 from benchmarks.speed.leaves import shapes
 from benchmarks.speed.one_step import NETWORKS
 from benchmarks.speed.peer import Peer
-from examples.imagenet.data.batches import Batch
+from examples.imagenet.data.dataset import Batch
 from examples.imagenet.models import image_pixels, make_model, published_pixel_std
 from examples.imagenet.provenance import provenance
 from examples.imagenet.step.step import init_state, train_step

@@ -20,7 +20,7 @@ from typing import NamedTuple
 
 from benchmarks.study.protocol import METHODS, RUN, Cell, Stage, cells
 from benchmarks.study.runs import RESULTS, Job, Record, missing, read, remaining
-from examples.imagenet.data.arrays import Dataset
+from examples.imagenet.data.dataset import Dataset
 from examples.imagenet.data.sources import load
 from examples.imagenet.log import strict_json
 from examples.imagenet.provenance import provenance

@@ -22,7 +22,7 @@ from benchmarks.study import runs as study_runs
 from benchmarks.study.page import NETWORKS
 from benchmarks.study.protocol import METHODS, RUN, TUNED, Cell, Stage
 from examples.imagenet.config import Optimizer
-from examples.imagenet.data.arrays import Dataset
+from examples.imagenet.data.dataset import Dataset
 from examples.imagenet.data.sources import load
 from examples.imagenet.log import strict_json
 from examples.imagenet.provenance import provenance

@@ -14,7 +14,7 @@ from typing import Any
 
 import jax
 
-from examples.imagenet.data.arrays import Dataset
+from examples.imagenet.data.dataset import Dataset
 from examples.imagenet.data.sources import load
 from examples.imagenet.demo import METHODS, RUN, SWEEP, configure, protocol
 from examples.imagenet.provenance import provenance

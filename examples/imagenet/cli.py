@@ -19,7 +19,7 @@ import tyro
 from rich.console import Console
 
 from .config import FACTS, Config, Run
-from .data.batches import DataLost
+from .data.dataset import DataLost
 from .data.sources import load
 from .dry_run import describe
 from .flags import flag
@@ -111,8 +111,10 @@ def bind(config: Config) -> Experiment:
     """The configuration's experiment, on its data and devices; nothing is compiled."""
     devices = _devices(config)
     pixels = config.data.pixels or image_pixels(config.model.network)
-    source, held_out = config.data.source, config.data.validation_images
-    dataset = load(source, held_out, pixels, config.data.augment)
+    data = config.data
+    dataset = load(
+        data.source, data.validation_images, pixels, data.augment, data.workers
+    )
     experiment = Experiment.of(config, dataset, devices)
     check_run(experiment, config.run)
     return experiment

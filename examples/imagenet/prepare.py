@@ -25,7 +25,8 @@ from rich.table import Table
 
 from .data.archives import HOW_TO, ILSVRC2012, unpack
 from .data.arrays import load_idx
-from .data.folders import Broken, explain
+from .data.dataset import Broken
+from .data.folders import explain
 from .data.index import Index, Tree, read_index
 from .data.pixels import BrokenImage, decode, kind
 from .flags import check

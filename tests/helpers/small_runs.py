@@ -19,7 +19,6 @@ from examples.imagenet.log import read_log
 from examples.imagenet.run.checkpoint import Checkpoints
 from examples.imagenet.run.experiment import Experiment
 from examples.imagenet.run.loop import fit
-from examples.imagenet.step.devices import start_devices
 
 ROOT = Path(__file__).parents[2]
 UPDATES = 24  # three epochs of eight
@@ -46,7 +45,7 @@ def config(**run):
 def experiment():
     """That of `config`, compiled once for all runs."""
     parts = data.in_memory(split(0, 128), split(1, 32), split(2, 32), 10)
-    return Experiment.of(config(), parts, start_devices(None)[:2])
+    return Experiment.of(config(), parts, jax.local_devices()[:2])
 
 
 def train(out, show=lambda record: None, make=Checkpoints, **run):

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 
 from examples.imagenet.config import Batching, Config, Optimizer
-from examples.imagenet.data.batches import Batch
+from examples.imagenet.data.dataset import Batch
 from examples.imagenet.models import make_model
 from examples.imagenet.models.layers import Network, batch_norm
 from examples.imagenet.recipe import layer_stats, to_recipe

@@ -10,7 +10,7 @@ import pytest
 from networks import KEY, make, random_images, random_variables
 
 import lars_optax
-from examples.imagenet.data.batches import Batch
+from examples.imagenet.data.dataset import Batch
 from examples.imagenet.models import layers
 from examples.imagenet.models.resnet import ResNet
 from examples.imagenet.step import devices as engine

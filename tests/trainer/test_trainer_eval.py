@@ -10,7 +10,7 @@ import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from steps import make_batch, make_setup, start
 
-from examples.imagenet.data.batches import Batch
+from examples.imagenet.data.dataset import Batch
 from examples.imagenet.models import make_model
 from examples.imagenet.step import devices as engine
 from examples.imagenet.step.moments import from_moments, to_moments

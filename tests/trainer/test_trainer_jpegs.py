@@ -11,7 +11,7 @@ from image_trees import encoded, write_tree
 from PIL import Image
 
 from examples.imagenet.cli import bind, main, parse
-from examples.imagenet.data.batches import DataLost
+from examples.imagenet.data.dataset import DataLost
 from examples.imagenet.log import read_log
 from examples.imagenet.run.checkpoint import Checkpoints
 from examples.imagenet.run.loop import fit

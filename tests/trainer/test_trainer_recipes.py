@@ -14,7 +14,7 @@ from steps import make_setup
 import lars_optax
 from examples.imagenet.cli import main, parse
 from examples.imagenet.config import FACTS, Config, Network, Optimizer
-from examples.imagenet.data.batches import Batch
+from examples.imagenet.data.dataset import Batch
 from examples.imagenet.models import networks
 from examples.imagenet.recipe import changes, configure, to_recipe
 from examples.imagenet.step.step import TrainState, train_step

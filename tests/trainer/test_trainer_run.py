@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 from image_trees import write_idx
@@ -15,7 +16,6 @@ from examples.imagenet.log import read_log
 from examples.imagenet.report.figures import curve, plot_runs
 from examples.imagenet.run.experiment import Experiment
 from examples.imagenet.run.loop import fit
-from examples.imagenet.step.devices import start_devices
 
 ROOT = Path(__file__).parents[2]
 PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
@@ -42,7 +42,7 @@ def make(data, learning_rate=0.05, **batching):
     batching = {"batch_size": 16, "epochs": 4, "eval_batch_size": 32} | batching
     optimizer = Optimizer("sgd", learning_rate=learning_rate, warmup_epochs=1)
     settings = Data(), Model(width=0.5), optimizer, Batching(**batching)
-    return Experiment(*settings, data, start_devices(None)[:4])
+    return Experiment(*settings, data, jax.local_devices()[:4])
 
 
 def train(experiment, out, **run):

@@ -19,7 +19,7 @@ from steps import (
     start,
 )
 
-from examples.imagenet.data.batches import Batch
+from examples.imagenet.data.dataset import Batch
 from examples.imagenet.step import devices as engine
 from examples.imagenet.step.moments import to_moments
 from examples.imagenet.step.step import train_step

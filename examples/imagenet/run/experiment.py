@@ -1,6 +1,6 @@
 """An experiment: settings bound to a data set and devices, without a seed."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
@@ -13,9 +13,7 @@ from lars_optax import epochs_to_steps
 from lars_optax.recipes import Recipe
 
 from ..config import Batching, Config, Data, Model, Optimizer, Run
-from ..data.arrays import Dataset, Source
-from ..data.batches import Batch, Share, evaluation, training
-from ..data.folders import Broken
+from ..data.dataset import Batch, Batches, Broken, Dataset, Share, Source
 from ..data.sources import fingerprint
 from ..flags import check, flag
 from ..models import make_model, published_pixel_std
@@ -193,23 +191,17 @@ class Experiment:
         copies: TrainState = self.step.place(state)
         return copies
 
-    def batches(
-        self, seed: int, done: int = 0
-    ) -> Iterator[tuple[Batch, tuple[Broken, ...]]]:
+    def batches(self, seed: int, done: int = 0) -> Batches:
         """This process's share of what the updates from number `done` on train on."""
-        return self._training(seed, range(done, self.schedule.updates))
-
-    def _training(
-        self, seed: int, steps: range
-    ) -> Iterator[tuple[Batch, tuple[Broken, ...]]]:
         share = self._share(self.batching.batch_size)
-        workers = self.data.workers
-        return training(self.dataset.train, seed, share, steps, workers)
+        return self.dataset.train.training(
+            seed, range(done, self.schedule.updates), share
+        )
 
     def batch(self, seed: int, step: int) -> Batch:
         """What all processes together train on in update `step`, counted from 0."""
         share, steps = Share(self.batching.batch_size), range(step, step + 1)
-        return next(training(self.dataset.train, seed, share, steps))[0]
+        return next(self.dataset.train.training(seed, steps, share))[0]
 
     def _share(self, size: int) -> Share:
         return Share(size, self.process, self.plan.processes)
@@ -218,10 +210,9 @@ class Experiment:
         """Runs one step and one evaluation on a state that is thrown away."""
         if self._compiled:
             return
-        batch, _ = next(self._training(0, range(1)))
+        batch, _ = next(self.batches(0))
         state, _ = self.step(self.init(0), batch)
-        share, workers = self._share(self.eval_batch), self.data.workers
-        batch, _ = next(evaluation(self.eval_split, share, workers))
+        batch, _ = next(self.eval_split.evaluation(self._share(self.eval_batch)))
         jax.block_until_ready(self.eval_step(state, batch))
         self._compiled = True
 
@@ -235,8 +226,8 @@ class Experiment:
         `watch` is called after each batch with what of it was unreadable.
         """
         total = {"loss": 0.0, "correct": 0, "top5": 0, "count": 0}
-        share, workers = self._share(self.eval_batch), self.data.workers
-        for batch, broken in evaluation(self.eval_split, share, workers):
+        share = self._share(self.eval_batch)
+        for batch, broken in self.eval_split.evaluation(share):
             watch(broken)
             sums = jax.device_get(self.eval_step(state, batch))
             total = {name: total[name] + sums[name].item() for name in total}

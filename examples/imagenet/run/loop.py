@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from ..config import Cluster, Run
-from ..data.batches import DataLost
+from ..data.dataset import DataLost
 from ..flags import check
 from ..log import LOG, Log, Record
 from ..provenance import versions

@@ -11,8 +11,7 @@ import numpy as np
 from lars_optax import LayerStats
 
 from ..config import Run
-from ..data.batches import DataLost
-from ..data.folders import Broken
+from ..data.dataset import Broken, DataLost
 from ..log import Log
 from ..step.diagnose import first_not_finite, leaf_not_finite
 from ..step.step import TrainState

@@ -10,7 +10,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from ..data.batches import Batch
+from ..data.dataset import Batch
 from .step import TrainState, mirrored
 
 

@@ -16,7 +16,7 @@ import optax
 
 import lars_optax
 
-from ..data.batches import Array, Batch
+from ..data.dataset import Array, Batch
 from .moments import age, from_moments, to_moments
 
 SOLVERS = "solvers"  # the axis of slots side by side
