@@ -20,7 +20,7 @@ from examples.imagenet.report.page import markdown_table
 
 PAGE = Path("docs/study.md")
 DATA = "fashion-mnist"
-NETWORKS = {"alexnet-small": "without BatchNorm", "alexnet-bn-small": "with BatchNorm"}
+NETWORKS = {"alexnet_small": "without BatchNorm", "alexnet_bn_small": "with BatchNorm"}
 FLOOR = 78  # %, below which a picture says the number alone
 STYLES = {name: line_style(i) for i, name in enumerate(METHODS)}
 STYLES |= {  # hollow, otherwise as with short trials

@@ -4,7 +4,7 @@ Data: Fashion-MNIST, of whose 60,000 training images the trainer holds out 5,000
 validation. Also the digits of `make train`, 3,200 to train on, as rows that are cheap
 to repeat; as that demo's settings had been seen before, they are no evidence. On a GPU
 also CIFAR-10's JPEG files, 45,000 to train on, randomly cropped and mirrored.
-Networks: `alexnet-small`, without BatchNorm and with it; `resnet-small` for CIFAR-10.
+Networks: `alexnet_small`, without BatchNorm and with it; `resnet_small` for CIFAR-10.
 BatchNorm takes the moments of 512 images, or of the largest equal part of the batch
 below that, whatever the number of devices.
 
@@ -192,7 +192,7 @@ class Cell(NamedTuple):
 
     def rates(self, best: Callable[["Cell"], float | None]) -> tuple[float, ...]:
         """The first rates to try; none while those they follow from are not known."""
-        norm = int(self.network != "alexnet-small")
+        norm = int(self.network != "alexnet_small")
         if self.method in RULES:
             method, batch, scaling = RULES[self.method]
             base = self._replace(batch=batch[self.data], method=method)
@@ -220,7 +220,7 @@ def _ladder(lowest: float, n: int) -> tuple[float, ...]:
 
 def cells() -> list[Cell]:
     """All of them; what the claims rest on first."""
-    networks = ("alexnet-small", "alexnet-bn-small")
+    networks = ("alexnet_small", "alexnet_bn_small")
     found = [Cell("digits", networks[0], *each) for each in
              ((32, "sgd"), (1600, "sgd"), (1600, "lars-all"))]  # fmt: skip
     main = ((128, "sgd"), (8192, "sgd"), (8192, "lars"))
@@ -235,4 +235,4 @@ def cells() -> list[Cell]:
         ]
     largest = [(32_768, name) for name in ("sgd", "nesterov", "lars", "lars-sqrt")]
     parts = (*main, *others, *rule, *more, *largest)
-    return found + [Cell("cifar10", "resnet-small", *each) for each in parts]
+    return found + [Cell("cifar10", "resnet_small", *each) for each in parts]

@@ -163,7 +163,7 @@ def main() -> None:
     start_devices(None)
     device = jax.devices()[0]
     cpu = device.platform == "cpu"
-    network = given.network or ("alexnet-small" if cpu else "resnet50")
+    network = given.network or ("alexnet_small" if cpu else "resnet50")
     dtype = given.dtype or ("float32" if cpu else "bfloat16")
     record = provenance() | {"device": device.device_kind}
     if given.what == "speed":

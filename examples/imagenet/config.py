@@ -22,9 +22,9 @@ Split = Literal["validation", "test"]
 Augment = Literal["caffe", "center", "rrc"]
 Engine = Literal["pmap", "shard_map"]
 Network = Literal[
-    "alexnet-small",
-    "alexnet-bn-small",
-    "resnet-small",
+    "alexnet_small",
+    "alexnet_bn_small",
+    "resnet_small",
     "alexnet",
     "alexnet_bn",
     "alexnet_bn_train_val",
@@ -106,8 +106,8 @@ class Data(_Group):
 class Model(_Group):
     """The network."""
 
-    #: The paper's, for 227×227 or 224×224 pixels, or a -small one for 28×28.
-    network: Network = option("alexnet-small", speed=True)
+    #: The paper's, for 227×227 or 224×224 pixels, or a _small one for 28×28.
+    network: Network = option("alexnet_small", speed=True)
     #: Multiplies every layer's number of channels except the last's.
     width: float = option(1.0, speed=True, above=0)
     #: Of activations and products; parameters, statistics and loss are float32.

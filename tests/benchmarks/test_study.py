@@ -170,6 +170,6 @@ def test_lars_of_weights_is_lars_as_it_comes_with_a_schedule_and_decay():
 def test_the_cheapest_row_comes_out_again(monkeypatch, tmp_path):
     monkeypatch.chdir(ROOT)
     monkeypatch.setattr(study, "OUT", tmp_path)
-    (new,), old = study.again("digits/alexnet-small/1600/lars-all", 1, study.Place())
+    (new,), old = study.again("digits/alexnet_small/1600/lars-all", 1, study.Place())
     # Other devices and versions round otherwise, which is as good as another seed.
     assert new == pytest.approx(mean(old), abs=max(4 * stdev(old), 0.01))

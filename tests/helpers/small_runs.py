@@ -34,7 +34,7 @@ def split(seed, n):
 def config(**run):
     """Three epochs of 8 updates on 2 devices, a network with BatchNorm."""
     return Config(
-        model=Model(network="alexnet-bn-small", width=0.25),
+        model=Model(network="alexnet_bn_small", width=0.25),
         optimizer=Optimizer(learning_rate=5.0, warmup_epochs=1),
         batching=Batching(batch_size=16, epochs=3, eval_batch_size=20),
         run=Run(layers_every=3, **run),
@@ -66,7 +66,7 @@ def write_data(folder):
 
 def flags(folder, out):
     """`config` as flags, with a checkpoint after every second update."""
-    words = "--network alexnet-bn-small --width 0.25 --learning-rate 5 --epochs 3"
+    words = "--network alexnet_bn_small --width 0.25 --learning-rate 5 --epochs 3"
     words += " --warmup-epochs 1 --batch-size 16 --devices 2 --layers-every 3"
     words += f" --checkpoint-every 2 --validation-images 32 --data {folder}"
     words += " --eval-batch-size 20"

@@ -171,7 +171,7 @@ def test_bfloat16_computes_and_float32_keeps(network):
 
 def test_bfloat16_logits_are_those_of_float32_to_two_digits():
     wide, narrow = (
-        make("alexnet-bn-small", 10, dtype=d) for d in ("float32", "bfloat16")
+        make("alexnet_bn_small", 10, dtype=d) for d in ("float32", "bfloat16")
     )
     variables, images = random_variables(wide, 28), random_images(8, 28)
     logits, rounded = (
@@ -184,7 +184,7 @@ def test_bfloat16_logits_are_those_of_float32_to_two_digits():
 
 
 @pytest.mark.parametrize("width", [0.01, 0.3])
-@pytest.mark.parametrize("network", ["alexnet", "resnet-small", "alexnet-bn-small"])
+@pytest.mark.parametrize("network", ["alexnet", "resnet_small", "alexnet_bn_small"])
 def test_any_width_divides_into_its_groups(network, width):
     logits, _, _ = outputs(make(network, 7, width=width), image_pixels(network))
     assert logits.shape == (2, 7)

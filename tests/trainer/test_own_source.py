@@ -52,7 +52,7 @@ def experiment():
     stripes = Dataset(Stripes(96), held, held, 10, SHAPE, 60.0, 50.0)
     return Experiment(
         Data(),
-        Model(network="alexnet-small", width=0.5),
+        Model(network="alexnet_small", width=0.5),
         Optimizer("sgd", learning_rate=0.05, warmup_epochs=0),
         Batching(batch_size=16, epochs=8, eval_batch_size=20),
         stripes,

@@ -142,7 +142,7 @@ def contents(folder):
 @pytest.mark.parametrize(
     ("flags", "named"),
     [
-        ("--network alexnet-small", ["--network was 'alexnet-bn-small', now 'alexnet"]),
+        ("--network alexnet_small", ["--network was 'alexnet_bn_small', now 'alexnet"]),
         ("--width 0.5 --seed 3", ["--width was 0.25, now 0.5", "--seed was 0, now 3"]),
         ("--optimizer sgd", ["--optimizer was 'lars', now 'sgd'"]),
         (

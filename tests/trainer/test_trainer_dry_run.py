@@ -177,8 +177,8 @@ def test_a_rate_of_another_batch_size_is_told_unless_it_is_changed_too(capsys):
 @pytest.mark.parametrize(
     ("network", "batch"),
     [
-        ("alexnet-small", 256),
-        ("alexnet-bn-small", 16),
+        ("alexnet_small", 256),
+        ("alexnet_bn_small", 16),
     ],
 )
 def test_the_memory_told_is_what_xla_allots(network, batch):

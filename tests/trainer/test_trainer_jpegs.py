@@ -18,7 +18,7 @@ from examples.imagenet.run.loop import fit
 
 PHOTOS = Path(sklearn.datasets.__file__).parent / "images"
 TRAIN, TEST = 24, 5  # of each class
-_FLAGS = """--network alexnet-bn-small --width 0.25 --batch-size 16 --epochs 4
+_FLAGS = """--network alexnet_bn_small --width 0.25 --batch-size 16 --epochs 4
     --learning-rate 5 --warmup-epochs 1 --validation-images 0 --evaluate-on test
     --eval-batch-size 4 --devices 2 --layers-every 3"""
 FLAGS = _FLAGS.split()

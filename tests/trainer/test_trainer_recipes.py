@@ -157,10 +157,10 @@ def test_networks_on_the_command_line_are_those_there_are():
         ("--recipe paper-t7-resnet50-lars-32k", "nearest.*-t7-resnet50-lars-32768,"),
         ("--dtype float16", "float16.*6e-8.*bfloat16"),
         ("--dtype half-a-float", "half-a-float.*float32 or bfloat16"),
-        ("--bn sync", "alexnet-small.*no such thing.*alexnet-bn-small"),
-        ("--dropout 0.5 --network resnet-small", "resnet-small.*no such.*alexnet_bn"),
+        ("--bn sync", "alexnet_small.*no such thing.*alexnet_bn_small"),
+        ("--dropout 0.5 --network resnet_small", "resnet_small.*no such.*alexnet_bn"),
         ("--dropout 1 --network alexnet --data synthetic", "0 ≤ dropout < 1"),
-        ("--zero-init-last-bn", "alexnet-small.*no such thing.*resnet-small"),
+        ("--zero-init-last-bn", "alexnet_small.*no such thing.*resnet_small"),
         ("--learning-rate None", "flags .*no value.*give --learning-rate$"),
     ],
 )
@@ -236,7 +236,7 @@ def test_every_rule_moves_every_parameter_of_every_network(network):
             assert np.isfinite(leaf).all(), (rule, path)
             assert not np.array_equal(leaf, old), (rule, path)
         stats = jax.tree.leaves(state.batch_stats)
-        assert bool(stats) == (network not in ("alexnet", "alexnet-small"))
+        assert bool(stats) == (network not in ("alexnet", "alexnet_small"))
         for new, old in zip(stats, jax.tree.leaves(start.batch_stats), strict=True):
             assert not np.array_equal(new, old)
         assert state.step == 1
@@ -245,7 +245,7 @@ def test_every_rule_moves_every_parameter_of_every_network(network):
 
 
 def test_bfloat16_keeps_parameters_statistics_and_loss_in_float32():
-    start, results = one_step("alexnet-bn-small", "bfloat16")
+    start, results = one_step("alexnet_bn_small", "bfloat16")
     for state, metrics in results.values():
         numbers = (state.params, state.batch_stats, metrics["loss"], metrics["layers"])
         leaves = jax.tree.leaves(numbers)

@@ -158,7 +158,7 @@ def test_command_line_trains_on_a_folder_and_leaves_log_and_picture(tmp_path):
         write_idx(folder / f"{stem}-labels-idx1-ubyte.gz", labels)
     flags = f"--data {folder} --validation-images 40 --evaluate-on test --devices 2"
     flags += " --optimizer lars --learning-rate 10 --warmup-epochs 0.5 --epochs 2"
-    flags += f" --batch-size 16 --network alexnet-bn-small --out {out}"
+    flags += f" --batch-size 16 --network alexnet_bn_small --out {out}"
     run = command_line(flags.split(), tmp_path / "cache")
     assert run.returncode == 0, run.stderr
     assert "over 2 cpu devices, 40 updates" in run.stdout

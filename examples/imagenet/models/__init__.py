@@ -34,9 +34,9 @@ _NETWORKS = {
     ),
     "resnet50": _Entry(ResNet, {"stride_in": 1}, _RESNET, 224, 256.0),
     "resnet50_v1.5": _Entry(ResNet, {"stride_in": 2}, _RESNET, 224, 256.0),
-    "alexnet-small": _Entry(SmallAlexNet, {"norm": False}, frozenset(), 28),
-    "alexnet-bn-small": _Entry(SmallAlexNet, {"norm": True}, _BN, 28),
-    "resnet-small": _Entry(
+    "alexnet_small": _Entry(SmallAlexNet, {"norm": False}, frozenset(), 28),
+    "alexnet_bn_small": _Entry(SmallAlexNet, {"norm": True}, _BN, 28),
+    "resnet_small": _Entry(
         ResNet, {"blocks": (2, 2, 2), "small_stem": True, "stride_in": 2}, _RESNET, 28
     ),
 }
