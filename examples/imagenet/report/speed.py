@@ -17,10 +17,8 @@ from .runs import Run, differences
 # Settings that speed depends on, beside batch and devices.
 _MATTERS = {key for key, facts in FACTS.items() if facts.speed} | {"platform"}
 
-_SPEED = (
-    *("batch", "devices", "img/s", "/device", "waiting", "records"),
-    *("epochs", "images", "projected"),
-)
+_SPEED = ("batch", "devices", "img/s", "/device", "waiting", "records",
+          "epochs", "images", "projected")  # fmt: skip
 _SPEEDUP = (
     "n, b, B",
     "B/n over b/n",

@@ -58,17 +58,18 @@ class Checkpoints:
     """The checkpoints in a run's folder; close it, or use it as a context.
 
     `same`: of the data, compared with the configuration; ValueError if the newest
-    checkpoint is of another run, which names every difference. `told`: what may differ
-    but is not without effect; what does is in `changes`. Every process saves.
+    checkpoint is of another run, which names every difference. `reported`: what may
+    change on resume but affects the results; `changes` says what did. Every process
+    saves.
     """
 
     def __init__(
         self,
         config: Config,
         same: Mapping[str, Any],
-        told: Mapping[str, Any],
+        reported: Mapping[str, Any],
     ) -> None:
-        self._config, self._told = asdict(config) | dict(same), dict(told)
+        self._config, self._reported = asdict(config) | dict(same), dict(reported)
         newest, best = (
             LatestN(config.run.checkpoints),
             BestN(get_metric_fn=_accuracy, n=1),
@@ -99,7 +100,7 @@ class Checkpoints:
         state = jax.tree.map(np.array, state)
         record = {
             "config": self._config,
-            "told": self._told,
+            "reported": self._reported,
             "seconds": seconds,
             "evaluated": accuracy is not None,
             "versions": versions(),
@@ -176,10 +177,10 @@ class Checkpoints:
                 f"--existing resume: the checkpoint of step {step} is of another run:"
                 f" {'; '.join(changes)}. Give the same flags, or another --out"
             )
-        told = record["told"]
-        for name, value in self._told.items():
-            if value != told.get(name, value):
-                self.changes.append(f"{name}: {value}, and {told[name]} until now")
+        reported = record["reported"]
+        for name, value in self._reported.items():
+            if value != reported.get(name, value):
+                self.changes.append(f"{name}: {value}, and {reported[name]} until now")
         return record
 
     def close(self) -> None:

@@ -104,7 +104,8 @@ def test_gradients_are_reduced_once_an_update(
     step = partial(step, accumulate=accumulate, solvers=solvers)
     step = engine.parallelize(step, eight_devices, engine=name, donate_state=True)
     state = engine.replicate(start(setup), eight_devices)
-    text = step.compiled_text(state, make_batch(0, 64))
+    lowered = step.mapped.lower(state, step.spread(make_batch(0, 64)))
+    text = lowered.compile().as_text()
     assert not re.search(r" (all-gather|reduce-scatter|all-to-all)", text)
     # Bodies of loops come before the entry.
     before, entry = text.split("\nENTRY ")
