@@ -10,15 +10,14 @@ import os
 import signal
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import NoReturn
 
 import jax
 import tyro
 from rich.console import Console
 
-from .config import FACTS, Config, Run
+from .config import FACTS, Config, Run, settings
 from .data.dataset import DataLost
 from .data.sources import load
 from .dry_run import describe
@@ -93,7 +92,9 @@ def run(config: Config) -> Result | None:
         text = describe(experiment, changes(config))
         console.print(text, highlight=False, soft_wrap=True)
         return None
-    check_agreement(_shared(config) | experiment.identity())
+    shared = {name: v for name, v in settings(config).items() if FACTS[name].shared}
+    named = {flag(FACTS[name].name): value for name, value in shared.items()}
+    check_agreement(named | experiment.identity())
     first = experiment.process == 0
     raise_everywhere(lambda: _prepare_out(config.run) if first else None)
     checkpoints = raise_everywhere(lambda: _checkpoints(config, experiment))
@@ -118,18 +119,6 @@ def bind(config: Config) -> Experiment:
     experiment = Experiment.of(config, dataset, devices)
     check_run(experiment, config.run)
     return experiment
-
-
-def _shared(config: Config) -> dict[str, Any]:
-    """What all processes must have in common, by the names of the flags."""
-    flags: dict[str, Any] = {}
-    for key, value in asdict(config).items():
-        flags |= value if isinstance(value, dict) else {key: value}
-    return {
-        flag(FACTS[key].name): value
-        for key, value in flags.items()
-        if FACTS[key].shared
-    }
 
 
 def _devices(config: Config) -> list[jax.Device]:

@@ -8,7 +8,7 @@ The comments are --help's texts; a line of them begins with a letter, or is not 
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields, is_dataclass
+from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from typing import Annotated, Any, Literal, NamedTuple
 
 import jax
@@ -301,6 +301,14 @@ class Config:
         warmup, epochs = self.optimizer.warmup_epochs, self.batching.epochs
         ok = warmup is None or warmup < epochs
         check(ok, "warmup_epochs", warmup, f"give fewer than --epochs, {epochs:g}")
+
+
+def settings(config: Config) -> dict[str, Any]:
+    """The value of every flag, by the name of its field."""
+    found: dict[str, Any] = {}
+    for name, value in asdict(config).items():
+        found |= value if isinstance(value, dict) else {name: value}
+    return found
 
 
 def _facts() -> dict[str, Facts]:

@@ -5,7 +5,7 @@ a recipe again, which makes schedule and optimizer. Refuses values left unstated
 """
 
 from collections.abc import Callable
-from dataclasses import asdict, fields
+from dataclasses import fields
 from functools import partial
 from typing import Any
 
@@ -14,7 +14,7 @@ import jax
 import lars_optax
 from lars_optax import recipes
 
-from .config import FACTS, Batching, Config, Data, Model, Optimizer
+from .config import FACTS, Batching, Config, Data, Model, Optimizer, settings
 from .flags import flag
 
 # Fields of the same name and meaning in both.
@@ -74,12 +74,11 @@ def changes(config: Config) -> list[str]:
     """The flags that depart from the recipe, with both values."""
     if config.recipe is None:
         return []
-    before, now = asdict(configure(config.recipe)), asdict(config)
+    before = settings(configure(config.recipe))
     return [
-        f"{flag(FACTS[key].name)} {before[group][key]!r} → {value!r}"
-        for group in ("model", "optimizer", "batching", "data")
-        for key, value in now[group].items()
-        if FACTS[key].recipe and value != before[group][key]
+        f"{flag(FACTS[name].name)} {before[name]!r} → {value!r}"
+        for name, value in settings(config).items()
+        if FACTS[name].recipe and value != before[name]
     ]
 
 

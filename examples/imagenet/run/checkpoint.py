@@ -11,7 +11,6 @@ import re
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +23,7 @@ from orbax.checkpoint.checkpoint_managers import (
     LatestN,
 )
 
-from ..config import FACTS, Config
+from ..config import FACTS, Config, settings
 from ..flags import flag
 from ..log import LOG
 from ..provenance import versions
@@ -69,7 +68,7 @@ class Checkpoints:
         same: Mapping[str, Any],
         reported: Mapping[str, Any],
     ) -> None:
-        self._config, self._reported = asdict(config) | dict(same), dict(reported)
+        self._config, self._reported = settings(config) | dict(same), dict(reported)
         newest, best = (
             LatestN(config.run.checkpoints),
             BestN(get_metric_fn=_accuracy, n=1),
@@ -220,17 +219,11 @@ def _accuracy(metrics: dict[str, float | None]) -> float:
     return -math.inf if found is None else found
 
 
-def _differences(old: dict[str, Any], new: dict[str, Any]) -> Iterator[str]:
+def _differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[str]:
     for key, value in new.items():
-        if isinstance(value, dict):
-            yield from _differences(old.get(key, {}), value)
-            continue
         facts = FACTS.get(key)
-        if old.get(key) != _plain(value) and not (facts and facts.resume):
+        # A tuple comes back from JSON as a list.
+        plain = list(value) if isinstance(value, tuple) else value
+        if old.get(key) != plain and not (facts and facts.resume):
             name = flag(facts.name) if facts else _NAMES.get(key, flag(key))
             yield f"{name} was {old.get(key)!r}, now {value!r}"
-
-
-def _plain(value: Any) -> Any:
-    """As JSON gives it back."""
-    return list(value) if isinstance(value, tuple) else value

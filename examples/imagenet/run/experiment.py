@@ -21,6 +21,7 @@ from ..plan import make_plan
 from ..provenance import versions
 from ..recipe import layer_stats, to_recipe
 from ..step.devices import AXIS, Parallel, parallelize
+from ..step.diagnose import named_leaves
 from ..step.step import SOLVERS, TrainState, eval_step, init_state, train_step
 
 
@@ -100,10 +101,7 @@ class Experiment:
         self.tx = make_optimizer(self.recipe, images)
         self.step, self.eval_step = self._steps()
         self.shapes = jax.eval_shape(self.init, 0)
-        self.layer_names = [
-            jax.tree_util.keystr(path, simple=True, separator="/")
-            for path, _ in jax.tree_util.tree_leaves_with_path(self.shapes.params)
-        ]
+        self.layer_names = [name for name, _ in named_leaves(self.shapes.params)]
         self._compiled = False
 
     @classmethod
@@ -149,15 +147,9 @@ class Experiment:
 
     def facts(self) -> dict[str, Any]:
         """What the configuration leaves to the machine."""
-        platform = self.devices[0].platform
-        plan = self.plan._asdict()
-        images = self.dataset.train.size
-        return {
-            "plan": plan,
-            "platform": platform,
-            "images": images,
-            "versions": versions(),
-        }
+        found: dict[str, Any] = {"plan": self.plan._asdict(), "versions": versions()}
+        found["platform"] = self.devices[0].platform
+        return found | {"images": self.dataset.train.size}
 
     def identity(self) -> dict[str, Any]:
         """What of the data makes it this run."""
@@ -210,7 +202,8 @@ class Experiment:
         """Runs one step and one evaluation on a state that is thrown away."""
         if self._compiled:
             return
-        batch, _ = next(self.batches(0))
+        share = self._share(self.batching.batch_size)
+        batch, _ = next(self.dataset.train.training(0, range(1), share))
         state, _ = self.step(self.init(0), batch)
         batch, _ = next(self.eval_split.evaluation(self._share(self.eval_batch)))
         jax.block_until_ready(self.eval_step(state, batch))
@@ -234,12 +227,8 @@ class Experiment:
         count = int(total["count"])
         if count != self.eval_split.size:
             raise RuntimeError(f"evaluated {count} images of {self.eval_split.size}")
-        return Scores(
-            total["loss"] / count,
-            total["correct"] / count,
-            total["top5"] / count,
-            count,
-        )
+        loss, accuracy, top5 = (total[k] / count for k in ("loss", "correct", "top5"))
+        return Scores(loss, accuracy, top5, count)
 
 
 def _evaluated(data: Data, dataset: Dataset) -> Source:
