@@ -66,6 +66,14 @@ def strict():
 
 
 @pytest.fixture
+def tree(tmp_path):
+    """The path of class folders of two classes."""
+    from image_trees import two_classes
+
+    return two_classes(tmp_path / "tree")
+
+
+@pytest.fixture
 def cache(tmp_path, monkeypatch):
     """Where the trainer keeps listings of folders: none of the machine's own."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "home"))

@@ -54,7 +54,7 @@ folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT
 train() {
     JAX_PLATFORMS=cpu "$python" -W error -m examples.imagenet \
-        --network alexnet-bn-small --width 0.25 --batch-size 64 --devices 4 \
+        --network alexnet_bn_small --width 0.25 --batch-size 64 --devices 4 \
         --epochs 0.12 --warmup-epochs 0.04 --checkpoint-every 2 --out "$folder/run" "$@"
 }
 train

@@ -17,6 +17,7 @@ Run it on Linux, on a quiet machine. Writes benchmarks/results/input_pipeline.js
 import argparse
 import os
 import tempfile
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from statistics import fmean
@@ -32,7 +33,7 @@ from benchmarks.results import BENCHMARKS, Record, Table
 from benchmarks.speed import timer
 from benchmarks.speed.peer import start_peer
 from examples.imagenet.config import Augment
-from examples.imagenet.data.batches import Share, training
+from examples.imagenet.data.dataset import Share
 from examples.imagenet.data.folders import ImageFolder, load_folder
 
 PIXELS, BATCH, CLASSES = 224, 64, 8
@@ -85,8 +86,8 @@ def write_files(folder: Path, n: int) -> Record:
 
 
 def read_all(source: ImageFolder, workers: int, steps: int) -> None:
-    read = 0
-    for batch, broken in training(source, 0, Share(BATCH), range(steps), workers):
+    source, read = replace(source, workers=workers), 0
+    for batch, broken in source.training(0, range(steps), Share(BATCH)):
         assert not broken
         assert batch.images.shape == (BATCH, PIXELS, PIXELS, 3)
         read += len(batch.labels)

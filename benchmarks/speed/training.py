@@ -13,7 +13,7 @@ import numpy as np
 
 from benchmarks.results import Record
 from benchmarks.speed.timer import clock
-from examples.imagenet.data.batches import Batch
+from examples.imagenet.data.dataset import Batch
 from examples.imagenet.models import image_pixels, make_model, published_pixel_std
 from examples.imagenet.step.step import init_state, train_step
 

@@ -8,17 +8,16 @@ an error if the best rate is at an end of its range. Writes
 benchmarks/results/demo_sweep.json.
 """
 
-from dataclasses import asdict
-from pathlib import Path
+from dataclasses import asdict, replace
 from statistics import mean
 
 import jax
 
 from benchmarks.results import Record, save
-from examples.imagenet.data.arrays import Dataset
+from examples.imagenet.data.dataset import Dataset
 from examples.imagenet.data.sources import load
-from examples.imagenet.demo import METHODS, SWEEP, configure, protocol
-from examples.imagenet.run.experiment import Trainer
+from examples.imagenet.demo import METHODS, RUN, SWEEP, configure, protocol
+from examples.imagenet.run.experiment import Experiment
 from examples.imagenet.run.loop import fit
 from examples.imagenet.step.devices import start_devices
 
@@ -36,8 +35,9 @@ LOWEST = {
 def sweep(method: str, data: Dataset, devices: list[jax.Device]) -> Record:
     runs, scores = [], {}
     for rate in (LOWEST[method] * 2**k for k in range(RATES)):
-        trainer = Trainer(configure(method, rate, "validation"), data, devices)
-        results = [fit(trainer, seed, Path("runs/sweep.jsonl")) for seed in SEEDS]
+        experiment = Experiment.of(configure(method, rate, "validation"), data, devices)
+        some = [replace(RUN, seed=seed, out="runs/sweep") for seed in SEEDS]
+        results = [fit(experiment, run) for run in some]
         runs += [
             {"learning_rate": rate, "seed": seed} | asdict(result)
             for seed, result in zip(SEEDS, results, strict=True)

@@ -10,12 +10,13 @@ judged by the runs that are kept.
 """
 
 import argparse
+from dataclasses import replace
 from statistics import mean, stdev
 
 from benchmarks.results import read
-from benchmarks.study.protocol import Cell, cells
+from benchmarks.study.protocol import RUN, Cell, cells
 from benchmarks.study.runs import STUDY_FILE, Runs, missing, remaining
-from benchmarks.study.train import FASHION, OUT, Place, dataset, run_missing, trainer
+from benchmarks.study.train import FASHION, OUT, Place, dataset, experiment, run_missing
 from examples.imagenet.run.loop import Stopped, fit
 
 
@@ -32,8 +33,8 @@ def again(name: str, seeds: int, place: Place) -> tuple[list[float], list[float]
     accuracies, rate = [r["accuracy"] for r in old], old[0]["learning_rate"]
     new = []
     for seed in final.seeds[:seeds]:
-        bound = trainer(have[name], rate, final, place)
-        new.append(fit(bound, seed, OUT / "again.jsonl").accuracy)
+        run = replace(RUN, seed=seed, out=str(OUT / "again"))
+        new.append(fit(experiment(have[name], rate, final, place), run).accuracy)
         print(f"{name}, rate {rate:g}, seed {seed}: {new[-1]:.2%}", flush=True)
     spread = f" ± {stdev(accuracies):.2%}" if len(old) > 1 else ""
     kept = f"kept {mean(accuracies):.2%}{spread} of {len(old)} seeds"

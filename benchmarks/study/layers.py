@@ -26,17 +26,17 @@ import numpy as np
 
 from benchmarks.results import STUDY, Record, read, save
 from benchmarks.speed.input_pipeline import crop, photographs
-from benchmarks.study.protocol import BN_IMAGES, DATA, FINAL, NETWORKS, TUNED, Cell
+from benchmarks.study.protocol import BN_IMAGES, DATA, FINAL, NETWORKS, RUN, TUNED, Cell
 from benchmarks.study.runs import STUDY_FILE, Runs
-from benchmarks.study.train import FASHION, Place, trainer
-from examples.imagenet.config import Config, Model, Network, Optimizer, Run
+from benchmarks.study.train import FASHION, Place, experiment
+from examples.imagenet.config import Batching, Config, Model, Network, Optimizer
 from examples.imagenet.data.arrays import Split, in_memory
 from examples.imagenet.data.pixels import for_evaluation
 from examples.imagenet.data.sources import load
-from examples.imagenet.log import read_log
+from examples.imagenet.log import LOG, read_log
 from examples.imagenet.models import image_pixels
 from examples.imagenet.report.figures import plot_layers
-from examples.imagenet.run.experiment import Trainer
+from examples.imagenet.run.experiment import Experiment
 from examples.imagenet.run.loop import fit
 from examples.imagenet.step.devices import start_devices
 
@@ -64,17 +64,19 @@ def first_update(images: np.ndarray, labels: np.ndarray) -> Record:
     config = Config(
         model=Model(network=NETWORK),
         optimizer=Optimizer(layers="all", warmup_epochs=0),
-        run=Run(batch_size=BATCH, epochs=1, devices=1, accumulate=BATCH // BN_IMAGES),
+        batching=Batching(
+            batch_size=BATCH, epochs=1, devices=1, accumulate=BATCH // BN_IMAGES
+        ),
     )
     mean = tuple(images[:256].mean((0, 1, 2)).tolist())
     data = in_memory(split, split, split, CLASSES)._replace(pixel_mean=mean)
-    trainer = Trainer(config, data, start_devices(1))
-    _, metrics = trainer.step(trainer.init(0), trainer.batch(0, 0))
+    bound = Experiment.of(config, data, start_devices(1))
+    _, metrics = bound.step(bound.init(0), bound.batch(0, 0))
     stats = metrics["layers"]
     norms = zip(stats.param_norm.tolist(), stats.grad_norm.tolist(), strict=True)
     fields = ("param_norm", "grad_norm")
     rows = (dict(zip(fields, pair, strict=True)) for pair in norms)
-    return dict(zip(trainer.layer_names, rows, strict=True))
+    return dict(zip(bound.layer_names, rows, strict=True))
 
 
 def table4(folder: str | None) -> None:
@@ -106,12 +108,9 @@ def training(fashion: str) -> None:
         rate, seed = runs.best(cell), FINAL.seeds[0]
         if rate is None:
             raise SystemExit(f"error: {cell.name} has no best rate yet; run the study")
-        bound = trainer(cell, rate, FINAL, Place(fashion))
-        logging = replace(bound.config.run, layers_every=EVERY)
-        config = replace(bound.config, run=logging)
-        path = LOGS / f"{network}.jsonl"
-        result = fit(Trainer(config, bound.data, bound.devices), seed, path)
-        log = read_log(path)
+        run = replace(RUN, layers_every=EVERY, seed=seed, out=str(LOGS / network))
+        result = fit(experiment(cell, rate, FINAL, Place(fashion)), run)
+        log = read_log(LOGS / network / LOG)
         named = f"LARS of weights, {title}, batch {cell.batch:,}, γ = {rate:g}"
         plot_layers(log, named, STUDY.with_name(f"layers-{network}.png"))
         layers = [r for r in log if r["kind"] == "layers"]

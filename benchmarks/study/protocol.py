@@ -4,8 +4,8 @@ Most rows train on Fashion-MNIST. Of its 60,000 training images the trainer hold
 5,000 for validation. The rows on the 3,200 digits of `make train` are cheap to repeat.
 They are no evidence, because the settings of that demo had been seen before. On a GPU
 there are also rows on CIFAR-10: JPEG files, 45,000 to train on, randomly cropped and
-mirrored. The networks are `alexnet-small`, without and with BatchNorm, and
-`resnet-small` for CIFAR-10. BatchNorm takes the moments of 512 images, whatever the
+mirrored. The networks are `alexnet_small`, without and with BatchNorm, and
+`resnet_small` for CIFAR-10. BatchNorm takes the moments of 512 images, whatever the
 number of devices. If the batch does not divide into parts of 512, it takes those of the
 largest equal part below that.
 
@@ -53,11 +53,20 @@ from typing import Any, NamedTuple
 import optax
 
 import lars_optax
-from examples.imagenet.config import Config, Data, Model, Optimizer, Run, Split
+from examples.imagenet.config import (
+    Batching,
+    Config,
+    Data,
+    Model,
+    Optimizer,
+    Run,
+    Split,
+)
 from lars_optax.recipes import Recipe
 
 DATA = "fashion-mnist"
-NETWORKS = {"alexnet-small": "without BatchNorm", "alexnet-bn-small": "with BatchNorm"}
+RUN = Run(layers_every=0, log_every=20, checkpoints=1)
+NETWORKS = {"alexnet_small": "without BatchNorm", "alexnet_bn_small": "with BatchNorm"}
 SMALL = {"fashion-mnist": 128, "digits": 32, "cifar10": 128}  # the baseline's batch
 TUNED = {"fashion-mnist": 8192, "digits": 1600, "cifar10": 8192}
 BN_IMAGES = 512  # of which BatchNorm takes the moments, at most
@@ -107,8 +116,8 @@ def larc(recipe: Recipe, images: int) -> Any:
     return lars_optax.larc(recipe.schedule(images), recipe.weight_decay or 0.0)
 
 
-_SGD = Optimizer(name="sgd", weight_decay=5e-4, momentum=0.9)
-_LARS = replace(_SGD, name="lars", fallback_ratio=0.02)
+_SGD = Optimizer(algorithm="sgd", weight_decay=5e-4, momentum=0.9)
+_LARS = replace(_SGD, algorithm="lars", fallback_ratio=0.02)
 _ALL = replace(_LARS, layers="all")
 _MLPERF = replace(_LARS, fallback_ratio=1.0)
 METHODS = {
@@ -209,15 +218,13 @@ class Cell(NamedTuple):
             ),
             model=Model(network=network, width=0.5 if self.data == "digits" else 1.0),
             optimizer=replace(optimizer, learning_rate=rate, warmup_epochs=warmup),
-            run=Run(
+            batching=Batching(
                 batch_size=self.batch,
                 epochs=stage.epochs,
                 devices=used,
                 accumulate=parts // used,
-                layers_every=0,
-                log_every=20,
-                checkpoints=1,
             ),
+            run=RUN,
         )
 
     def rates(self, best: Callable[["Cell"], float | None]) -> tuple[float, ...]:
@@ -226,7 +233,7 @@ class Cell(NamedTuple):
         `best` returns the best rate of another row, or None if it is not known yet.
         Then rates that follow from it are not known either, and none is returned.
         """
-        norm = int(self.network != "alexnet-small")
+        norm = int(self.network != "alexnet_small")
         if self.method in RULES:
             method, batch, scaling = RULES[self.method]
             base = self._replace(batch=batch[self.data], method=method)
@@ -255,7 +262,7 @@ def _doublings(lowest: float, n: int) -> tuple[float, ...]:
 def cells() -> list[Cell]:
     """Returns all rows, those that the conclusions rest on first."""
     digits = ((32, "sgd"), (1600, "sgd"), (1600, "lars-all"))
-    found = [Cell("digits", "alexnet-small", *each) for each in digits]
+    found = [Cell("digits", "alexnet_small", *each) for each in digits]
     main = ((128, "sgd"), (8192, "sgd"), (8192, "lars"))
     done = ("sgd", "lars", "lars-sqrt", *TUNED_LONG, *RATIOS)
     others = [(8192, name) for name in METHODS if name not in done]
@@ -268,4 +275,4 @@ def cells() -> list[Cell]:
     ]
     largest = [(32_768, name) for name in ("sgd", "nesterov", "lars", "lars-sqrt")]
     cifar10 = (*main, *others, *rule, *more, *largest)
-    return found + [Cell("cifar10", "resnet-small", *each) for each in cifar10]
+    return found + [Cell("cifar10", "resnet_small", *each) for each in cifar10]

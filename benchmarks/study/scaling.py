@@ -16,6 +16,7 @@ Writes benchmarks/results/scaling_DEVICE.json or time_DEVICE.json.
 """
 
 import argparse
+from dataclasses import replace
 from itertools import groupby, product
 from operator import itemgetter
 from pathlib import Path
@@ -25,17 +26,25 @@ from typing import Any, get_args
 import jax
 
 from benchmarks.results import STUDY, Record, Table, read, save
-from benchmarks.study.protocol import DATA, FINAL, NETWORKS, SMALL, TUNED, Cell
+from benchmarks.study.protocol import DATA, FINAL, NETWORKS, RUN, SMALL, TUNED, Cell
 from benchmarks.study.runs import STUDY_FILE, Runs
-from benchmarks.study.train import FASHION, Place, trainer
-from examples.imagenet.config import Config, Data, Model, Network, Optimizer, Run
+from benchmarks.study.train import FASHION, Place, experiment
+from examples.imagenet.config import (
+    Batching,
+    Config,
+    Data,
+    Model,
+    Network,
+    Optimizer,
+    Run,
+)
 from examples.imagenet.data.sources import load
-from examples.imagenet.log import read_log
+from examples.imagenet.log import LOG, read_log
 from examples.imagenet.models import image_pixels
 from examples.imagenet.report import speed
 from examples.imagenet.report.page import duration, markdown_table
 from examples.imagenet.report.runs import read_runs
-from examples.imagenet.run.experiment import Trainer
+from examples.imagenet.run.experiment import Experiment
 from examples.imagenet.run.loop import fit
 from examples.imagenet.step.devices import start_devices
 
@@ -56,18 +65,17 @@ def measure(network: Any, dtype: str, batches: list[int]) -> Record:
             data=Data(source="synthetic", pixels=image_pixels(network)),
             model=Model(network=network, dtype=dtype),
             optimizer=Optimizer(warmup_epochs=0),
-            run=Run(
+            batching=Batching(
                 batch_size=batch,
                 epochs=UPDATES * batch / data.train.size,
                 devices=count,
-                log_every=RECORD,
-                checkpoints=0,
             ),
         )
-        path = LOGS / f"{network}-{batch}-{count}.jsonl"
-        if fit(Trainer(config, data, devices[:count]), 0, path).diverged:
+        out = LOGS / f"{network}-{batch}-{count}"
+        run = Run(log_every=RECORD, checkpoints=0, out=str(out))
+        if fit(Experiment.of(config, data, devices[:count]), run).diverged:
             raise SystemExit(f"error: {network} diverged at a batch of {batch}")
-        logs.append(str(path))
+        logs.append(str(out))
     # The epochs are the paper's, and the noise has as many images as ImageNet.
     found = speed.cells(read_runs(logs), epochs=100)
     return {"devices": len(devices), "cells": [cell._asdict() for cell in found]}
@@ -88,9 +96,10 @@ def time_to_accuracy(seeds: int, fashion: str) -> Record:
         for cell in (small, *large):
             rate = runs.final(cell)[0]["learning_rate"]
             for seed in FINAL.seeds[:seeds]:
-                path = LOGS / f"time-{network}-{cell.batch}-{seed}.jsonl"
-                fit(trainer(cell, rate, FINAL, Place(fashion)), seed, path)
-                epochs = [r for r in read_log(path) if r["kind"] == "epoch"]
+                out = LOGS / f"time-{network}-{cell.batch}-{seed}"
+                run = replace(RUN, seed=seed, out=str(out))
+                fit(experiment(cell, rate, FINAL, Place(fashion)), run)
+                epochs = [r for r in read_log(out / LOG) if r["kind"] == "epoch"]
                 there = [r for r in epochs if r["accuracy"] >= target]
                 first: Record = there[0] if there else {}
                 row = cell._asdict() | {
@@ -160,7 +169,7 @@ def main() -> None:
     start_devices(None)
     device = jax.devices()[0]
     cpu = device.platform == "cpu"
-    network = given.network or ("alexnet-small" if cpu else "resnet50")
+    network = given.network or ("alexnet_small" if cpu else "resnet50")
     dtype = given.dtype or ("float32" if cpu else "bfloat16")
     if given.what == "speed":
         record, file, page = measure(network, dtype, given.batches), "scaling", speeds

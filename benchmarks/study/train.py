@@ -14,13 +14,13 @@ from pathlib import Path
 from typing import NamedTuple
 
 from benchmarks.results import Record, append, read
-from benchmarks.study.protocol import METHODS, Cell, Stage, Variant
+from benchmarks.study.protocol import METHODS, RUN, Cell, Stage, Variant
 from benchmarks.study.runs import STUDY_FILE, Job, Runs
-from examples.imagenet.data.arrays import Dataset
+from examples.imagenet.data.dataset import Dataset
 from examples.imagenet.data.sources import load
 from examples.imagenet.provenance import provenance
 from examples.imagenet.run.checkpoint import Checkpoints
-from examples.imagenet.run.experiment import Trainer
+from examples.imagenet.run.experiment import Experiment
 from examples.imagenet.run.loop import fit
 from examples.imagenet.step.devices import start_devices
 
@@ -56,10 +56,10 @@ def dataset(name: str, place: Place) -> tuple[str, Dataset]:
 
 
 @lru_cache(1)
-def trainer(
+def experiment(
     cell: Cell, rate: float, stage: Stage, place: Place, variant: Variant | None = None
-) -> Trainer:
-    """Returns the trainer of a run, which is compiled once for all seeds."""
+) -> Experiment:
+    """Returns the experiment of a run, which is compiled once for all seeds."""
     source, data = dataset(cell.data, place)
     devices = start_devices(place.devices)
     config = cell.config(source, rate, stage, len(devices))
@@ -67,18 +67,18 @@ def trainer(
     if variant:
         optimizer = replace(variant.optimizer, learning_rate=rate)
         config, make = replace(config, optimizer=optimizer), variant.make
-    some = devices[: config.run.devices]
-    return Trainer(config, data, some, make)
+    some = devices[: config.batching.devices]
+    return Experiment.of(config, data, some, make)
 
 
 def run(job: Job, place: Place, about: Record, file: str) -> Record:
     """Trains, from the last checkpoint if there is one, and keeps the result."""
-    bound = trainer(job.cell, job.rate, job.stage, place, job.variant)
+    bound = experiment(job.cell, job.rate, job.stage, place, job.variant)
     out = OUT / job.name
     out.mkdir(parents=True, exist_ok=True)
-    config = replace(bound.config, run=replace(bound.config.run, seed=job.seed))
-    saved = Checkpoints(out, config, bound.identity(), bound.grouping())
-    result = fit(bound, job.seed, out / "log.jsonl", checkpoints=saved)
+    how = replace(RUN, seed=job.seed, out=str(out))
+    saved = Checkpoints(bound.config(how), bound.identity(), bound.grouping())
+    result = fit(bound, how, checkpoints=saved)
     record = job.key | asdict(result) | about
     append(file, record)
     shutil.rmtree(out / "checkpoints")

@@ -10,27 +10,26 @@ import os
 import signal
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import NoReturn
 
 import jax
 import tyro
 from rich.console import Console
 
-from .config import FACTS, Config, Run
-from .data.batches import DataLost
+from .config import FACTS, Config, Run, settings
+from .data.dataset import DataLost
 from .data.sources import load
 from .dry_run import describe
 from .flags import flag
 from .log import LOG, Record, read_log, tensorboard
 from .models import image_pixels
-from .recipe import configure
+from .recipe import changes, configure
 from .report.figures import plot_runs
 from .run.checkpoint import Checkpoints, NotSaved, exist, remove
 from .run.cluster import TRY_AGAIN, check_agreement, join, raise_everywhere
-from .run.experiment import Trainer
-from .run.loop import Result, Stopped, fit
+from .run.experiment import Experiment
+from .run.loop import Result, Stopped, check_run, fit
 from .run.progress import progress
 from .step.devices import CopiesDiffer, start_devices
 
@@ -86,51 +85,47 @@ def run(config: Config) -> Result | None:
     if not config.dry_run:
         # First of all, as JAX counts its devices once.
         join(config.cluster)
-    trainer = raise_everywhere(lambda: _trainer(config))
+    experiment = raise_everywhere(lambda: bind(config))
     # The first process speaks for all; each of them tells its own errors.
-    console = Console(quiet=trainer.process > 0)
+    console = Console(quiet=experiment.process > 0)
     if config.dry_run:
-        console.print(describe(trainer), highlight=False, soft_wrap=True)
+        text = describe(experiment, changes(config))
+        console.print(text, highlight=False, soft_wrap=True)
         return None
-    check_agreement(_settings(trainer))
-    raise_everywhere(lambda: None if trainer.process else _prepare_out(config.run))
-    checkpoints = raise_everywhere(lambda: _checkpoints(trainer))
+    shared = {name: v for name, v in settings(config).items() if FACTS[name].shared}
+    named = {flag(FACTS[name].name): value for name, value in shared.items()}
+    check_agreement(named | experiment.identity())
+    first = experiment.process == 0
+    raise_everywhere(lambda: _prepare_out(config.run) if first else None)
+    checkpoints = raise_everywhere(lambda: _checkpoints(config, experiment))
     try:
-        result = _train(trainer, checkpoints, console)
+        result = _train(config, experiment, checkpoints, console)
     except Stopped as stopped:
         console.print(str(stopped))
         raise SystemExit(128 + stopped.signum) from None
-    if trainer.process == 0:
+    if first:
         _report(result, config, console)
     return result
 
 
-def _settings(trainer: Trainer) -> dict[str, Any]:
-    """What all processes must have in common, by the names of the flags."""
-    flags: dict[str, Any] = {}
-    for key, value in asdict(trainer.config).items():
-        flags |= value if isinstance(value, dict) else {key: value}
-    shared = {
-        flag(FACTS[key].name): value
-        for key, value in flags.items()
-        if FACTS[key].shared
-    }
-    return shared | trainer.identity()
-
-
-def _trainer(config: Config) -> Trainer:
+def bind(config: Config) -> Experiment:
+    """The configuration's experiment, on its data and devices; nothing is compiled."""
     devices = _devices(config)
     pixels = config.data.pixels or image_pixels(config.model.network)
-    source, held_out = config.data.source, config.data.validation_images
-    data = load(source, held_out, pixels, config.data.augment)
-    return Trainer(config, data, devices)
+    data = config.data
+    dataset = load(
+        data.source, data.validation_images, pixels, data.augment, data.workers
+    )
+    experiment = Experiment.of(config, dataset, devices)
+    check_run(experiment, config.run)
+    return experiment
 
 
 def _devices(config: Config) -> list[jax.Device]:
-    if config.dry_run and config.run.devices:
+    if config.dry_run and config.batching.devices:
         # As many as are asked for, whatever this machine has.
         jax.config.update("jax_platforms", "cpu")
-    return start_devices(config.run.devices)
+    return start_devices(config.batching.devices)
 
 
 def _prepare_out(run: Run) -> None:
@@ -156,46 +151,45 @@ def _prepare_out(run: Run) -> None:
             raise ValueError("--checkpoints: got 0; --existing resume needs 1 or more")
 
 
-def _checkpoints(trainer: Trainer) -> Checkpoints | None:
+def _checkpoints(config: Config, experiment: Experiment) -> Checkpoints | None:
     """What is in it; None if none are kept."""
-    run = trainer.config.run
-    if not run.checkpoints:
+    if not config.run.checkpoints:
         return None
-    same, told = trainer.identity(), trainer.grouping()
-    return Checkpoints(run.out, trainer.config, same, told)
+    return Checkpoints(config, experiment.identity(), experiment.grouping())
 
 
 def _train(
-    trainer: Trainer, checkpoints: Checkpoints | None, console: Console
+    config: Config,
+    experiment: Experiment,
+    checkpoints: Checkpoints | None,
+    console: Console,
 ) -> Result:
-    config, run = trainer.config, trainer.config.run
-    out = Path(run.out)
+    run, algorithm = config.run, config.optimizer.algorithm
+    out, batch = Path(run.out), config.batching.batch_size
     if run.existing == "resume" and checkpoints and not checkpoints.any:
         console.print(f"no checkpoint in {run.out}: starting at update 0")
-    processes = trainer.plan.processes
+    processes, updates = experiment.plan.processes, experiment.schedule.updates
     of = f" of {processes} processes" if processes > 1 else ""
-    changes = checkpoints.changes if checkpoints else []
-    notes = [trainer.recipe.notes] if trainer.recipe.notes else []
+    changed = checkpoints.changes if checkpoints else []
+    notes = [experiment.recipe.notes] if experiment.recipe.notes else []
     for line in (
-        f"{config.model.network}, {config.optimizer.name}, batch {run.batch_size} over"
-        f" {len(trainer.devices)} {trainer.devices[0].platform} devices{of},"
-        f" {trainer.updates} updates",
-        *(f"changed: {change}" for change in changes),
-        *(f"note: {note}" for note in (*notes, *trainer.data.notes)),
+        f"{config.model.network}, {algorithm}, batch {batch} over"
+        f" {len(experiment.devices)} {experiment.devices[0].platform} devices{of},"
+        f" {updates} updates",
+        *(f"changed: {change}" for change in changed),
+        *(f"note: {note}" for note in (*notes, *experiment.dataset.notes)),
     ):
         console.print(line, highlight=False, soft_wrap=True)
-    with progress(config.optimizer.name, trainer.updates, console) as show:
+    with progress(algorithm, updates, console) as show:
         shows = [show, tensorboard(out / "tensorboard")] if run.tensorboard else [show]
 
         def on_record(record: Record) -> None:
             for each in shows:
                 each(record)
 
-        result = fit(trainer, run.seed, out / LOG, on_record, checkpoints)
-    label = f"{config.optimizer.name}, batch {run.batch_size}"
-    if trainer.process:
-        return result
-    plot_runs({label: [out / LOG]}, out / _PNG)
+        result = fit(experiment, run, on_record, checkpoints, config.cluster)
+    if experiment.process == 0:
+        plot_runs({f"{algorithm}, batch {batch}": [out / LOG]}, out / _PNG)
     return result
 
 

@@ -15,12 +15,14 @@ from typing import Any
 
 from rich.console import Console
 
-from .config import Config, Data, Model, Optimizer, Run, Split
+from .config import Batching, Config, Data, Model, Optimizer, Run, Split
 from .data.sources import load
+from .log import LOG
 from .provenance import provenance
 from .report.figures import plot_runs
-from .report.page import Table, markdown_table, show
-from .run.experiment import Trainer
+from .report.page import Table, markdown_table
+from .report.page import show as show_page
+from .run.experiment import Experiment
 from .run.loop import Result, fit
 from .run.progress import progress
 from .step.devices import start_devices
@@ -30,9 +32,10 @@ WIDTH = 0.5
 SEEDS = (0, 1, 2)
 SWEEP = Path("benchmarks/results/demo_sweep.json")
 OUT = Path("runs/demo")
+RUN = Run(log_every=100, layers_every=0)
 
-_SGD = Optimizer(name="sgd", warmup_epochs=8, weight_decay=1e-3)
-_LARS = replace(_SGD, name="lars", layers="all")
+_SGD = Optimizer(algorithm="sgd", warmup_epochs=8, weight_decay=1e-3)
+_LARS = replace(_SGD, algorithm="lars", layers="all")
 # Name: optimizer without its rate, batch.
 METHODS = {
     "SGD, small batch": (_SGD, 32),
@@ -49,7 +52,8 @@ def configure(method: str, learning_rate: float, evaluate_on: Split) -> Config:
         data=Data(evaluate_on=evaluate_on),
         model=Model(width=WIDTH),
         optimizer=replace(optimizer, learning_rate=learning_rate),
-        run=Run(batch_size=batch, epochs=EPOCHS, log_every=100, layers_every=0),
+        batching=Batching(batch_size=batch, epochs=EPOCHS),
+        run=RUN,
     )
 
 
@@ -135,16 +139,17 @@ def markdown(rows: list[dict[str, Any]]) -> str:
 
 
 def run_method(
-    method: str, trainer: Trainer, console: Console
+    method: str, experiment: Experiment, console: Console
 ) -> tuple[list[Result], list[Path]]:
-    """One run a seed, compiled once; a folder of logs for the method."""
+    """One run a seed, compiled once; a folder of runs for the method."""
     folder = OUT / method.lower().replace(",", "").replace(" ", "-")
-    logs = [folder / f"seed{seed}.jsonl" for seed in SEEDS]
-    results = []
-    for seed, log in zip(SEEDS, logs, strict=True):
-        label = f"{method}, seed {seed}"
-        with progress(label, trainer.updates, console, lines=1) as on_record:
-            results.append(fit(trainer, seed, log, on_record))
+    results, logs = [], []
+    for seed in SEEDS:
+        run = replace(RUN, seed=seed, out=str(folder / f"seed{seed}"))
+        updates = experiment.schedule.updates
+        with progress(f"{method}, seed {seed}", updates, console, lines=1) as show:
+            results.append(fit(experiment, run, show))
+        logs.append(Path(run.out) / LOG)
     return results, logs
 
 
@@ -153,15 +158,15 @@ def main() -> None:
     try:
         rates = read_rates(SWEEP)
         devices, data = start_devices(None), load("mnist")
-        trainers = {
-            method: Trainer(configure(method, rate, "test"), data, devices)
+        experiments = {
+            method: Experiment.of(configure(method, rate, "test"), data, devices)
             for method, rate in rates.items()
         }
     except ValueError as error:
         raise SystemExit(f"error: {error}") from None
     rows, logs = [], {}
-    for method, trainer in trainers.items():
-        results, logs[method] = run_method(method, trainer, console)
+    for method, experiment in experiments.items():
+        results, logs[method] = run_method(method, experiment, console)
         rows.append(row(method, rates[method], results))
     note = caption(len(devices))
     labels = {name: f"{name} ({METHODS[name][1]:,})" for name in logs}
@@ -170,7 +175,7 @@ def main() -> None:
     record = provenance() | {"protocol": note, "seeds": SEEDS, "rows": rows}
     record["seconds"] = time.perf_counter() - start
     (OUT / "table.json").write_text(json.dumps(record, indent=1) + "\n")
-    show([Table("", _HEAD, list(map(cells, rows)), note)], console)
+    show_page([Table("", _HEAD, list(map(cells, rows)), note)], console)
     console.print(
         f"{record['seconds']:.0f} s in all, on {devices[0].platform}\n"
         f"table: {OUT / 'table.md'}, {OUT / 'table.json'}\n"

@@ -1,5 +1,6 @@
 """What a run would be: `--dry-run`. Trains nothing and allocates no network."""
 
+from collections.abc import Sequence
 from functools import lru_cache, partial
 from typing import Any
 
@@ -11,37 +12,37 @@ from lars_optax import epochs_to_steps
 from lars_optax.recipes import Recipe
 
 from .plan import Plan
-from .recipe import changes
-from .run.experiment import Trainer
+from .run.experiment import Experiment
 from .step.step import TrainState, init_state
 
 
-def describe(trainer: Trainer) -> str:
+def describe(experiment: Experiment, changed: Sequence[str] = ()) -> str:
     """The run in words and numbers, for `--dry-run`."""
-    recipe, plan, model = trainer.recipe, trainer.plan, trainer.model
-    examples, updates = trainer.data.train.size, trainer.updates
-    state = trainer.shapes
+    recipe, plan, model = experiment.recipe, experiment.plan, experiment.model
+    dataset, schedule = experiment.dataset, experiment.schedule
+    examples, updates = dataset.train.size, schedule.updates
+    state = experiment.shapes
     parameters = sum(leaf.size for leaf in jax.tree.leaves(state.params))
-    side = "×".join(str(n) for n in trainer.data.image_shape)
+    side = "×".join(str(n) for n in dataset.image_shape)
     lines = [
         f"recipe     {recipe.name} ({recipe.source})",
         *(f"           {key}: {why}" for key, why in recipe.inferred.items()),
-        *(f"           changed: {change}" for change in changes(trainer.config)),
+        *(f"           changed: {change}" for change in changed),
         *([f"           note: {recipe.notes}"] if recipe.notes else []),
         f"network    {recipe.network}, {parameters:,} parameters in"
-        f" {len(trainer.layer_names)} leaves,"
+        f" {len(experiment.layer_names)} leaves,"
         f" {jnp.dtype(model.dtype)}, images of {side}",
         f"optimizer  {_optimizer(recipe)}",
         f"steps      {updates:,} = {recipe.epochs:g} epochs × {examples:,} images /"
         f" {recipe.batch_size:,}",
         f"batch      {recipe.batch_size:,} = {plan}",
-        f"memory     {_memory(state, plan, model, trainer.data.image_shape)}",
+        f"memory     {_memory(state, plan, model, dataset.image_shape)}",
         "",
         f"{'step':>9}  {'epoch':>7}  learning rate",
     ]
     for step in _knots(recipe, examples, updates):
-        rate = float(trainer.rates[step])
-        lines.append(f"{step:>9,}  {trainer.epoch(step):>7.2f}  {rate:.6g}")
+        rate = float(schedule.rates[step])
+        lines.append(f"{step:>9,}  {experiment.epoch(step):>7.2f}  {rate:.6g}")
     return "\n".join(lines)
 
 

@@ -3,7 +3,7 @@
 import math
 from typing import NamedTuple
 
-from .config import Run
+from .config import Batching
 
 
 class Plan(NamedTuple):
@@ -23,10 +23,14 @@ class Plan(NamedTuple):
         )
 
 
-def make_plan(run: Run, devices: int, examples: int, processes: int = 1) -> Plan:
+def make_plan(
+    batching: Batching, devices: int, examples: int, processes: int = 1
+) -> Plan:
     """The split of a batch that divides evenly; ValueError with the nearest that do."""
-    batch = run.batch_size
-    parts = Plan(processes, devices, run.solvers_per_device, run.accumulate, 1)
+    batch = batching.batch_size
+    parts = Plan(
+        processes, devices, batching.solvers_per_device, batching.accumulate, 1
+    )
     slots = math.prod(parts)
     if batch % slots == 0 and batch <= examples:
         return parts._replace(images_per_slot=batch // slots)

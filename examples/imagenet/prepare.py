@@ -25,10 +25,11 @@ from rich.table import Table
 
 from .data.archives import HOW_TO, ILSVRC2012, unpack
 from .data.arrays import load_idx
-from .data.folders import Broken, explain
+from .data.dataset import Broken
+from .data.folders import explain
 from .data.index import Index, Tree, read_index
 from .data.pixels import BrokenImage, decode, kind
-from .flags import check
+from .flags import check, check_number
 
 _CHUNK = 64  # images a thread decodes in one go
 _SHOWN = 20  # broken files printed
@@ -47,7 +48,7 @@ class Arguments:
     report: Annotated[str | None, tyro.conf.arg(metavar="FILE")] = None
 
     def __post_init__(self) -> None:
-        check(self.workers > 0, "workers", self.workers, "give 1 or more")
+        check_number("--workers", self.workers, low=1)
         # Before hours of decoding, not after them.
         if self.report is not None:
             folder = os.path.dirname(self.report) or "."
@@ -225,14 +226,11 @@ def _print_survey(survey: Survey, console: Console) -> None:
 @contextmanager
 def _bar(what: str, total: int, console: Console) -> Iterator[Callable[[int], None]]:
     """A function to call with the images done; shows them on a terminal."""
-    columns = ("{task.description}", BarColumn(), MofNCompleteColumn())
-    bar = Progress(
-        *columns,
-        TimeRemainingColumn(),
-        console=console,
-        disable=not console.is_terminal,
-    )
-    with bar:
+    columns = (BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    hidden = not console.is_terminal
+    with Progress(
+        "{task.description}", *columns, console=console, disable=hidden
+    ) as bar:
         task = bar.add_task(what, total=total)
         yield lambda done: bar.advance(task, done)
 

@@ -4,18 +4,16 @@ A recipe fills in the configuration, flags replace single values, and what resul
 a recipe again, which makes schedule and optimizer. Refuses values left unstated.
 """
 
-from dataclasses import asdict, fields
+from dataclasses import fields
 from typing import Any
 
 from lars_optax import recipes
 
-from .config import FACTS, Config, Data, Model, Optimizer, Run
+from .config import FACTS, Batching, Config, Data, Model, Optimizer, settings
 from .flags import flag
 
 # Fields of the same name and meaning in both.
-_SHARED = [
-    field.name for field in fields(Optimizer) if field.name not in ("name", "layers")
-]
+_SHARED = [field.name for field in fields(Optimizer) if field.name != "layers"]
 
 
 def configure(recipe_name: str | None) -> Config:
@@ -27,18 +25,16 @@ def configure(recipe_name: str | None) -> Config:
     except ValueError as error:
         raise ValueError(f"--recipe: {error}") from None
     network: Any = recipe.network
-    algorithm: Any = recipe.algorithm
     by_scale = recipe.name.startswith(("goyal", "mlperf"))
     return Config(
         recipe=recipe.name,
         data=Data(augment="rrc" if by_scale else "caffe"),
         model=Model(network=network),
         optimizer=Optimizer(
-            name=algorithm,
             layers="all" if recipe.mask is True else "weights",
             **{name: getattr(recipe, name) for name in _SHARED},
         ),
-        run=Run(batch_size=recipe.batch_size, epochs=recipe.epochs),
+        batching=Batching(batch_size=recipe.batch_size, epochs=recipe.epochs),
     )
 
 
@@ -48,10 +44,9 @@ def to_recipe(config: Config) -> recipes.Recipe:
     optimizer = config.optimizer
     values: dict[str, Any] = {
         "network": config.model.network,
-        "algorithm": optimizer.name,
         "mask": True if optimizer.layers == "all" else "exclude_bias_and_norm",
-        "batch_size": config.run.batch_size,
-        "epochs": config.run.epochs,
+        "batch_size": config.batching.batch_size,
+        "epochs": config.batching.epochs,
     } | {name: getattr(optimizer, name) for name in _SHARED}
     if source is None:
         recipe = recipes.Recipe(name="flags", source="the command line", **values)
@@ -74,10 +69,9 @@ def changes(config: Config) -> list[str]:
     """The flags that depart from the recipe, with both values."""
     if config.recipe is None:
         return []
-    before, now = asdict(configure(config.recipe)), asdict(config)
+    before = settings(configure(config.recipe))
     return [
-        f"{flag(FACTS[key].name)} {before[group][key]!r} → {value!r}"
-        for group in ("model", "optimizer", "run", "data")
-        for key, value in now[group].items()
-        if FACTS[key].recipe and value != before[group][key]
+        f"{flag(FACTS[name].name)} {before[name]!r} → {value!r}"
+        for name, value in settings(config).items()
+        if FACTS[name].recipe and value != before[name]
     ]

@@ -14,7 +14,7 @@ from examples.imagenet.recipe import to_recipe
 
 def test_every_variant_trains_with_an_optimizer_of_its_own():
     params = {"kernel": jnp.full((3, 3), 0.5), "bias": jnp.full(3, 0.1)}
-    cell = Cell("digits", "alexnet-small", 1600, "lars")
+    cell = Cell("digits", "alexnet_small", 1600, "lars")
     config = cell.config("mnist", 1.0, ABLATION, 1)
     seen = {}
     for variants in ABLATIONS.values():

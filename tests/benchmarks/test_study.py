@@ -119,10 +119,10 @@ def test_data_that_are_not_there_are_told_before_the_first_run(monkeypatch):
 @pytest.mark.parametrize("devices", range(1, 9))
 def test_every_batch_divides_into_parts_of_512_images_at_most(devices):
     for cell in cells():
-        run = cell.config("mnist", 1.0, FINAL, devices).run
-        assert run.devices <= devices
-        plan = make_plan(run, run.devices, 55_000, 1)
-        assert plan.images_per_slot * plan.accumulate * run.devices == cell.batch
+        batching = cell.config("mnist", 1.0, FINAL, devices).batching
+        assert batching.devices <= devices
+        plan = make_plan(batching, batching.devices, 55_000, 1)
+        assert plan.images_per_slot * plan.accumulate * batching.devices == cell.batch
         assert plan.images_per_slot == {32: 32, 128: 128, 1600: 400}.get(
             cell.batch, 512
         )
@@ -171,6 +171,6 @@ def test_lars_of_weights_is_lars_with_its_defaults_a_schedule_and_decay():
 def test_the_cheapest_row_comes_out_again(monkeypatch, tmp_path):
     monkeypatch.chdir(ROOT)
     monkeypatch.setattr(large_batches, "OUT", tmp_path)
-    (new,), old = large_batches.again("digits/alexnet-small/1600/lars-all", 1, Place())
+    (new,), old = large_batches.again("digits/alexnet_small/1600/lars-all", 1, Place())
     # Other devices and versions round otherwise, which is as good as another seed.
     assert new == pytest.approx(mean(old), abs=max(4 * stdev(old), 0.01))

@@ -69,8 +69,8 @@ def test_commands_name_modules_and_flags_that_exist(command):
 
     config = main.parse(words[3:])
     to_recipe(config)  # refuses what a recipe leaves open
-    devices, processes = config.run.devices or 1, config.cluster.processes or 1
-    make_plan(config.run, devices, IMAGENET, processes)
+    devices, processes = config.batching.devices or 1, config.cluster.processes or 1
+    make_plan(config.batching, devices, IMAGENET, processes)
 
 
 @pytest.mark.parametrize("page", [*LINKING, *PAGES], ids=name)

@@ -87,6 +87,11 @@ def write_flawed_tree(root):
     return root
 
 
+def names(found):
+    """The names of a tree's images, as they are listed."""
+    return [os.fsdecode(name) for name in found.names]
+
+
 def age(root):
     """Makes each folder look unchanged for years, as a tree that lies on a disk."""
     for folder, _, _ in os.walk(root):

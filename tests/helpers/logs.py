@@ -12,13 +12,14 @@ LEAVES = {
 PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
 
 
-def config(batch=512, devices=4, name="lars", rate=1.0, **other):
+def config(batch=512, devices=4, algorithm="lars", rate=1.0, **other):
     return {
         "kind": "config",
         "data": {"evaluate_on": "test"},
         "model": {"network": "alexnet_bn"},
-        "optimizer": {"name": name, "learning_rate": rate},
-        "run": {"batch_size": batch, "epochs": 100.0, "seed": 0} | other,
+        "optimizer": {"algorithm": algorithm, "learning_rate": rate},
+        "batching": {"batch_size": batch, "epochs": 100.0},
+        "run": {"seed": 0} | other,
         "plan": {"processes": 2, "devices": devices // 2},
         "platform": "gpu",
     }

@@ -1,11 +1,9 @@
-"""Whole small runs: data, a trainer compiled once, the command line in a process."""
+"""Whole small runs: data, an experiment compiled once, the command line."""
 
-import copy
 import os
 import socket
 import subprocess
 import sys
-from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
@@ -15,11 +13,12 @@ import orbax.checkpoint as ocp
 from image_trees import write_idx
 from steps import make_batch
 
-from examples.imagenet.config import Config, Model, Optimizer, Run
+from examples.imagenet.config import Batching, Config, Model, Optimizer, Run
 from examples.imagenet.data import arrays as data
 from examples.imagenet.log import read_log
-from examples.imagenet.run.experiment import Trainer
-from examples.imagenet.step.devices import start_devices
+from examples.imagenet.run.checkpoint import Checkpoints
+from examples.imagenet.run.experiment import Experiment
+from examples.imagenet.run.loop import fit
 
 ROOT = Path(__file__).parents[2]
 UPDATES = 24  # three epochs of eight
@@ -34,25 +33,26 @@ def split(seed, n):
 
 def config(**run):
     """Three epochs of 8 updates on 2 devices, a network with BatchNorm."""
-    kept = {"layers_every": 3, "eval_batch_size": 20} | run
     return Config(
-        model=Model(network="alexnet-bn-small", width=0.25),
+        model=Model(network="alexnet_bn_small", width=0.25),
         optimizer=Optimizer(learning_rate=5.0, warmup_epochs=1),
-        run=Run(batch_size=16, epochs=3, **kept),
+        batching=Batching(batch_size=16, epochs=3, eval_batch_size=20),
+        run=Run(layers_every=3, **run),
     )
 
 
 @cache
-def _trainer():
+def experiment():
+    """That of `config`, compiled once for all runs."""
     parts = data.in_memory(split(0, 128), split(1, 32), split(2, 32), 10)
-    return Trainer(config(), parts, start_devices(None)[:2])
+    return Experiment.of(config(), parts, jax.local_devices()[:2])
 
 
-def trainer(**run):
-    """The trainer of `config`, compiled once whatever `run` says of logs and files."""
-    other = copy.copy(_trainer())
-    other.config = replace(other.config, run=replace(other.config.run, **run))
-    return other
+def train(out, show=lambda record: None, make=Checkpoints, **run):
+    """Runs `experiment` in a folder, with checkpoints."""
+    run = config(out=str(out), **run).run
+    checkpoints = make(experiment().config(run), *FACTS)
+    return fit(experiment(), run, show, checkpoints)
 
 
 def write_data(folder):
@@ -66,7 +66,7 @@ def write_data(folder):
 
 def flags(folder, out):
     """`config` as flags, with a checkpoint after every second update."""
-    words = "--network alexnet-bn-small --width 0.25 --learning-rate 5 --epochs 3"
+    words = "--network alexnet_bn_small --width 0.25 --learning-rate 5 --epochs 3"
     words += " --warmup-epochs 1 --batch-size 16 --devices 2 --layers-every 3"
     words += f" --checkpoint-every 2 --validation-images 32 --data {folder}"
     words += " --eval-batch-size 20"

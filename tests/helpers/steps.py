@@ -6,8 +6,8 @@ import flax.linen as nn
 import jax
 import numpy as np
 
-from examples.imagenet.config import Config, Optimizer, Run
-from examples.imagenet.data.batches import Batch
+from examples.imagenet.config import Batching, Config, Optimizer
+from examples.imagenet.data.dataset import Batch
 from examples.imagenet.models import make_model
 from examples.imagenet.models.layers import Network, batch_norm
 from examples.imagenet.recipe import to_recipe
@@ -51,7 +51,7 @@ def make_setup(model=PLAIN, **optimizer):
         )
     config = Config(
         optimizer=Optimizer(**{"warmup_epochs": 1, **optimizer}),
-        run=Run(batch_size=1, epochs=4),
+        batching=Batching(batch_size=1, epochs=4),
     )
     recipe = to_recipe(config)
     return model, recipe.optimizer(2), recipe.layer_stats

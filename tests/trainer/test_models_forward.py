@@ -10,7 +10,7 @@ import pytest
 from networks import KEY, make, random_images, random_variables
 
 import lars_optax
-from examples.imagenet.data.batches import Batch
+from examples.imagenet.data.dataset import Batch
 from examples.imagenet.models import layers
 from examples.imagenet.models.resnet import ResNet
 from examples.imagenet.step import devices as engine
@@ -188,8 +188,8 @@ def test_synchronised_batch_norm_is_that_of_one_device():
     devices = engine.start_devices(None)[:4]
     images = random_images(16, 12)
     images[:4] //= 4  # one device's images differ from the others'
-    whole = make("alexnet-bn-small", 10, width=0.5)
-    synced = make("alexnet-bn-small", 10, width=0.5, bn_axis_name="batch")
+    whole = make("alexnet_bn_small", 10, width=0.5)
+    synced = make("alexnet_bn_small", 10, width=0.5, bn_axis_name="batch")
     variables = random_variables(whole, 12)
 
     def run(model, images):

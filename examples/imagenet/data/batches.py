@@ -1,89 +1,112 @@
-"""Batches, read ahead by threads: each process's share of every update's images.
+"""Batches of images that can be read in any order, read ahead by threads.
 
 What an image is, and where it comes, depends on (seed, place in the stream) alone: not
 on how many threads read, how many processes share a batch, or where a run began.
 """
 
 import os
-from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Iterator
+from functools import lru_cache
+from typing import NamedTuple
 
 import grain
 import numpy as np
 
-from .arrays import Source, Split, visits
-from .folders import Broken, ImageFolder, Loaded
+from .dataset import Batch, Batches, Broken, DataLost, Share
 
-Array = Any  # of JAX on the devices, of NumPy on the way there
 _CHUNK = 32  # images a thread reads at once
+
+
+class Loaded(NamedTuple):
+    images: np.ndarray  # uint8 [n, height, width, channels]
+    labels: np.ndarray  # int32 [n]
+    mirror: np.ndarray | None = None  # bool [n], left to the device; None: no image
+    broken: tuple[Broken, ...] = ()
+
+
 Read = Callable[[np.ndarray], Loaded]  # of places, counted over the whole run
 
 
-class DataLost(Exception):
-    """Images cannot be read, and the run is not to go on without them."""
-
-
-class Batch(NamedTuple):
-    images: Array  # uint8 [n, height, width, channels]
-    labels: Array  # int32 [n]
-    mask: Array = None  # bool [n], False = padding; evaluation alone
-    mirror: Array = None  # bool [n], True = left and right are to change places
-
-
-class Share(NamedTuple):
-    """One process's rows of every batch, of `size` rows in all."""
-
-    size: int
-    process: int = 0
-    processes: int = 1
+class Indexed(ABC):
+    """A `Source` whose images are numbered, from 0 to `size` − 1."""
 
     @property
-    def rows(self) -> int:
-        return self.size // self.processes
+    @abstractmethod
+    def size(self) -> int:
+        """Number of images."""
+
+    @abstractmethod
+    def take(self, index: np.ndarray) -> Loaded:
+        """Images as they are evaluated."""
+
+    @abstractmethod
+    def content(self) -> Iterable[bytes]:
+        """Bytes that differ where the images do."""
+
+    @property
+    def threads(self) -> int:
+        """How many read; 0 for images in memory, where they would be in the way."""
+        return 0
+
+    def take_augmented(
+        self, index: np.ndarray, seed: int, epochs: np.ndarray
+    ) -> Loaded:
+        """Images as they are seen in training, each in an epoch of its own."""
+        return self.take(index)
+
+    def training(self, seed: int, steps: range, share: Share) -> Batches:
+        """The batches of these updates: each epoch visits every image once."""
+
+        def read(places: np.ndarray) -> Loaded:
+            epochs, index = visits(seed, places, self.size)
+            return self.take_augmented(index, seed, epochs)
+
+        for loaded in _batches(read, share, steps, self.threads):
+            batch = Batch(loaded.images, loaded.labels, mirror=loaded.mirror)
+            yield batch, loaded.broken
+
+    def evaluation(self, share: Share) -> Batches:
+        """Every image once: the last batch is filled with masked rows."""
+        last = self.size - 1
+
+        def read(places: np.ndarray) -> Loaded:
+            index = np.unique(np.minimum(places, last))
+            images, labels, mirror, broken = self.take(index)
+            rows = np.minimum(np.arange(len(places)), len(index) - 1)
+            named = broken if places[0] <= last else ()
+            return Loaded(images[rows], labels[rows], mirror, named)
+
+        steps = range(-(-self.size // share.size))
+        batches = _batches(read, share, steps, self.threads)
+        for step, loaded in zip(steps, batches, strict=True):
+            mask = _places(share, step, 0, share.rows) <= last
+            yield Batch(loaded.images, loaded.labels, mask), loaded.broken
 
 
-def training(
-    source: Source, seed: int, share: Share, steps: range, workers: int | None = None
-) -> Iterator[tuple[Batch, tuple[Broken, ...]]]:
-    """The batches of these updates, counted from 0, and what of them was unreadable."""
-
-    def read(places: np.ndarray) -> Loaded:
-        epochs, index = visits(seed, places, source.size)
-        if isinstance(source, ImageFolder):
-            return source.take_augmented(index, seed, epochs)
-        return _as_loaded(source.take(index))
-
-    for loaded in _batches(read, share, steps, _threads(source, workers)):
-        batch = Batch(loaded.images, loaded.labels, mirror=loaded.mirror)
-        yield batch, loaded.broken
+@lru_cache(maxsize=2)
+def epoch_order(seed: int, epoch: int, n: int) -> np.ndarray:
+    """The permutation of n images that epoch `epoch` of a run with `seed` visits."""
+    # RandomState, because NumPy promises never to change its stream.
+    order = np.random.RandomState([seed, epoch]).permutation(n)
+    order.setflags(write=False)  # the cache hands out the same array again
+    return order
 
 
-def evaluation(
-    source: Source, share: Share, workers: int | None = None
-) -> Iterator[tuple[Batch, tuple[Broken, ...]]]:
-    """Every image once: the last batch is filled with masked rows."""
-    last = source.size - 1
+def visits(seed: int, places: np.ndarray, n: int) -> tuple[np.ndarray, np.ndarray]:
+    """Epoch and image at places of the stream that the epochs' orders make.
 
-    def read(places: np.ndarray) -> Loaded:
-        index = np.unique(np.minimum(places, last))
-        images, labels, mirror, broken = _as_loaded(source.take(index))
-        rows = np.minimum(np.arange(len(places)), len(index) - 1)
-        named = broken if places[0] <= last else ()
-        return Loaded(images[rows], labels[rows], mirror, named)
-
-    steps = range(-(-source.size // share.size))
-    batches = _batches(read, share, steps, _threads(source, workers))
-    for step, loaded in zip(steps, batches, strict=True):
-        mask = _places(share, step, 0, share.rows) <= last
-        yield Batch(loaded.images, loaded.labels, mask), loaded.broken
+    So each epoch visits every one of the n images exactly once.
+    """
+    epochs, within = np.divmod(places, n)
+    images = np.empty_like(within)
+    for epoch in np.unique(epochs):
+        here = epochs == epoch
+        images[here] = epoch_order(seed, int(epoch), n)[within[here]]
+    return epochs, images
 
 
-def _threads(source: Source, workers: int | None) -> int:
-    """None where the images are in memory: threads would only be in the way."""
-    return (workers or _cores()) if isinstance(source, ImageFolder) else 0
-
-
-def _cores() -> int:
+def cores() -> int:
     """Those this process may use, which on a shared machine are fewer than it has."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
@@ -118,12 +141,6 @@ def _batches(read: Read, share: Share, steps: range, threads: int) -> Iterator[L
 def _places(share: Share, step: int, start: int, stop: int) -> np.ndarray:
     first = step * share.size + share.process * share.rows
     return np.arange(first + start, first + stop)
-
-
-def _as_loaded(part: Loaded | Split) -> Loaded:
-    if isinstance(part, Loaded):
-        return part
-    return Loaded(part.images, part.labels, None, ())
 
 
 def _join(parts: list[Loaded]) -> Loaded:

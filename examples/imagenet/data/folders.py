@@ -1,4 +1,4 @@
-"""Images read from class folders while training runs, as data.py's sources.
+"""Images read from class folders while training runs, as a source of the trainer's.
 
 Training's crop and mirror of image i are a function of (seed, epoch, i), whoever reads
 it and in whatever batch. An image that cannot be read is named, and one colour stands
@@ -7,16 +7,17 @@ in for it, unless the run ends there. Refuses a folder that has gone altogether.
 
 import hashlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
-from typing import NamedTuple
 
 import numpy as np
 
 from ..config import Augment
-from .arrays import Dataset, hold_out
+from .arrays import hold_out
+from .batches import Indexed, Loaded, cores
+from .dataset import Broken, Dataset
 from .index import Index, Tree, cache_folder, read_index, recall, remember
 from .pixels import DECODERS, BrokenImage, decode, for_evaluation, for_training
 
@@ -25,37 +26,28 @@ _SAMPLE = 2_000  # training images whose pixels give mean and deviation
 Colour = tuple[float, float, float]
 
 
-class Broken(NamedTuple):
-    """An image that cannot be read."""
-
-    path: str
-    reason: str
-
-
-class Loaded(NamedTuple):
-    images: np.ndarray  # uint8 [n, pixels, pixels, 3]
-    labels: np.ndarray  # int32 [n]
-    mirror: np.ndarray | None  # bool [n], left to the device; None: no image
-    broken: tuple[Broken, ...]
-
-
 @dataclass(frozen=True, eq=False)  # arrays have no truth value
-class ImageFolder:
+class ImageFolder(Indexed):
     """One split, each image of which is read when it is taken."""
 
     tree: Tree
     pixels: int
     augment: Augment
     blank: tuple[int, int, int]  # stands in for an image that cannot be read
+    workers: int | None = None  # threads; None: one for each core
 
     @property
     def size(self) -> int:
-        """Number of images."""
         return self.tree.size
 
-    def take(self, index: np.ndarray) -> Loaded:
-        """Images as they are evaluated."""
+    @property
+    def threads(self) -> int:
+        return self.workers or cores()
 
+    def content(self) -> Iterable[bytes]:
+        return self.tree.names.tobytes(), self.tree.labels.tobytes()
+
+    def take(self, index: np.ndarray) -> Loaded:
         def view(place: int, image: np.ndarray) -> tuple[np.ndarray, bool]:
             return for_evaluation(image, self.pixels, self.augment), False
 
@@ -64,7 +56,6 @@ class ImageFolder:
     def take_augmented(
         self, index: np.ndarray, seed: int, epochs: np.ndarray
     ) -> Loaded:
-        """Images as they are seen in training, each in an epoch of its own."""
         # Seeded again for each image: a new one would take ten times as long.
         random = np.random.RandomState()
 
@@ -110,7 +101,11 @@ def explain(tree: Tree, error: OSError | BrokenImage) -> str:
 
 
 def load_folder(
-    source: str, validation_images: int, pixels: int, augment: Augment
+    source: str,
+    validation_images: int,
+    pixels: int,
+    augment: Augment,
+    workers: int | None = None,
 ) -> Dataset:
     """The splits of a tree of class folders, as `read_index` finds them.
 
@@ -121,7 +116,9 @@ def load_folder(
     test = index.test or train.take(np.arange(0))
     mean, std = _moments(train, pixels, augment)
     blank = (round(mean[0]), round(mean[1]), round(mean[2]))
-    folder = partial(ImageFolder, pixels=pixels, augment=augment, blank=blank)
+    folder = partial(
+        ImageFolder, pixels=pixels, augment=augment, blank=blank, workers=workers
+    )
     return Dataset(
         folder(train),
         folder(validation),

@@ -5,11 +5,11 @@ The paper's three by the names of `lars_optax.recipes`, and small ones for 28×2
 and float16.
 """
 
-import math
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 
+from ..flags import check_number
 from .alexnet import AlexNet
 from .layers import AxisName, Network, Pixels
 from .resnet import ResNet
@@ -34,9 +34,9 @@ _NETWORKS = {
     ),
     "resnet50": _Entry(ResNet, {"stride_in": 1}, _RESNET, 224, 256.0),
     "resnet50_v1.5": _Entry(ResNet, {"stride_in": 2}, _RESNET, 224, 256.0),
-    "alexnet-small": _Entry(SmallAlexNet, {"norm": False}, frozenset(), 28),
-    "alexnet-bn-small": _Entry(SmallAlexNet, {"norm": True}, _BN, 28),
-    "resnet-small": _Entry(
+    "alexnet_small": _Entry(SmallAlexNet, {"norm": False}, frozenset(), 28),
+    "alexnet_bn_small": _Entry(SmallAlexNet, {"norm": True}, _BN, 28),
+    "resnet_small": _Entry(
         ResNet, {"blocks": (2, 2, 2), "small_stem": True, "stride_in": 2}, _RESNET, 28
     ),
 }
@@ -73,11 +73,11 @@ def make_model(
         together; None for none.
     """
     entry = _entry(network)
-    _check_number("classes", classes, classes > 0, "give 1 or more")
-    _check_number("width", width, width > 0, "give a number above 0")
+    check_number("classes", classes, low=1)
+    check_number("width", width, above=0)
     stds = pixel_std if isinstance(pixel_std, tuple) else (pixel_std,)
     for std in stds:
-        _check_number("pixel_std", std, std > 0, "give a number above 0")
+        check_number("pixel_std", std, above=0)
     options: dict[str, Any] = {
         "dropout": dropout,
         "zero_init_last_bn": zero_init_last_bn or None,
@@ -91,7 +91,7 @@ def make_model(
             f" leave it out, or take one of {', '.join(has)}"
         )
     if dropout is not None:
-        _check_number("dropout", dropout, 0 <= dropout < 1, "give 0 ≤ share < 1")
+        check_number("dropout", dropout, low=0, below=1)
     compute = _compute_dtype(dtype)
     return entry.build(
         classes, pixel_mean, pixel_std, width, compute, **entry.fixed, **given
@@ -119,11 +119,6 @@ def _entry(network: str) -> _Entry:
             f"network: got {network!r}; give one of {', '.join(networks())}"
         )
     return _NETWORKS[network]
-
-
-def _check_number(name: str, value: float, ok: bool, remedy: str) -> None:
-    if not (ok and math.isfinite(value)):
-        raise ValueError(f"{name}: got {value!r}; {remedy}")
 
 
 def _compute_dtype(dtype: Any) -> Any:

@@ -16,7 +16,7 @@ from typing import Annotated, Any
 import tyro
 from rich.console import Console
 
-from ..flags import check
+from ..flags import check_number
 from .figures import curve, plot_layers, plot_logs
 from .page import ABSENT, Part, Table, duration, markdown, show
 from .runs import Run, labels, read_runs
@@ -37,8 +37,8 @@ class Arguments:
     epochs: float | None = None
 
     def __post_init__(self) -> None:
-        ok = self.epochs is None or (math.isfinite(self.epochs) and self.epochs > 0)
-        check(ok, "epochs", self.epochs, "give a number above 0")
+        if self.epochs is not None:
+            check_number("--epochs", self.epochs, above=0)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -4,7 +4,7 @@ Curves differ by dash and marker, so they can be told apart without colour. What
 does not hold is not drawn. `plot_schedules` draws learning rates on axes it is given.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import reduce
 from itertools import pairwise
 from pathlib import Path
@@ -14,17 +14,26 @@ import jax
 import numpy as np
 import optax
 
-# The package's own pictures and the trainer's tell lines apart in one way.
-from lars_optax._plots import line_style as line_style  # noqa: PLC2701
+from lars_optax import LayerStats, plot_layer_stats
 
 from ..log import Record, read_log
 
 _BOUNDS = {"accuracy": (0.01, 0.999), "loss": (0, 100)}  # of what is drawn
 _LOST = "diverged"
 _INSIDE = 4  # labels that fit into the picture of the curves
-_LEAF_DASHES = {"kernel": "-", "bias": ":", "scale": "--"}
 _FEW = 24  # leaves that can be told apart
-_IN_KEY = 14  # lines of a legend
+# Of a picture of layers: label, quantity of `plot_layer_stats`, and its trust ratio.
+_PANELS = (
+    ("‖w‖ / ‖∇L‖", "norm_ratio", "trust_ratio"),
+    ("trust ratio λ", "trust_ratio", "trust_ratio"),
+    ("local rate γλ", "trust_ratio", "local_rate"),
+)
+_DASHES, _MARKERS = ("-", "--", ":", "-."), "os^vDP*"
+
+
+def line_style(i: int) -> dict[str, Any]:
+    """Colour, dash and marker of line `i`, for `Axes.plot`."""
+    return {"color": f"C{i}", "linestyle": _DASHES[i % 4], "marker": _MARKERS[i % 7]}
 
 
 def curve(log: Sequence[Record]) -> dict[str, np.ndarray]:
@@ -131,38 +140,42 @@ def _mark_end(axes: Any, epochs: np.ndarray, values: np.ndarray) -> None:
     axes.plot(epochs[last], values[last], "x", label=_LOST, **cross)
 
 
-def plot_layers(log: Sequence[Record], title: str, out: Path) -> None:
+def plot_layers(log: Sequence[Record], heading: str, out: Path) -> None:
     """‖w‖/‖∇L‖, λ and γλ of the leaves over epochs, of the weights alone where many."""
-    from matplotlib import colormaps
     from matplotlib.figure import Figure
 
     tables = [record for record in log if record["kind"] == "layers"]
     epoch = {r["step"]: r["epoch"] for r in log if r["kind"] == "step"}
     at = [epoch.get(record["step"], np.nan) for record in tables]
-    names = _in_order(tables[0]["layers"])
+    names = list(tables[0]["layers"])
     drawn = [n for n in names if len(names) <= _FEW or n.endswith("/kernel")]
-    layers = list(dict.fromkeys(name.rpartition("/")[0] for name in drawn))
-    shades = colormaps["viridis"](np.linspace(0, 0.9, len(layers)))
-    colours = dict(zip(layers, shades, strict=True))
-    figure = Figure(figsize=(13, 4.2), layout="constrained")
-    parts = figure.subplots(1, 3, sharex=True)
-    for name in drawn:
-        layer, _, leaf = name.rpartition("/")
-        rows = [record["layers"][name] for record in tables]
-        style = {"color": colours[layer], "linestyle": _LEAF_DASHES.get(leaf, "-.")}
-        for axes, values in zip(parts, _layer_values(rows), strict=True):
-            # Of few records not every line has two numbers side by side.
-            axes.plot(at, values, marker="." if len(rows) < 20 else "", **style)
     what = "" if len(drawn) == len(names) else f"; the weights of {len(names)} leaves"
-    figure.suptitle(f"{title}{what}")
-    quantities = ("‖w‖ / ‖∇L‖", "trust ratio λ", "local rate γλ")
-    for axes, quantity in zip(parts, quantities, strict=True):
-        axes.set(xlabel="epoch", ylabel=quantity)
-        if any(np.isfinite(line.get_ydata()).any() for line in axes.lines):
-            axes.set_yscale("log")
+    figure = Figure(figsize=(13, 4.2), layout="constrained")
+    figure.suptitle(f"{heading}{what}")
+    parts = figure.subplots(1, 3, sharex=True)
+    for axes, (label, quantity, ratio) in zip(parts, _PANELS, strict=True):
+        keys = ("param_norm", "grad_norm", ratio)
+        history = [
+            {n: LayerStats(*(_array(r["layers"][n][k]) for k in keys)) for n in drawn}
+            for r in tables
+        ]
+        plot_layer_stats(history, at, quantity=quantity, ax=axes)
+        axes.set(xlabel="epoch", ylabel=label)
+        if not any(np.isfinite(line.get_ydata()).any() for line in axes.lines):
+            axes.set_yscale("linear")  # a log axis of nothing cannot be drawn
         axes.grid(color="0.85")
-    _layer_key(figure, colours, {name.rpartition("/")[2] for name in drawn})
+    # One legend serves all: that of the norms, of which hardly two layers' are equal.
+    key = parts[0].get_legend()
+    texts, title = [t.get_text() for t in key.get_texts()], key.get_title().get_text()
+    for axes in parts:
+        axes.get_legend().remove()
+    place: Any = {"loc": "outside right center", "fontsize": 8, "handlelength": 4.0}
+    figure.legend(key.legend_handles, texts, title=title or None, **place)
     figure.savefig(out, dpi=150)
+
+
+def _array(value: float | None) -> Any:
+    return np.array(_number(value))
 
 
 def plot_schedules(
@@ -177,32 +190,3 @@ def plot_schedules(
     axes.set(xlabel="step", ylabel="learning rate γ")
     axes.grid(color="0.85")
     axes.legend()
-
-
-def _in_order(names: Iterable[str]) -> list[str]:
-    """As the network runs: dense layers last, where they do not stand by name."""
-    return sorted(names, key=lambda name: name.startswith("fc"))
-
-
-def _layer_values(rows: Sequence[Mapping[str, Any]]) -> list[np.ndarray]:
-    """Of one leaf; NaN where a logarithm has no place for it, as at γ = 0."""
-    w, g, ratio, rate = (
-        np.array([_number(row[key]) for row in rows])
-        for key in ("param_norm", "grad_norm", "trust_ratio", "local_rate")
-    )
-    norms = np.divide(w, g, out=np.full_like(w, np.nan), where=g > 0)
-    return [np.where(x > 0, x, np.nan) for x in (norms, ratio, rate)]
-
-
-def _layer_key(figure: Any, colours: Mapping[str, Any], leaves: set[str]) -> None:
-    """A legend of the colours, of some of them where layers are many, and dashes."""
-    from matplotlib.lines import Line2D
-
-    names = list(colours)
-    some = names[:: 1 + len(names) // _IN_KEY]
-    lines = [Line2D([], [], color=colours[name], label=name) for name in some]
-    for leaf in sorted(leaves):
-        style: Any = _LEAF_DASHES.get(leaf, "-.")
-        lines.append(Line2D([], [], color="black", linestyle=style, label=leaf))
-    title = None if len(some) == len(names) else f"{len(some)} of {len(names)} layers"
-    figure.legend(handles=lines, loc="outside right center", title=title)

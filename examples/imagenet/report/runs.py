@@ -15,7 +15,7 @@ from ..config import FACTS
 from ..flags import flag
 from ..log import LOG, Record, read_log
 
-_IN_LABELS = {"network", "name", "batch_size"}  # in words of their own
+_IN_LABELS = {"network", "algorithm", "batch_size"}  # in words of their own
 _UNTOLD = {key for key, facts in FACTS.items() if not facts.result} | _IN_LABELS
 
 
@@ -42,7 +42,7 @@ class Run:
         Those that an earlier version did not log are missing.
         """
         config = self.log[0]
-        sections = ("data", "model", "optimizer", "run")
+        sections = ("data", "model", "optimizer", "batching", "run")
         found = {k: v for part in sections for k, v in config.get(part, {}).items()}
         found.pop("devices", None)  # as asked for
         if plan := config.get("plan"):
@@ -131,7 +131,7 @@ def _read(path: Path) -> list[Record]:
         raise ValueError("the log is empty; wait for its first line, or leave it out")
     if not all(isinstance(record, dict) and "kind" in record for record in log):
         raise ValueError("not a run's log; give a run's folder or its log.jsonl")
-    if not Run("", path, log).settings.keys() >= {"network", "name", "batch_size"}:
+    if not Run("", path, log).settings.keys() >= {"network", "algorithm", "batch_size"}:
         raise ValueError(
             "no config record with network, optimizer and batch at its start; give the"
             " whole log, as the trainer wrote it"
@@ -155,7 +155,7 @@ def labels(runs: Sequence[Run]) -> list[str]:
 
 def _base(settings: Mapping[str, Any]) -> str:
     return (
-        f"{settings['network']}, {settings['name'].upper()},"
+        f"{settings['network']}, {settings['algorithm'].upper()},"
         f" batch {settings['batch_size']:,}"
     )
 

@@ -17,10 +17,8 @@ from .runs import Run, differences
 # Settings that speed depends on, beside batch and devices.
 _MATTERS = {key for key, facts in FACTS.items() if facts.speed} | {"platform"}
 
-_SPEED = (
-    *("batch", "devices", "img/s", "/device", "waiting", "records"),
-    *("epochs", "images", "projected"),
-)
+_SPEED = ("batch", "devices", "img/s", "/device", "waiting", "records",
+          "epochs", "images", "projected")  # fmt: skip
 _SPEEDUP = (
     "n, b, B",
     "B/n over b/n",
@@ -96,11 +94,11 @@ def _groups(runs: Sequence[Run]) -> list[str]:
         for run in runs
     ]
     found = [
-        f"{s['network']}, {s['name'].upper()},"
+        f"{s['network']}, {s['algorithm'].upper()},"
         f" {s.get('platform', 'platform not in the log')}"
         for s in settings
     ]
-    extras = differences(settings, found, {"network", "name", "platform"})
+    extras = differences(settings, found, {"network", "algorithm", "platform"})
     return [
         ", ".join((group, *extra)) for group, extra in zip(found, extras, strict=True)
     ]

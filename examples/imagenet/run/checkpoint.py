@@ -11,7 +11,6 @@ import re
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +23,7 @@ from orbax.checkpoint.checkpoint_managers import (
     LatestN,
 )
 
-from ..config import FACTS, Config
+from ..config import FACTS, Config, settings
 from ..flags import flag
 from ..log import LOG
 from ..provenance import versions
@@ -58,24 +57,24 @@ class Checkpoints:
     """The checkpoints in a run's folder; close it, or use it as a context.
 
     `same`: of the data, compared with the configuration; ValueError if the newest
-    checkpoint is of another run, which names every difference. `told`: what may differ
-    but is not without effect; what does is in `changes`. Every process saves.
+    checkpoint is of another run, which names every difference. `reported`: what may
+    change on resume but affects the results; `changes` says what did. Every process
+    saves.
     """
 
     def __init__(
         self,
-        out: str | Path,
         config: Config,
         same: Mapping[str, Any],
-        told: Mapping[str, Any],
+        reported: Mapping[str, Any],
     ) -> None:
-        self._config, self._told = asdict(config) | dict(same), dict(told)
+        self._config, self._reported = settings(config) | dict(same), dict(reported)
         newest, best = (
             LatestN(config.run.checkpoints),
             BestN(get_metric_fn=_accuracy, n=1),
         )
         self._manager = ocp.CheckpointManager(
-            (Path(out) / _FOLDER).absolute(),
+            (Path(config.run.out) / _FOLDER).absolute(),
             options=ocp.CheckpointManagerOptions(
                 preservation_policy=AnyPreservationPolicy([newest, best]),
                 # Without it orbax forgets the metrics when the process ends.
@@ -100,7 +99,7 @@ class Checkpoints:
         state = jax.tree.map(np.array, state)
         record = {
             "config": self._config,
-            "told": self._told,
+            "reported": self._reported,
             "seconds": seconds,
             "evaluated": accuracy is not None,
             "versions": versions(),
@@ -177,10 +176,10 @@ class Checkpoints:
                 f"--existing resume: the checkpoint of step {step} is of another run:"
                 f" {'; '.join(changes)}. Give the same flags, or another --out"
             )
-        told = record["told"]
-        for name, value in self._told.items():
-            if value != told.get(name, value):
-                self.changes.append(f"{name}: {value}, and {told[name]} until now")
+        reported = record["reported"]
+        for name, value in self._reported.items():
+            if value != reported.get(name, value):
+                self.changes.append(f"{name}: {value}, and {reported[name]} until now")
         return record
 
     def close(self) -> None:
@@ -220,17 +219,11 @@ def _accuracy(metrics: dict[str, float | None]) -> float:
     return -math.inf if found is None else found
 
 
-def _differences(old: dict[str, Any], new: dict[str, Any]) -> Iterator[str]:
+def _differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[str]:
     for key, value in new.items():
-        if isinstance(value, dict):
-            yield from _differences(old.get(key, {}), value)
-            continue
         facts = FACTS.get(key)
-        if old.get(key) != _plain(value) and not (facts and facts.resume):
+        # A tuple comes back from JSON as a list.
+        plain = list(value) if isinstance(value, tuple) else value
+        if old.get(key) != plain and not (facts and facts.resume):
             name = flag(facts.name) if facts else _NAMES.get(key, flag(key))
             yield f"{name} was {old.get(key)!r}, now {value!r}"
-
-
-def _plain(value: Any) -> Any:
-    """As JSON gives it back."""
-    return list(value) if isinstance(value, tuple) else value

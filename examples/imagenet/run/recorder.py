@@ -10,13 +10,13 @@ import numpy as np
 
 from lars_optax import LayerStats
 
-from ..data.batches import DataLost
-from ..data.folders import Broken
+from ..config import Run
+from ..data.dataset import Broken, DataLost
 from ..log import Log
 from ..step.diagnose import first_not_finite, leaf_not_finite
 from ..step.step import TrainState
 from .cluster import gather
-from .experiment import Trainer
+from .experiment import Experiment
 
 _IN_FLIGHT = 2  # steps behind the one just begun that need not have ended
 
@@ -29,13 +29,13 @@ class Recorder:
 
     def __init__(
         self,
-        trainer: Trainer,
-        seed: int,
+        experiment: Experiment,
+        run: Run,
         log: Log,
         seconds: float,
         alive: Callable[[], None],
     ) -> None:
-        self.trainer, self.seed, self.log = trainer, seed, log
+        self.experiment, self.run, self.log = experiment, run, log
         self.seconds, self._alive = seconds, alive
         self._pending: list[tuple[int, dict[str, Any]]] = []
         self._broken: list[Broken] = []
@@ -67,7 +67,7 @@ class Recorder:
         """What of a batch could not be read; with --broken stop, DataLost."""
         self._alive()
         self._broken += broken
-        if broken and self.trainer.config.data.broken == "stop":
+        if broken and self.experiment.data.broken == "stop":
             path, reason = broken[0]
             raise DataLost(
                 f"{path!r}: {reason}; mend or replace it (without it this would be"
@@ -90,16 +90,16 @@ class Recorder:
         """
         if not self._pending:
             return True
-        trainer, every = self.trainer, self.trainer.config.run.layers_every
+        experiment, every = self.experiment, self.run.layers_every
         fetched = jax.device_get([metrics for _, metrics in self._pending])
         seconds = time.perf_counter() - self._start
         self.seconds += seconds
         for (step, _), metrics in zip(self._pending, fetched, strict=True):
-            rate = trainer.rates[step].item()
+            rate = experiment.schedule.rates[step].item()
             self.log.write(
                 kind="step",
                 step=step,
-                epoch=trainer.epoch(step),
+                epoch=experiment.epoch(step),
                 learning_rate=rate,
                 loss=metrics["loss"].item(),
                 accuracy=metrics["accuracy"].item(),
@@ -112,12 +112,12 @@ class Recorder:
             if every and step % every == 0:
                 table = self._table(layers, rate)
                 self.log.write(kind="layers", step=step, layers=table)
-        images = len(self._pending) * trainer.config.run.batch_size
+        images = len(self._pending) * experiment.batching.batch_size
         self.log.write(
             kind="speed",
             step=self._pending[-1][0] + 1,
             images_per_second=images / seconds,
-            images_per_second_per_device=images / seconds / len(trainer.devices),
+            images_per_second_per_device=images / seconds / len(experiment.devices),
             data_wait=self._waited / seconds,
         )
         last, self._pending = self._pending[-1][0], []
@@ -130,20 +130,23 @@ class Recorder:
         columns = layers._asdict() | {"local_rate": rate * layers.trust_ratio}
         return {
             name: {key: column[i].item() for key, column in columns.items()}
-            for i, name in enumerate(self.trainer.layer_names)
+            for i, name in enumerate(self.experiment.layer_names)
         }
 
     def _where(self, state: TrainState, step: int, grad_norm: np.ndarray) -> str:
         """The first layer that was not finite: found by running the step again."""
-        trainer = self.trainer
-        batch, slot = trainer.batch(self.seed, step), trainer.plan.images_per_slot
+        experiment = self.experiment
+        batch, slot = (
+            experiment.batch(self.run.seed, step),
+            experiment.plan.images_per_slot,
+        )
         # On the host, as one process cannot compute with the others' copies.
         state = jax.device_get(state)
-        found = first_not_finite(trainer.model, state, batch, slot, self._alive)
+        found = first_not_finite(experiment.model, state, batch, slot, self._alive)
         if found:
             return found
         lost = np.flatnonzero(~np.isfinite(grad_norm))
         if not lost.size:
             return "the loss"
-        names = [trainer.layer_names[i] for i in lost]
+        names = [experiment.layer_names[i] for i in lost]
         return f"the gradients of {len(names)} leaves, {names[0]} among them"

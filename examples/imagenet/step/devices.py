@@ -73,11 +73,6 @@ class Parallel:
     def __call__(self, state: Any, batch: Any) -> Any:
         return one_in_flight(self.mapped(state, self.spread(batch)), self.devices)
 
-    def compiled_text(self, state: Any, batch: Any) -> str:
-        """The program XLA runs for arguments of these shapes."""
-        text: str = self.mapped.lower(state, self.spread(batch)).compile().as_text()
-        return text
-
 
 def parallelize(
     fn: Callable[..., Any],

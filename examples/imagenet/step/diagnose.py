@@ -10,7 +10,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from ..data.batches import Batch
+from ..data.dataset import Batch
 from .step import TrainState, mirrored
 
 
@@ -63,9 +63,14 @@ def _finite(tree: Any) -> Any:
 
 def leaf_not_finite(tree: Any) -> str | None:
     """The path of the first leaf of the tree with a value that is not finite."""
-    for path, finite in jax.tree_util.tree_leaves_with_path(
-        jax.device_get(_finite(tree))
-    ):
-        if not finite:
-            return jax.tree_util.keystr(path, simple=True, separator="/")
-    return None
+    found = named_leaves(jax.device_get(_finite(tree)))
+    return next((name for name, finite in found if not finite), None)
+
+
+def named_leaves(tree: Any) -> list[tuple[str, Any]]:
+    """Each leaf of the tree with its path, the parts of which are joined by "/"."""
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return [
+        (jax.tree_util.keystr(path, simple=True, separator="/"), leaf)
+        for path, leaf in leaves
+    ]

@@ -16,7 +16,7 @@ import optax
 
 import lars_optax
 
-from ..data.batches import Array, Batch
+from ..data.dataset import Array, Batch
 from .moments import age, from_moments, to_moments
 
 SOLVERS = "solvers"  # the axis of slots side by side
@@ -72,13 +72,15 @@ def train_step(
     solvers: int = 1,
     label_smoothing: float = 0.0,
     layer_stats: Callable[[Any, Any], Any] = lars_optax.layer_stats,
+    platform: str = "cpu",
 ) -> tuple[TrainState, dict[str, jax.Array]]:
     """One update on the mean loss of the whole batch; metrics are of that batch.
 
     The batch is cut into `accumulate` × `solvers` slots of equal size, worked through
     in turn and side by side. A slot has BatchNorm moments of its own, and a dropout
     key from its place among all slots of all devices: on which device, and when, it is
-    computed changes nothing but roundings. Norms are taken on the mean gradient.
+    computed changes nothing but roundings. Norms are taken on the mean gradient. On the
+    `platform` "cpu" the slots in turn are unrolled; on others they are a loop.
 
     A loss or a gradient that is not finite leaves the state as it was but for its
     `finite`, and so does every update after it.
@@ -105,7 +107,7 @@ def train_step(
         return loss, aux, grads
 
     keys = keys.reshape(accumulate, solvers, *keys.shape[1:])
-    mean = _mean_in_turn(gradient, (keys, *cut), accumulate)
+    mean = _mean_in_turn(gradient, (keys, *cut), accumulate, platform)
     if axis_name is not None:
         mean = jax.lax.pmean(mean, axis_name)
     loss, (accuracy, moments), grads = mean
@@ -169,32 +171,48 @@ def _slot_keys(state: TrainState, slots: Array) -> Array:
     return jax.vmap(lambda i: jax.random.key_data(jax.random.fold_in(key, i)))(slots)
 
 
-def _mean_in_turn(fn: Callable[[Any], Any], xs: Any, n: int) -> Any:
+def _mean_in_turn(fn: Callable[[Any], Any], xs: Any, n: int, platform: str) -> Any:
     """The mean of fn over the n leading slices of integer arrays, one after the other.
 
     XLA's convolutions are ten times slower inside a loop on a CPU, so there the slices
-    are unrolled; on a GPU they are not, as n copies of a network take long to compile.
+    are unrolled; elsewhere they are not, as n copies of a network take long to compile.
     """
-
-    def add(total: Any, x: Any) -> tuple[Any, None]:
-        return jax.tree.map(jnp.add, total, fn(x)), None
-
-    first = jax.tree.map(lambda x: x[0], xs)
     if n == 1:
-        return fn(first)
-    if jax.default_backend() == "cpu":
-        total = fn(first)
-        for i in range(1, n):
-            # Unless a slice needs a number of the one before, XLA holds all of them in
-            # memory at once; barriers it drops before it orders its operations.
-            zero = 0.0 * sum(x.ravel()[0] for x in jax.tree.leaves(total))
-            x = jax.tree.map(lambda x: x[i] + zero.astype(x.dtype), xs)  # noqa: B023
-            total, _ = add(total, x)
-    else:
-        shapes = jax.eval_shape(fn, first)
-        zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
-        total, _ = jax.lax.scan(add, zeros, xs)
+        return fn(_slice(xs, 0))
+    total = (_sum_unrolled if platform == "cpu" else _sum_scanned)(fn, xs, n)
     return jax.tree.map(lambda x: x / n, total)
+
+
+def _sum_unrolled(fn: Callable[[Any], Any], xs: Any, n: int) -> Any:
+    """Each slice after the one before, which XLA would else hold in memory at once."""
+    total = fn(_slice(xs, 0))
+    for i in range(1, n):
+        total = _add(total, fn(_slice_after(total, xs, i)))
+    return total
+
+
+def _sum_scanned(fn: Callable[[Any], Any], xs: Any, n: int) -> Any:
+    shapes = jax.eval_shape(fn, _slice(xs, 0))
+    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+    total, _ = jax.lax.scan(lambda total, x: (_add(total, fn(x)), None), zeros, xs)
+    return total
+
+
+def _slice_after(done: Any, xs: Any, i: int) -> Any:
+    """Slice i of integers, made to need what is done: 0 times its floats is added.
+
+    XLA drops a barrier before it orders its operations, but not a sum.
+    """
+    zero = 0.0 * sum(x.ravel()[0] for x in jax.tree.leaves(done))
+    return jax.tree.map(lambda x: x[i] + zero.astype(x.dtype), xs)
+
+
+def _slice(xs: Any, i: int) -> Any:
+    return jax.tree.map(lambda x: x[i], xs)
+
+
+def _add(total: Any, more: Any) -> Any:
+    return jax.tree.map(jnp.add, total, more)
 
 
 def _stack(stats: Any) -> lars_optax.LayerStats:

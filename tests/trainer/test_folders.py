@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from image_trees import (
     encoded,
+    names,
     read_bytes,
-    two_classes,
     write_classes,
     write_flawed_tree,
     write_tree,
@@ -19,15 +19,6 @@ from examples.imagenet.data.folders import ImageFolder, load_folder
 from examples.imagenet.data.pixels import decode, for_evaluation, for_training
 
 pytestmark = pytest.mark.usefixtures("cache")
-
-
-@pytest.fixture
-def tree(tmp_path):
-    return two_classes(tmp_path / "tree")
-
-
-def names(found):
-    return [os.fsdecode(name) for name in found.names]
 
 
 def stored(source):

@@ -14,7 +14,7 @@ from steps import make_setup
 import lars_optax
 from examples.imagenet.cli import main, parse
 from examples.imagenet.config import FACTS, Config, Network, Optimizer
-from examples.imagenet.data.batches import Batch
+from examples.imagenet.data.dataset import Batch
 from examples.imagenet.models import networks
 from examples.imagenet.recipe import changes, configure, to_recipe
 from examples.imagenet.step.step import TrainState, train_step
@@ -25,13 +25,12 @@ from lars_optax import recipes
 def test_a_recipe_survives_the_way_through_the_configuration(name):
     recipe, config = recipes.get(name), configure(name)
     assert parse(["--recipe", name]) == config
-    for field in {f.name for f in fields(Optimizer)} - {"name", "layers"}:
+    for field in {f.name for f in fields(Optimizer)} - {"layers"}:
         assert getattr(config.optimizer, field) == getattr(recipe, field), field
     assert config.optimizer.layers == ("all" if recipe.mask is True else "weights")
-    assert config.optimizer.name == recipe.algorithm
     assert config.model.network == recipe.network
-    assert config.run.batch_size == recipe.batch_size
-    assert config.run.epochs == recipe.epochs
+    assert config.batching.batch_size == recipe.batch_size
+    assert config.batching.epochs == recipe.epochs
     assert recipe.missing() or to_recipe(config) == recipe
 
 
@@ -55,7 +54,7 @@ CHANGES = {
         "bn": ("--bn sync", "sync"),
     },
     "optimizer": {
-        "name": ("--optimizer lars", "lars"),
+        "algorithm": ("--optimizer lars", "lars"),
         "learning_rate": ("--learning-rate 1.25", 1.25),
         "warmup_epochs": ("--warmup-epochs 0", 0),
         "warmup_start": ("--warmup-start 0", 0),
@@ -74,17 +73,22 @@ CHANGES = {
         "layers": ("--layers all", "all"),
         "label_smoothing": ("--label-smoothing 0.1", 0.1),
     },
-    "run": {
+    "batching": {
         "batch_size": ("--batch-size 512", 512),
         "epochs": ("--epochs 100", 100),
-        "accumulate": ("--accumulate 256", 256),
-        "seed": ("--seed 3", 3),
         "devices": ("--devices 2", 2),
+        "engine": ("--engine shard_map", "shard_map"),
+        "accumulate": ("--accumulate 256", 256),
+        "solvers_per_device": ("--solvers-per-device 2", 2),
+        "eval_batch_size": ("--eval-batch-size 7", 7),
+    },
+    "run": {
+        "seed": ("--seed 3", 3),
         "out": ("--out here", "here"),
     },
 }  # What else `run` has, no recipe has anything to do with.
 # A recipe's name for what the configuration calls otherwise, and its value.
-RENAMED = {"name": ("algorithm", "lars"), "layers": ("mask", True)}
+RENAMED = {"layers": ("mask", True)}
 
 
 @pytest.mark.parametrize("group", CHANGES)
@@ -153,10 +157,10 @@ def test_networks_on_the_command_line_are_those_there_are():
         ("--recipe paper-t7-resnet50-lars-32k", "nearest.*-t7-resnet50-lars-32768,"),
         ("--dtype float16", "float16.*6e-8.*bfloat16"),
         ("--dtype half-a-float", "half-a-float.*float32 or bfloat16"),
-        ("--bn sync", "alexnet-small.*no such thing.*alexnet-bn-small"),
-        ("--dropout 0.5 --network resnet-small", "resnet-small.*no such.*alexnet_bn"),
-        ("--dropout 1 --network alexnet --data synthetic", "0 ≤ share < 1"),
-        ("--zero-init-last-bn", "alexnet-small.*no such thing.*resnet-small"),
+        ("--bn sync", "alexnet_small.*no such thing.*alexnet_bn_small"),
+        ("--dropout 0.5 --network resnet_small", "resnet_small.*no such.*alexnet_bn"),
+        ("--dropout 1 --network alexnet --data synthetic", "0 ≤ dropout < 1"),
+        ("--zero-init-last-bn", "alexnet_small.*no such thing.*resnet_small"),
         ("--learning-rate None", "flags .*no value.*give --learning-rate$"),
     ],
 )
@@ -191,7 +195,7 @@ def one_step(network, dtype="float32"):
     model = make(network, classes=10, width=width, dtype=dtype).clone(**short)
     variables = random_variables(model, side)
     setups = {
-        name: make_setup(model, name=name, learning_rate=rate, warmup_epochs=0)
+        name: make_setup(model, algorithm=name, learning_rate=rate, warmup_epochs=0)
         for name, rate in RULES.items()
     }
     start = TrainState(
@@ -232,7 +236,7 @@ def test_every_rule_moves_every_parameter_of_every_network(network):
             assert np.isfinite(leaf).all(), (rule, path)
             assert not np.array_equal(leaf, old), (rule, path)
         stats = jax.tree.leaves(state.batch_stats)
-        assert bool(stats) == (network not in ("alexnet", "alexnet-small"))
+        assert bool(stats) == (network not in ("alexnet", "alexnet_small"))
         for new, old in zip(stats, jax.tree.leaves(start.batch_stats), strict=True):
             assert not np.array_equal(new, old)
         assert state.step == 1
@@ -241,7 +245,7 @@ def test_every_rule_moves_every_parameter_of_every_network(network):
 
 
 def test_bfloat16_keeps_parameters_statistics_and_loss_in_float32():
-    start, results = one_step("alexnet-bn-small", "bfloat16")
+    start, results = one_step("alexnet_bn_small", "bfloat16")
     for state, metrics in results.values():
         numbers = (state.params, state.batch_stats, metrics["loss"], metrics["layers"])
         leaves = jax.tree.leaves(numbers)
@@ -262,7 +266,7 @@ def test_every_flag_has_facts_and_no_two_groups_a_field_of_one_name():
     assert sorted(names + own) == sorted(FACTS)
     shown = {FACTS[name].name for name in FACTS}
     assert {"optimizer", "data", "batch-size", "process"} <= shown
-    assert not shown & {"name", "source"}  # the fields, not the flags
+    assert not shown & {"algorithm", "source"}  # the fields, not the flags
 
 
 def test_a_flag_is_named_as_it_is_typed_where_it_departs_from_the_recipe():

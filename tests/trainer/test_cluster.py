@@ -12,7 +12,7 @@ import pytest
 from small_runs import free_port
 
 from examples.imagenet.cli import main
-from examples.imagenet.config import Cluster, Run
+from examples.imagenet.config import Batching, Cluster, Run
 from examples.imagenet.plan import make_plan
 from examples.imagenet.run import cluster
 from examples.imagenet.run.cluster import (
@@ -195,11 +195,11 @@ def test_a_watchdog_that_is_closed_or_off_bites_nobody(monkeypatch):
 
 
 def test_processes_share_a_batch_and_the_plan_says_so():
-    run = Run(batch_size=64, accumulate=2)
-    plan = make_plan(run, devices=4, examples=1000, processes=2)
+    batching = Batching(batch_size=64, accumulate=2)
+    plan = make_plan(batching, devices=4, examples=1000, processes=2)
     assert (plan.processes, plan.devices, plan.images_per_slot) == (2, 4, 4)
     with pytest.raises(ValueError, match="72 does not divide over 16 slots"):
-        make_plan(Run(batch_size=72, accumulate=2), 4, 1000, 2)
+        make_plan(Batching(batch_size=72, accumulate=2), 4, 1000, 2)
 
 
 def fake_devices(counts):

@@ -3,19 +3,19 @@
 import json
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 from image_trees import write_idx
 from small_runs import command_line
 
 from examples.imagenet.cli import main
-from examples.imagenet.config import Config, Data, Model, Optimizer, Run
+from examples.imagenet.config import Batching, Data, Model, Optimizer, Run
 from examples.imagenet.data.arrays import Split, in_memory
 from examples.imagenet.log import read_log
 from examples.imagenet.report.figures import curve, plot_runs
-from examples.imagenet.run.experiment import Trainer
+from examples.imagenet.run.experiment import Experiment
 from examples.imagenet.run.loop import fit
-from examples.imagenet.step.devices import start_devices
 
 ROOT = Path(__file__).parents[2]
 PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
@@ -37,21 +37,24 @@ def data():
     return in_memory(stripes(0, 320), stripes(1, 61), stripes(2, 83), 10)
 
 
-def config(learning_rate=0.05, epochs=4, split="validation", **run):
-    run = {"batch_size": 16, "eval_batch_size": 32, "layers_every": 40} | run
-    return Config(
-        data=Data(evaluate_on=split),
-        model=Model(width=0.5),
-        optimizer=Optimizer(name="sgd", learning_rate=learning_rate, warmup_epochs=1),
-        run=Run(epochs=epochs, **run),
-    )
+def make(data, learning_rate=0.05, **batching):
+    """The experiment on the stripes, on 4 devices."""
+    batching = {"batch_size": 16, "epochs": 4, "eval_batch_size": 32} | batching
+    optimizer = Optimizer("sgd", learning_rate=learning_rate, warmup_epochs=1)
+    settings = Data(), Model(width=0.5), optimizer, Batching(**batching)
+    return Experiment(*settings, data, jax.local_devices()[:4])
+
+
+def train(experiment, out, **run):
+    """Its result and its log."""
+    result = fit(experiment, Run(layers_every=40, out=str(out), **run))
+    return result, out / "log.jsonl"
 
 
 @pytest.fixture(scope="module")
 def learned(data, tmp_path_factory):
-    log = tmp_path_factory.mktemp("learned") / "log.jsonl"
-    trainer = Trainer(config(), data, start_devices(None)[:4])
-    return trainer, fit(trainer, 0, log), log
+    experiment = make(data)
+    return experiment, *train(experiment, tmp_path_factory.mktemp("learned"))
 
 
 def test_run_learns_and_its_log_tells_all(learned):
@@ -77,7 +80,7 @@ def test_run_learns_and_its_log_tells_all(learned):
 
 
 def test_log_tells_speed_and_layers(learned):
-    trainer, result, log = learned
+    experiment, result, log = learned
     speeds = [record for record in read_log(log) if record["kind"] == "speed"]
     assert [record["step"] for record in speeds] == list(range(10, 81, 10))
     seconds = sum(160 / record["images_per_second"] for record in speeds)
@@ -89,20 +92,19 @@ def test_log_tells_speed_and_layers(learned):
     layers = [record for record in read_log(log) if record["kind"] == "layers"]
     assert [record["step"] for record in layers] == [0, 40]
     table = layers[1]["layers"]
-    assert list(table) == trainer.layer_names
+    assert list(table) == experiment.layer_names
     row = table["conv1/kernel"]
-    assert (row["trust_ratio"], row["local_rate"]) == (1, trainer.rates[40].item())
+    rate = experiment.schedule.rates[40].item()
+    assert (row["trust_ratio"], row["local_rate"]) == (1, rate)
     before = layers[0]["layers"]["conv1/kernel"]
-    start = trainer.init(0).params["conv1"]["kernel"]
+    start = experiment.init(0).params["conv1"]["kernel"]
     assert before["param_norm"] == pytest.approx(float(np.linalg.norm(start)), rel=1e-5)
     assert row["param_norm"] != before["param_norm"]
 
 
 def test_epochs_need_not_be_whole_nor_divide_into_batches(data, tmp_path):
     """2.5 epochs of 320 images in batches of 48: 17 updates, evaluated thrice."""
-    log = tmp_path / "log.jsonl"
-    uneven = config(epochs=2.5, batch_size=48)
-    result = fit(Trainer(uneven, data, start_devices(None)[:4]), 0, log)
+    result, log = train(make(data, epochs=2.5, batch_size=48), tmp_path)
     assert result.updates == 17
     epochs = [record for record in read_log(log) if record["kind"] == "epoch"]
     ends = [(record["epoch"], record["step"]) for record in epochs]
@@ -110,23 +112,23 @@ def test_epochs_need_not_be_whole_nor_divide_into_batches(data, tmp_path):
 
 
 def test_run_repeats_bit_for_bit_and_seeds_differ(learned, tmp_path):
-    trainer, _, log = learned
+    experiment, _, log = learned
 
     def losses(path):
         return [r["loss"] for r in read_log(path) if r["kind"] == "step"]
 
-    fit(trainer, 0, tmp_path / "again.jsonl")
-    fit(trainer, 1, tmp_path / "other.jsonl")
-    assert losses(tmp_path / "again.jsonl") == losses(log)
-    assert losses(tmp_path / "other.jsonl") != losses(log)
+    _, again = train(experiment, tmp_path / "again")
+    _, other = train(experiment, tmp_path / "other", seed=1)
+    assert losses(again) == losses(log)
+    assert losses(other) != losses(log)
 
 
 def test_evaluation_does_not_depend_on_its_batch(learned, data):
     """61 images in batches of 32, and of 64 with three padded rows, score alike."""
-    trainer, _, _ = learned
-    state = trainer.init(0)
-    scores = trainer.evaluate(state)
-    wide = Trainer(config(eval_batch_size=61), data, trainer.devices)
+    experiment, _, _ = learned
+    state = experiment.init(0)
+    scores = experiment.evaluate(state)
+    wide = make(data, eval_batch_size=61)
     assert wide.eval_batch == 64
     other = wide.evaluate(state)
     assert (other.accuracy, other.count) == (scores.accuracy, 61)
@@ -134,9 +136,7 @@ def test_evaluation_does_not_depend_on_its_batch(learned, data):
 
 
 def test_divergence_stops_the_run_and_is_reported(data, tmp_path):
-    log = tmp_path / "log.jsonl"
-    trainer = Trainer(config(1e6, log_every=5), data, start_devices(None)[:4])
-    result = fit(trainer, 0, log)
+    result, log = train(make(data, 1e6), tmp_path, log_every=5)
     assert (result.diverged, result.count) == (True, 61)
     assert result.updates < 80
     lost = next(r for r in read_log(log) if r["kind"] == "not_finite")
@@ -158,7 +158,7 @@ def test_command_line_trains_on_a_folder_and_leaves_log_and_picture(tmp_path):
         write_idx(folder / f"{stem}-labels-idx1-ubyte.gz", labels)
     flags = f"--data {folder} --validation-images 40 --evaluate-on test --devices 2"
     flags += " --optimizer lars --learning-rate 10 --warmup-epochs 0.5 --epochs 2"
-    flags += f" --batch-size 16 --network alexnet-bn-small --out {out}"
+    flags += f" --batch-size 16 --network alexnet_bn_small --out {out}"
     run = command_line(flags.split(), tmp_path / "cache")
     assert run.returncode == 0, run.stderr
     assert "over 2 cpu devices, 40 updates" in run.stdout

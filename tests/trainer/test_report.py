@@ -75,7 +75,7 @@ def test_equal_runs_share_a_cell_and_unlike_ones_do_not():
     )  # the other: unknown
     engines = [run(config(engine=e), *later) for e in ("pmap", "shard_map")]
     assert len(cells(engines)) == 2
-    assert len(two(run(config(name="sgd"), first, *later))) == 2
+    assert len(two(run(config(algorithm="sgd"), first, *later))) == 2
     assert len(two(run(config(), first, speed(10, 8)))) == 2  # went on with others
 
 
@@ -144,7 +144,8 @@ def test_a_report_holds_what_the_logs_hold_and_says_what_they_do_not(tmp_path, c
         assert line in text, line
     cpu, gpu = text.split("## Speed: ")[1:]
     for note in (
-        *("*: nothing but first records", "On a CPU, devices are virtual"),
+        "*: nothing but first records",
+        "On a CPU, devices are virtual",
         "?: not in the log",
     ):
         assert note in cpu
@@ -154,12 +155,10 @@ def test_a_report_holds_what_the_logs_hold_and_says_what_they_do_not(tmp_path, c
         assert (out / picture).read_bytes().startswith(PNG_MAGIC)
     assert len(list(out.iterdir())) == 4
     numbers = json.loads((out / "report.json").read_text())
-    assert [r["status"] for r in numbers["runs"]] == [
-        *("finished", "diverged", "unfinished")
-    ]
-    assert numbers["runs"][0]["curve"] == {
-        **{"epoch": [1], "accuracy": [0.5], "loss": [1.0]}
-    }
+    statuses = [r["status"] for r in numbers["runs"]]
+    assert statuses == ["finished", "diverged", "unfinished"]
+    curve = {"epoch": [1], "accuracy": [0.5], "loss": [1.0]}
+    assert numbers["runs"][0]["curve"] == curve
     assert "images that could not be read" in capsys.readouterr().out
 
 

@@ -19,10 +19,10 @@ def test_demo_refuses_a_sweep_of_another_protocol(tmp_path):
     path.write_text(json.dumps({"methods": methods}))
     assert set(demo.read_rates(path).values()) == {0.5}
     # A sweep made before a setting existed knows nothing of it.
-    del methods["LARS, large batch"]["protocol"]["run"]["accumulate"]
+    del methods["LARS, large batch"]["protocol"]["batching"]["accumulate"]
     path.write_text(json.dumps({"methods": methods}))
     assert set(demo.read_rates(path).values()) == {0.5}
-    methods["LARS, large batch"]["protocol"]["run"]["epochs"] += 1
+    methods["LARS, large batch"]["protocol"]["batching"]["epochs"] += 1
     path.write_text(json.dumps({"methods": methods}))
     with pytest.raises(ValueError, match="LARS, large batch"):
         demo.read_rates(path)

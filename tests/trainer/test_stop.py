@@ -13,22 +13,11 @@ import pytest
 import small_runs as runs
 
 from examples.imagenet.__main__ import DIVERGED
+from examples.imagenet.config import Run
 from examples.imagenet.log import read_log
-from examples.imagenet.run.checkpoint import Checkpoints
 from examples.imagenet.run.cluster import StopSignals
-from examples.imagenet.run.experiment import Trainer
-from examples.imagenet.run.loop import Stopped, fit
+from examples.imagenet.run.loop import Stopped, check_run, fit
 from examples.imagenet.step.diagnose import first_not_finite
-
-
-def run(trainer, out, show=lambda record: None):
-    return fit(
-        trainer,
-        0,
-        out / "log.jsonl",
-        show,
-        Checkpoints(out, trainer.config, *runs.FACTS),
-    )
 
 
 def at_step(step, act):
@@ -40,17 +29,17 @@ def at_step(step, act):
 
 
 def test_ctrl_c_saves_logs_and_goes_on_to_the_same_end(tmp_path):
-    trainer = runs.trainer(log_every=1)
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
-    expected = run(trainer, whole)
+    expected = runs.train(whole, log_every=1)
     handlers = [signal.getsignal(s) for s in (signal.SIGTERM, signal.SIGINT)]
+    interrupt = at_step(4, lambda: signal.raise_signal(signal.SIGINT))
     with pytest.raises(Stopped, match="SIGINT after update 6") as error:
-        run(trainer, stopped, at_step(4, lambda: signal.raise_signal(signal.SIGINT)))
+        runs.train(stopped, interrupt, log_every=1)
     assert (error.value.signum, error.value.updates) == (signal.SIGINT, 6)
     assert handlers == [signal.getsignal(s) for s in (signal.SIGTERM, signal.SIGINT)]
     assert read_log(stopped / "log.jsonl")[-1] == {"kind": "stopped", "step": 6}
     assert runs.steps_of(stopped) == [6]
-    found = run(trainer, stopped)
+    found = runs.train(stopped, log_every=1)
     assert (found.loss, found.accuracy) == (expected.loss, expected.accuracy)
     runs.assert_equal(runs.saved(stopped), runs.saved(whole))
     assert runs.logged(stopped) == runs.logged(whole)
@@ -86,31 +75,38 @@ def assert_finite(out):
         assert all(np.isfinite(leaf).all() for leaf in leaves)
 
 
-def poisoned(step, **run):
-    """A trainer that sees a pixel that is not finite in that one update."""
-    trainer = runs.trainer(**run)
-    stream, one = trainer.batches, trainer.batch
+@pytest.fixture
+def poison_batches(monkeypatch):
+    """Puts a pixel that is not finite into the images of one update."""
+    experiment = runs.experiment()
+    stream, one = experiment.batches, experiment.batch
 
-    def spoiled(k, good):
-        images = good.images.astype(np.float32)
-        if k == step:
-            images[3, 5, 5] = np.nan
-        return good._replace(images=images)
+    def poison(step):
+        def spoiled(k, good):
+            images = good.images.astype(np.float32)
+            if k == step:
+                images[3, 5, 5] = np.nan
+            return good._replace(images=images)
 
-    def batches(seed, done=0):
-        for k, (batch, broken) in enumerate(stream(seed, done), done):
-            yield spoiled(k, batch), broken
+        def batches(seed, done=0):
+            for k, (batch, broken) in enumerate(stream(seed, done), done):
+                yield spoiled(k, batch), broken
 
-    trainer.batches = batches
-    trainer.batch = lambda seed, k: spoiled(k, one(seed, k))
-    return trainer
+        monkeypatch.setattr(experiment, "batches", batches)
+        monkeypatch.setattr(
+            experiment, "batch", lambda seed, k: spoiled(k, one(seed, k))
+        )
+
+    return poison
 
 
 # After 12 updates, in the middle of what is fetched at once; right after a checkpoint.
 @pytest.mark.parametrize("step", [13, 12])
-def test_a_lost_update_ends_the_run_and_leaves_its_checkpoints(tmp_path, step):
-    trainer = poisoned(step, checkpoint_every=3)
-    assert run(trainer, tmp_path).diverged
+def test_a_lost_update_ends_the_run_and_leaves_its_checkpoints(
+    tmp_path, poison_batches, step
+):
+    poison_batches(step)
+    assert runs.train(tmp_path, checkpoint_every=3).diverged
     records = read_log(tmp_path / "log.jsonl")
     (lost,) = (r for r in records if r["kind"] == "not_finite")
     assert lost == {"kind": "not_finite", "step": step, "where": "the output of conv1"}
@@ -120,8 +116,8 @@ def test_a_lost_update_ends_the_run_and_leaves_its_checkpoints(tmp_path, step):
     assert runs.steps_of(tmp_path)[-1] == 12
     assert_finite(tmp_path)
     # A run that goes on from there, and does not end so, has a log that says so.
-    trainer = poisoned(None, checkpoint_every=3)
-    assert not run(trainer, tmp_path).diverged
+    poison_batches(None)
+    assert not runs.train(tmp_path, checkpoint_every=3).diverged
     kinds = [r["kind"] for r in read_log(tmp_path / "log.jsonl")]
     assert "not_finite" not in kinds
     steps = [r["step"] for r in runs.logged(tmp_path) if r["kind"] == "step"]
@@ -164,42 +160,47 @@ def poison(state, layer, leaf, value):
     ],
 )
 def test_the_first_thing_not_finite_is_named(poisons, found):
-    trainer = runs.trainer()
-    state, batch = jax.device_get(trainer.init(0)), trainer.batch(0, 0)
+    experiment = runs.experiment()
+    state, batch = jax.device_get(experiment.init(0)), experiment.batch(0, 0)
     for each in poisons:
         state = poison(state, *each)
-    name = first_not_finite(trainer.model, state, batch, trainer.plan.images_per_slot)
+    name = first_not_finite(
+        experiment.model, state, batch, experiment.plan.images_per_slot
+    )
     assert name is found is None or name.startswith(found)
 
 
 def test_an_image_that_is_not_finite_is_found_in_any_slot():
-    trainer = runs.trainer()
-    state, batch = jax.device_get(trainer.init(0)), trainer.batch(0, 0)
+    experiment = runs.experiment()
+    state, batch = jax.device_get(experiment.init(0)), experiment.batch(0, 0)
     for image in (0, 15):
         images = batch.images.astype(np.float32)
         images[image, 4, 4] = np.inf
         lost = batch._replace(images=images)
-        assert first_not_finite(trainer.model, state, lost, 8) == "the output of conv1"
+        assert (
+            first_not_finite(experiment.model, state, lost, 8) == "the output of conv1"
+        )
 
 
-def test_no_update_after_the_lost_one_counts(tmp_path):
+def test_no_update_after_the_lost_one_counts(tmp_path, poison_batches):
     """The steps fetched together with it saw good images."""
-    trainer = poisoned(3, log_every=8)
-    lost = fit(trainer, 0, tmp_path / "lost.jsonl")
-    epochs = [r for r in read_log(tmp_path / "lost.jsonl") if r["kind"] == "epoch"]
+    poison_batches(3)
+    lost = runs.train(tmp_path, log_every=8)
+    epochs = [r for r in read_log(tmp_path / "log.jsonl") if r["kind"] == "epoch"]
     assert [(r["step"], r["epoch"]) for r in epochs] == [(3, 3 / 8)]
     assert (lost.updates, lost.diverged) == (3, True)
-    state = trainer.init(0)
+    experiment = runs.experiment()
+    state = experiment.init(0)
     for step in range(3):
-        state, _ = trainer.step(state, trainer.batch(0, step))
-    scores = trainer.evaluate(state)
+        state, _ = experiment.step(state, experiment.batch(0, step))
+    scores = experiment.evaluate(state)
     assert (lost.loss, lost.accuracy) == (scores.loss, scores.accuracy)
 
 
-def test_an_update_that_overflows_is_not_saved(tmp_path):
+def test_an_update_that_overflows_is_not_saved(tmp_path, monkeypatch):
     """Its loss and its gradients are finite; only the new parameters would not be."""
-    trainer = runs.trainer(checkpoint_every=1)
-    clean = trainer.init
+    experiment = runs.experiment()
+    clean = experiment.init
 
     def init(seed):
         """Equal logits, however large; momenta that carry some of them to infinity."""
@@ -210,9 +211,9 @@ def test_an_update_that_overflows_is_not_saved(tmp_path):
         momentum.trace["fc2"]["bias"] += signs
         return state
 
-    trainer.compile()
-    trainer.init = init
-    result = run(trainer, tmp_path)
+    experiment.compile()
+    monkeypatch.setattr(experiment, "init", init)
+    result = runs.train(tmp_path, checkpoint_every=1)
     records = read_log(tmp_path / "log.jsonl")
     (lost,) = (r for r in records if r["kind"] == "not_finite")
     assert (lost["step"], lost["where"]) == (0, "the new params/fc2/bias")
@@ -221,7 +222,7 @@ def test_an_update_that_overflows_is_not_saved(tmp_path):
 
 
 def test_a_profile_is_a_trace_of_those_steps_alone(tmp_path):
-    fit(runs.trainer(profile="3:5"), 0, tmp_path / "log.jsonl")
+    fit(runs.experiment(), Run(profile="3:5", out=str(tmp_path)))
     (trace,) = tmp_path.glob("profile/**/perfetto_trace.json.gz")
     assert list(tmp_path.glob("profile/**/*.xplane.pb"))  # TensorBoard's
     events = json.loads(gzip.decompress(trace.read_bytes()))["traceEvents"]
@@ -231,4 +232,4 @@ def test_a_profile_is_a_trace_of_those_steps_alone(tmp_path):
 
 def test_a_profile_beyond_the_end_is_refused():
     with pytest.raises(ValueError, match="--profile: got '20:25'; the run has 24"):
-        Trainer(runs.config(profile="20:25"), runs.trainer().data, jax.devices()[:2])
+        check_run(runs.experiment(), Run(profile="20:25"))

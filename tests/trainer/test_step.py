@@ -24,8 +24,8 @@ from examples.imagenet.step.step import (
     train_step,
 )
 
-SGD = pytest.param({"name": "sgd", "learning_rate": 0.1}, id="sgd")
-LARS = pytest.param({"name": "lars", "learning_rate": 20.0}, id="lars")
+SGD = pytest.param({"algorithm": "sgd", "learning_rate": 0.1}, id="sgd")
+LARS = pytest.param({"algorithm": "lars", "learning_rate": 20.0}, id="lars")
 
 
 @pytest.mark.parametrize("optimizer", [SGD, LARS])
@@ -68,9 +68,9 @@ def run_jit(setup, batches, devices):
 
 
 def test_synchronized_batch_norm_sees_the_whole_batch(devices):
-    local = make_setup(NORMED, name="sgd", learning_rate=0.1)
+    local = make_setup(NORMED, algorithm="sgd", learning_rate=0.1)
     together = local[0].clone(bn_axis_name=(AXIS, SOLVERS))
-    sync = make_setup(together, name="sgd", learning_rate=0.1)
+    sync = make_setup(together, algorithm="sgd", learning_rate=0.1)
     batches = [make_batch(seed, 32) for seed in range(3)]
     whole, _ = run(local, batches, devices[:1])
     for n, options in [(4, {}), (2, {"solvers": 2, "name": "shard_map"})]:
@@ -84,7 +84,7 @@ def test_synchronized_batch_norm_sees_the_whole_batch(devices):
 
 def test_gradient_is_of_the_mean_loss_of_the_whole_batch(devices):
     """One plain SGD step against the gradient written out, with smoothed labels."""
-    setup = make_setup(name="sgd", learning_rate=1.0, weight_decay=0.0, momentum=0)
+    setup = make_setup(algorithm="sgd", learning_rate=1.0, weight_decay=0.0, momentum=0)
     batches = [make_batch(0, 8), make_batch(1, 8)]  # the first has rate 0
     state, metrics = run(setup, batches, devices, label_smoothing=0.1)
 
@@ -110,7 +110,7 @@ def test_gradient_is_of_the_mean_loss_of_the_whole_batch(devices):
 
 def test_layer_stats_are_norms_of_the_mean_gradient_over_all_slots(devices):
     """At rate 0 one device without slots gives the gradient; λ is the paper's rule."""
-    setup = make_setup(name="lars", weight_decay=0.01, layers="all")
+    setup = make_setup(algorithm="lars", weight_decay=0.01, layers="all")
     batch = make_batch(0, 32)
     _, metrics = run(setup, [batch], devices[:2], accumulate=2)
 
@@ -133,7 +133,7 @@ def test_layer_stats_are_norms_of_the_mean_gradient_over_all_slots(devices):
 
 
 def test_a_loss_that_is_not_finite_leaves_the_state_as_it_was(devices):
-    setup = make_setup(NORMED, name="lars")
+    setup = make_setup(NORMED, algorithm="lars")
     model, tx, stats = setup
     step = partial(train_step, model=model, tx=tx, layer_stats=stats)
     step = engine.parallelize(step, devices)
@@ -167,7 +167,7 @@ def conv_moments(kernel, images):
 
 def test_batch_stats_are_those_of_the_whole_batch_and_age(devices):
     """conv sees no normalisation, so its moments over 32 images are exact to check."""
-    setup = make_setup(NORMED, name="sgd", learning_rate=0.0)
+    setup = make_setup(NORMED, algorithm="sgd", learning_rate=0.0)
     # Images that differ much between the slots: the case that mean(var) gets wrong.
     scale = np.repeat(np.linspace(0.1, 1.0, 8), 4)[:, None, None, None]
     batches = [make_batch(seed, 32) for seed in range(2)]

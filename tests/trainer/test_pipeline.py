@@ -1,6 +1,7 @@
 """Batches: every image once, the same whoever reads them and shares them out."""
 
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -8,7 +9,7 @@ from image_trees import two_classes, write_tree
 
 from examples.imagenet.data import batches as pipeline
 from examples.imagenet.data.arrays import Split
-from examples.imagenet.data.batches import DataLost, Share
+from examples.imagenet.data.dataset import DataLost, Share
 from examples.imagenet.data.sources import load
 
 
@@ -44,7 +45,7 @@ def test_batches_are_the_same_for_any_workers_processes_and_restarts(
     train = load(folder, pixels=28, augment=augment, validation_images=0).train
 
     def read(share, steps=range(6), workers=1):
-        return pipeline.training(train, 3, share, steps, workers)
+        return replace(train, workers=workers).training(3, steps, share)
 
     expected = [batch for batch, _ in read(Share(12))]
     assert len({batch.images.tobytes() for batch in expected}) == 6
@@ -66,7 +67,7 @@ def test_batches_are_the_same_for_any_workers_processes_and_restarts(
 @pytest.mark.parametrize(("n", "size"), [(10, 4), (8, 4), (3, 8), (1, 4), (100, 64)])
 def test_evaluation_holds_every_image_once(n, size, processes):
     def read(share):
-        return pipeline.evaluation(numbered(n), share)
+        return numbered(n).evaluation(share)
 
     seen = []
     for batch in shared(read, size, processes):
@@ -78,7 +79,7 @@ def test_evaluation_holds_every_image_once(n, size, processes):
 
 def test_training_in_memory_sees_every_image_once_an_epoch():
     def read(share):
-        return pipeline.training(numbered(24), 0, share, range(6))
+        return numbered(24).training(0, range(6), share)
 
     for processes in (1, 2):
         batches = list(shared(read, 8, processes))
@@ -94,15 +95,15 @@ def test_an_unreadable_image_is_named_once_in_whatever_process(folder):
     for processes in (1, 2, 4):
         named = []
         for i in range(processes):
-            for _, broken in pipeline.evaluation(test, Share(8, i, processes)):
+            for _, broken in test.evaluation(Share(8, i, processes)):
                 named += [path.rsplit("/", 1)[1] for path, _ in broken]
         assert named == ["9.png"]
 
 
 @pytest.mark.parametrize("workers", [1, 3])
 def test_a_folder_that_goes_ends_the_batches(folder, workers):
-    train = load(folder, pixels=28, validation_images=0).train
-    batches = pipeline.training(train, 0, Share(8), range(1000), workers)
+    train = load(folder, pixels=28, validation_images=0, workers=workers).train
+    batches = train.training(0, range(1000), Share(8))
     next(batches)
     shutil.rmtree(folder)
     with pytest.raises(DataLost, match="is gone"):

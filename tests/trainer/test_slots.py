@@ -19,7 +19,7 @@ from steps import (
     start,
 )
 
-from examples.imagenet.data.batches import Batch
+from examples.imagenet.data.dataset import Batch
 from examples.imagenet.step import devices as engine
 from examples.imagenet.step.moments import to_moments
 from examples.imagenet.step.step import train_step
@@ -30,7 +30,7 @@ def test_slots_are_the_same_on_any_device_with_batch_norm_and_dropout(devices):
 
     There is no reference without slots: a slot is what BatchNorm sees.
     """
-    setup = make_setup(NOISY, name="lars", learning_rate=5.0)
+    setup = make_setup(NOISY, algorithm="lars", learning_rate=5.0)
     batches = [make_batch(seed, 16) for seed in range(3)]
     four, _ = run(setup, batches, devices)
     for n, options in [
@@ -47,20 +47,19 @@ def test_slots_are_the_same_on_any_device_with_batch_norm_and_dropout(devices):
         assert_params_close(two.params, four.params, ROUNDINGS)
 
 
-def test_a_loop_over_slots_is_what_they_are_unrolled(devices, monkeypatch):
+def test_a_loop_over_slots_is_what_they_are_unrolled(devices):
     """GPUs take the loop, CPUs do not."""
-    setup = make_setup(NOISY, name="sgd", learning_rate=0.1)
+    setup = make_setup(NOISY, algorithm="sgd", learning_rate=0.1)
     batches = [make_batch(seed, 12) for seed in range(2)]
     unrolled, _ = run(setup, batches, devices[:1], accumulate=3, solvers=2)
     model, tx, stats = setup
 
-    def step(*arguments):
-        options = {"accumulate": 3, "solvers": 2, "axis_name": None}
-        return train_step(*arguments, model=model, tx=tx, layer_stats=stats, **options)
-
+    options = {"accumulate": 3, "solvers": 2, "axis_name": None}
+    step = partial(
+        train_step, model=model, tx=tx, layer_stats=stats, **options, platform="gpu"
+    )
     state = start(setup)
-    spelt_out = convolutions(step, state, batches[0])
-    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    spelt_out = convolutions(partial(step, platform="cpu"), state, batches[0])
     assert spelt_out == 3 * convolutions(step, state, batches[0])
     step = jax.jit(step)
     for batch in batches:
@@ -77,7 +76,7 @@ def convolutions(step, *arguments):
 
 def test_slots_in_turn_need_little_more_memory_than_one():
     """Four slots of 64 images, against one of 64 and one of 256."""
-    model, tx, stats = setup = make_setup(NORMED, name="sgd")
+    model, tx, stats = setup = make_setup(NORMED, algorithm="sgd")
     step = partial(train_step, model=model, tx=tx, layer_stats=stats, axis_name=None)
 
     def temporary(images, accumulate):
@@ -99,13 +98,14 @@ def test_gradients_are_reduced_once_an_update(
     name, net, accumulate, solvers, eight_devices
 ):
     """One all-reduce, of each gradient, moment and metric once, and in no loop."""
-    setup = make_setup(net, name="lars")
+    setup = make_setup(net, algorithm="lars")
     model, tx, stats = setup
     step = partial(train_step, model=model, tx=tx, layer_stats=stats)
     step = partial(step, accumulate=accumulate, solvers=solvers)
     step = engine.parallelize(step, eight_devices, engine=name, donate_state=True)
     state = engine.replicate(start(setup), eight_devices)
-    text = step.compiled_text(state, make_batch(0, 64))
+    lowered = step.mapped.lower(state, step.spread(make_batch(0, 64)))
+    text = lowered.compile().as_text()
     assert not re.search(r" (all-gather|reduce-scatter|all-to-all)", text)
     # Bodies of loops come before the entry.
     before, entry = text.split("\nENTRY ")
@@ -129,7 +129,7 @@ def all_reduces(text):
 
 def test_dropout_is_another_in_every_slot_and_step(devices):
     """The same two images in each slot, at rate 0: only dropout can differ."""
-    model, tx, stats = setup = make_setup(NOISY, name="sgd", learning_rate=0.0)
+    model, tx, stats = setup = make_setup(NOISY, algorithm="sgd", learning_rate=0.0)
     step = partial(train_step, model=model, tx=tx, layer_stats=stats, axis_name=None)
     half = make_batch(0, 2)
     whole = Batch(*(np.concatenate([x] * 2) for x in half[:2]))

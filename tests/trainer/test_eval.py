@@ -10,7 +10,7 @@ import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from steps import make_batch, make_setup, start
 
-from examples.imagenet.data.batches import Batch
+from examples.imagenet.data.dataset import Batch
 from examples.imagenet.models import make_model
 from examples.imagenet.step import devices as engine
 from examples.imagenet.step.moments import from_moments, to_moments
@@ -50,9 +50,9 @@ def test_top5_counts_the_five_largest_logits():
         assert (sums["correct"], sums["top5"]) == expected
 
 
-@pytest.mark.parametrize("network", ["alexnet-small", "alexnet-bn-small"])
+@pytest.mark.parametrize("network", ["alexnet_small", "alexnet_bn_small"])
 def test_masked_rows_do_not_count(network, devices):
-    setup = make_setup(network, name="sgd")
+    setup = make_setup(network, algorithm="sgd")
     model, state = setup[0], start(setup)
     evaluate = engine.parallelize(partial(eval_step, model=model), devices)
     whole = make_batch(0, 16)
@@ -81,12 +81,12 @@ def test_copies_that_differ_are_named(devices):
 
 
 def test_networks_are_shaped_like_alexnet_and_its_bn_sibling():
-    for network, leaves in (("alexnet-small", 10), ("alexnet-bn-small", 13)):
-        setup = make_setup(network, name="sgd")
+    for network, leaves in (("alexnet_small", 10), ("alexnet_bn_small", 13)):
+        setup = make_setup(network, algorithm="sgd")
         state = jax.eval_shape(partial(start, setup, (28, 28, 1)))
         assert len(jax.tree.leaves(state.params)) == leaves
         assert state.params["conv1"]["kernel"].shape == (5, 5, 1, 8)
         assert state.params["fc1"]["kernel"].shape == (7 * 7 * 16, 64)
         assert bool(state.batch_stats) == ("bn" in network)
-    with pytest.raises(ValueError, match="alexnet-small"):
+    with pytest.raises(ValueError, match="alexnet_small"):
         make_model("lenet", classes=10, width=1.0, pixel_mean=0.0, pixel_std=1.0)

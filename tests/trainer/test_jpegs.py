@@ -1,6 +1,5 @@
 """Runs on real photographs: to the end, and with files that cannot be read."""
 
-import copy
 import shutil
 from pathlib import Path
 
@@ -11,15 +10,15 @@ import small_runs as runs
 from image_trees import encoded, write_tree
 from PIL import Image
 
-from examples.imagenet.cli import _trainer, main, parse
-from examples.imagenet.data.batches import DataLost
+from examples.imagenet.cli import bind, main, parse
+from examples.imagenet.data.dataset import DataLost
 from examples.imagenet.log import read_log
 from examples.imagenet.run.checkpoint import Checkpoints
 from examples.imagenet.run.loop import fit
 
 PHOTOS = Path(sklearn.datasets.__file__).parent / "images"
 TRAIN, TEST = 24, 5  # of each class
-_FLAGS = """--network alexnet-bn-small --width 0.25 --batch-size 16 --epochs 4
+_FLAGS = """--network alexnet_bn_small --width 0.25 --batch-size 16 --epochs 4
     --learning-rate 5 --warmup-epochs 1 --validation-images 0 --evaluate-on test
     --eval-batch-size 4 --devices 2 --layers-every 3"""
 FLAGS = _FLAGS.split()
@@ -48,25 +47,24 @@ def cache(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def compiled(photos):
-    trainer = _trainer(parse([*FLAGS, "--data", str(photos)]))
-    trainer.compile()
-    return trainer
+    experiment = bind(parse([*FLAGS, "--data", str(photos)]))
+    experiment.compile()
+    return experiment
 
 
 @pytest.fixture
 def start(compiled, photos, tmp_path):
-    """A run on a copy of the photographs, with what `flags` change; its trainer's."""
+    """A run on a copy of the photographs, with what `flags` change."""
     folder, out = tmp_path / "data", tmp_path / "out"
     shutil.copytree(photos, folder)
 
     def run(*flags, show=lambda record: None):
-        config = parse([*FLAGS, "--data", str(folder), *flags])
-        trainer, fresh = copy.copy(compiled), _trainer(config)
-        trainer.config, trainer.data = config, fresh.data
-        trainer.eval_split = fresh.eval_split
-        facts = fresh.identity(), fresh.grouping()
-        checkpoints = Checkpoints(out, config, *facts)
-        return fit(trainer, 0, out / "log.jsonl", show, checkpoints)
+        words = [*FLAGS, "--data", str(folder), "--out", str(out), *flags]
+        config = parse(words)
+        experiment = bind(config)
+        experiment.step, experiment.eval_step = compiled.step, compiled.eval_step
+        facts = experiment.identity(), experiment.grouping()
+        return fit(experiment, config.run, show, Checkpoints(config, *facts))
 
     run.folder, run.out = folder, out
     return run

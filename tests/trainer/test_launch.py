@@ -92,7 +92,7 @@ def test_slurm_starts_the_trainer_to_go_on_in_a_folder_that_a_requeue_keeps(tmp_
     assert config.cluster.coordinator is None  # JAX finds the cluster
     options = sbatch_options()
     gpus = int(options["nodes"]) * int(options["gpus-per-node"])
-    assert config.run.batch_size % gpus == 0
+    assert config.batching.batch_size % gpus == 0
 
 
 @pytest.mark.parametrize(
@@ -167,7 +167,7 @@ def test_pods_find_process_0_by_the_names_of_job_and_service(documents):
     assert config.cluster.coordinator == f"{name}-0.{peers}:{port['port']}"
     assert config.cluster.processes == spec["completions"] == spec["parallelism"]
     gpus = trainer["resources"]["limits"]["nvidia.com/gpu"] * spec["completions"]
-    assert config.run.batch_size % gpus == 0
+    assert config.batching.batch_size % gpus == 0
     assert config.run.existing == "resume"
 
 

@@ -12,8 +12,7 @@ import small_runs as runs
 from examples.imagenet import cli as command
 from examples.imagenet.log import read_log
 from examples.imagenet.run.checkpoint import Checkpoints, exist
-from examples.imagenet.run.experiment import Trainer
-from examples.imagenet.run.loop import fit
+from examples.imagenet.run.experiment import Experiment
 from examples.imagenet.step.step import TrainState
 
 
@@ -30,13 +29,13 @@ def made_up(step):
 
 def save_all(out, accuracies, *, keep=2, reopen=False):
     """A checkpoint for each accuracy, its step counted from 1."""
-    config = runs.config(checkpoints=keep)
-    checkpoints = Checkpoints(out, config, *runs.FACTS)
+    config = runs.config(checkpoints=keep, out=str(out))
+    checkpoints = Checkpoints(config, *runs.FACTS)
     for step, accuracy in enumerate(accuracies, 1):
         checkpoints.save(made_up(step), step, 0.0, accuracy)
         if reopen:
             checkpoints.close()
-            checkpoints = Checkpoints(out, config, *runs.FACTS)
+            checkpoints = Checkpoints(config, *runs.FACTS)
     checkpoints.close()
 
 
@@ -65,7 +64,6 @@ def test_a_saved_state_is_that_of_its_step_however_late_it_is_written(
     tmp_path, monkeypatch
 ):
     """Its buffers are given to the next update while a thread writes them."""
-    trainer = runs.trainer(log_every=1, checkpoint_every=3)
     trained_on, mkdir = threading.Event(), os.mkdir
 
     def late(path, *args, **kwargs):
@@ -89,30 +87,21 @@ def test_a_saved_state_is_that_of_its_step_however_late_it_is_written(
             trained_on.set()
 
     monkeypatch.setattr(os, "mkdir", late)
-    config = replace(trainer.config, run=replace(trainer.config.run, checkpoints=20))
-    fit(
-        trainer,
-        0,
-        tmp_path / "log.jsonl",
-        show,
-        Watched(tmp_path, config, *runs.FACTS),
-    )
+    kept = {"log_every": 1, "checkpoint_every": 3, "checkpoints": 20}
+    runs.train(tmp_path, show, Watched, **kept)
     assert trained_on.is_set()
     assert runs.steps_of(tmp_path) == [3, 6, 8, 9, 12, 15, 16, 18, 21, 24]
     runs.assert_equal(runs.saved(tmp_path, 3), copies[0])
 
 
-def test_a_finished_run_trains_nothing_and_gives_its_result_again(tmp_path):
-    trainer = runs.trainer()
-
-    def run():
-        checkpoints = Checkpoints(tmp_path, trainer.config, *runs.FACTS)
-        return fit(trainer, 0, tmp_path / "log.jsonl", checkpoints=checkpoints)
-
-    first, trainer.compile = run(), lambda: None
+def test_a_finished_run_trains_nothing_and_gives_its_result_again(
+    tmp_path, monkeypatch
+):
+    first, experiment = runs.train(tmp_path), runs.experiment()
+    monkeypatch.setattr(experiment, "compile", lambda: None)
     before = runs.logged(tmp_path)
-    trainer.step = replace(trainer.step, mapped=None)
-    assert run() == first
+    monkeypatch.setattr(experiment, "step", replace(experiment.step, mapped=None))
+    assert runs.train(tmp_path) == first
     assert runs.logged(tmp_path) == before
     kinds = [record["kind"] for record in read_log(tmp_path / "log.jsonl")]
     assert kinds[-2:] == ["resume", "result"]
@@ -120,8 +109,8 @@ def test_a_finished_run_trains_nothing_and_gives_its_result_again(tmp_path):
 
 
 def of(words):
-    trainer = command._trainer(command.parse(words))
-    return trainer.identity(), trainer.grouping()
+    experiment = command.bind(command.parse(words))
+    return experiment.identity(), experiment.grouping()
 
 
 @pytest.fixture(scope="module")
@@ -130,7 +119,7 @@ def old(tmp_path_factory):
     folder = tmp_path_factory.mktemp("old")
     words = runs.flags(runs.write_data(folder / "idx"), folder / "out")
     config, facts = command.parse(words), of(words)
-    with Checkpoints(folder / "out", config, *facts) as checkpoints:
+    with Checkpoints(config, *facts) as checkpoints:
         checkpoints.save(made_up(1), 1, 0.0, None)
     return words, folder / "out"
 
@@ -140,7 +129,7 @@ def no_training(monkeypatch):
     def compile(*args):
         raise AssertionError("something was compiled")
 
-    monkeypatch.setattr(Trainer, "compile", compile)
+    monkeypatch.setattr(Experiment, "compile", compile)
 
 
 def contents(folder):
@@ -153,7 +142,7 @@ def contents(folder):
 @pytest.mark.parametrize(
     ("flags", "named"),
     [
-        ("--network alexnet-small", ["--network was 'alexnet-bn-small', now 'alexnet"]),
+        ("--network alexnet_small", ["--network was 'alexnet_bn_small', now 'alexnet"]),
         ("--width 0.5 --seed 3", ["--width was 0.25, now 0.5", "--seed was 0, now 3"]),
         ("--optimizer sgd", ["--optimizer was 'lars', now 'sgd'"]),
         (
@@ -199,16 +188,16 @@ def test_what_changes_no_state_may_differ(old):
     more += f" --heartbeat-timeout 9 --data {out}/../idx"
     config = command.parse([*words, *more.split()])
     facts = of(words)
-    with Checkpoints(out, config, *facts) as checkpoints:
+    with Checkpoints(config, *facts) as checkpoints:
         state, record = checkpoints.restore(made_up(0))
         assert checkpoints.changes == []
     assert (state.step, record["seconds"]) == (1, 0.0)
 
 
 def test_a_batch_cut_otherwise_is_told_and_not_refused(old):
-    words, out = old
+    words, _ = old
     config = command.parse([*words, "--devices", "4"])
-    with Checkpoints(out, config, *of([*words, "--devices", "4"])) as checkpoints:
+    with Checkpoints(config, *of([*words, "--devices", "4"])) as checkpoints:
         assert checkpoints.any
         assert checkpoints.changes == [
             "devices: 4, and 2 until now",
@@ -217,7 +206,7 @@ def test_a_batch_cut_otherwise_is_told_and_not_refused(old):
 
 
 def test_images_of_the_same_number_but_others_are_refused(old, tmp_path):
-    words, out = old
+    words, _ = old
     other = runs.write_data(tmp_path / "idx")
     labels = other / "train-labels-idx1-ubyte"
     raw = bytearray(labels.read_bytes())
@@ -225,7 +214,7 @@ def test_images_of_the_same_number_but_others_are_refused(old, tmp_path):
     labels.write_bytes(raw)
     words = [*words, "--data", str(other)]
     with pytest.raises(ValueError, match=r"what --data holds .* was '.*', now '"):
-        Checkpoints(out, command.parse(words), *of(words))
+        Checkpoints(command.parse(words), *of(words))
 
 
 @pytest.mark.usefixtures("no_training")
@@ -241,7 +230,7 @@ def test_existing_replace_deletes_them(old, monkeypatch, tmp_path):
     words, _ = old
     words = [*words, "--out", str(tmp_path)]
     for _ in range(2):
-        with Checkpoints(tmp_path, command.parse(words), *runs.FACTS) as checkpoints:
+        with Checkpoints(command.parse(words), *runs.FACTS) as checkpoints:
             assert checkpoints.restore(made_up(0)) is None
             checkpoints.save(made_up(1), 1, 0.0, None)
         again = command.parse([*words, "--existing", "replace", "--seed", "1"])

@@ -57,11 +57,12 @@ def test_many_curves_differ_by_dash_or_marker_and_have_their_key_below(
 def test_layers_pictures_are_of_all_leaves_or_of_many_layers_weights(figures, tmp_path):
     log = [config(), step(0), layers(0), step(5), layers(5)]
     plot_layers(log, "a", tmp_path / "a.png")
-    many = {f"{i}/{leaf}": LEAVES["conv1/kernel"] for i in range(50) for leaf in "ab"}
-    many |= {f"{i}/kernel": LEAVES["conv1/kernel"] for i in range(50)}
+    row = LEAVES["conv1/kernel"]
+    many = {f"{i}/{leaf}": row for i in range(50) for leaf in "ab"}
+    many |= {f"{i}/kernel": row | {"param_norm": 1.0 + i} for i in range(50)}
     plot_layers([config(), step(0), layers(0, many)], "b", tmp_path / "b.png")
     norms, ratio, rate = figures[0].axes
-    kernel, bias = norms.lines
+    bias, kernel = norms.lines
     np.testing.assert_allclose(kernel.get_ydata(), 1.86 / 0.22)
     assert kernel.get_xdata() == pytest.approx([0, 5 * 512 / IMAGES])
     assert np.isnan(bias.get_ydata()).all()

@@ -13,12 +13,12 @@ import numpy as np
 import pytest
 
 from examples.imagenet.cli import main, parse
-from examples.imagenet.config import Run
-from examples.imagenet.data.batches import Batch
+from examples.imagenet.config import Batching
+from examples.imagenet.data.dataset import Batch
 from examples.imagenet.data.sources import load
 from examples.imagenet.dry_run import describe
 from examples.imagenet.plan import make_plan
-from examples.imagenet.run.experiment import Trainer
+from examples.imagenet.run.experiment import Experiment
 from examples.imagenet.step.step import train_step
 from lars_optax import recipes
 
@@ -139,8 +139,10 @@ def test_a_batch_is_split_evenly_or_the_nearest_sizes_that_are_named(
         slots = devices * processes * accumulate * solvers
         sizes = range(slots, images + 1, slots)
         for batch in [*range(1, 2 * slots + 2), images - 1, images, images + 1, 997]:
-            run = Run(batch, accumulate=accumulate, solvers_per_device=solvers)
-            arguments = run, devices, images, processes
+            batching = Batching(
+                batch, accumulate=accumulate, solvers_per_device=solvers
+            )
+            arguments = batching, devices, images, processes
             if batch in sizes:
                 plan = make_plan(*arguments)
                 assert plan[:-1] == (processes, devices, solvers, accumulate)
@@ -159,7 +161,7 @@ def test_a_batch_that_cannot_be_split_at_all_is_told_why():
     with pytest.raises(
         ValueError, match=r"each of 8 slots .*exceeds the 7 .*; give fe"
     ):
-        make_plan(Run(8, accumulate=2), 4, 7)
+        make_plan(Batching(8, accumulate=2), 4, 7)
 
 
 def test_a_rate_of_another_batch_size_is_told_unless_it_is_changed_too(capsys):
@@ -175,8 +177,8 @@ def test_a_rate_of_another_batch_size_is_told_unless_it_is_changed_too(capsys):
 @pytest.mark.parametrize(
     ("network", "batch"),
     [
-        ("alexnet-small", 256),
-        ("alexnet-bn-small", 16),
+        ("alexnet_small", 256),
+        ("alexnet_bn_small", 16),
     ],
 )
 def test_the_memory_told_is_what_xla_allots(network, batch):
@@ -186,10 +188,13 @@ def test_the_memory_told_is_what_xla_allots(network, batch):
     in passing; XLA recomputes some of the one and allots the other.
     """
     flags = f"--network {network} --batch-size {batch}"
-    trainer = Trainer(parse(flags.split()), load("mnist"), jax.local_devices()[:1])
-    step = partial(train_step, model=trainer.model, tx=trainer.tx, axis_name=None)
+    experiment = Experiment.of(
+        parse(flags.split()), load("mnist"), jax.local_devices()[:1]
+    )
+    step = partial(train_step, model=experiment.model, tx=experiment.tx, axis_name=None)
     lowered = jax.jit(step, donate_argnums=0).lower(
-        jax.eval_shape(trainer.init, 0), Batch(*trainer.data.train.take(slice(batch)))
+        jax.eval_shape(experiment.init, 0),
+        Batch(*experiment.dataset.train.take(slice(batch))[:2]),
     )
     found = lowered.compile().memory_analysis()
     allotted = (
@@ -198,7 +203,7 @@ def test_the_memory_told_is_what_xla_allots(network, batch):
         - found.alias_size_in_bytes
         + found.temp_size_in_bytes
     )
-    assert 0.67 < gibibytes(describe(trainer)) * 2**30 / allotted < 1.5
+    assert 0.67 < gibibytes(describe(experiment)) * 2**30 / allotted < 1.5
 
 
 def test_the_memory_told_is_what_a_full_size_step_was_measured_to_take(capsys):

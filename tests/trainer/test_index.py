@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 from image_trees import (
     age,
+    names,
     png,
     read_bytes,
-    two_classes,
     write_classes,
     write_flawed_tree,
     write_tree,
@@ -19,15 +19,6 @@ from image_trees import (
 from examples.imagenet.data import index
 
 pytestmark = pytest.mark.usefixtures("cache")
-
-
-@pytest.fixture
-def tree(tmp_path):
-    return two_classes(tmp_path / "tree")
-
-
-def names(found):
-    return [os.fsdecode(name) for name in found.names]
 
 
 def test_labels_are_places_among_the_sorted_folders_of_train(tmp_path):
