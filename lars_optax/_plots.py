@@ -18,10 +18,8 @@ if TYPE_CHECKING:
 # 4, 7 and 9 have no common divisor: lines that share one differ by the others.
 _DASHES = ("-", "--", ":", "-.")
 _MARKERS = ("o", "s", "^", "v", "D", "P", "*")
-_COLOURS = (
-    *("#08306b", "#d94801", "#238b45", "#756bb1"),
-    *("#000000", "#e7298a", "#1b9e9e", "#b8860b", "#8c8c8c"),
-)
+_COLOURS = ("#08306b", "#d94801", "#238b45", "#756bb1", "#000000", "#e7298a", "#1b9e9e",
+            "#b8860b", "#8c8c8c")  # fmt: skip
 _FEW = 24  # lines that can be told apart
 _NAMED = 12  # lines that are named where there are more
 _MARKS = 6  # markers on a line, about

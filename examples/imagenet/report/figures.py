@@ -28,12 +28,18 @@ _PANELS = (
     ("trust ratio λ", "trust_ratio", "trust_ratio"),
     ("local rate γλ", "trust_ratio", "local_rate"),
 )
+_COLOURS = ("#08306b", "#d94801", "#238b45", "#756bb1", "#000000", "#e7298a", "#1b9e9e",
+            "#b8860b", "#8c8c8c")  # fmt: skip
 _DASHES, _MARKERS = ("-", "--", ":", "-."), "os^vDP*"
 
 
 def line_style(i: int) -> dict[str, Any]:
     """Colour, dash and marker of line `i`, for `Axes.plot`."""
-    return {"color": f"C{i}", "linestyle": _DASHES[i % 4], "marker": _MARKERS[i % 7]}
+    return {
+        "color": _COLOURS[i % 9],
+        "linestyle": _DASHES[i % 4],
+        "marker": _MARKERS[i % 7],
+    }
 
 
 def curve(log: Sequence[Record]) -> dict[str, np.ndarray]:
