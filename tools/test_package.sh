@@ -38,7 +38,7 @@ print(f"Python {platform.python_version()}, jax {jax.__version__},"
 PY
 
 tests="against_reference chains contracts data_parallel diagnostics equivalence errors
-    larc layers precision published recipe_optimizers recipes record schedules sharding
+    keep_layer_stats larc layers precision published recipe_optimizers recipes schedules sharding
     transform wrappers"
 processes=
 if [ "$name" = newest ]; then
