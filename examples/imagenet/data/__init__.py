@@ -1,1 +1,1 @@
-"""Images: where they come from, how they are read, and in what batches."""
+"""Data for the trainer: sources of images, how they are read, and their batches."""
