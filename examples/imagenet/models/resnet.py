@@ -1,7 +1,8 @@
-"""ResNet with bottleneck blocks, v1 and v1.5; ResNet-50 by default.
+"""ResNet with bottleneck blocks in the versions v1 and v1.5, by default ResNet-50.
 
-He et al. 2015, Table 1, as borisgin/nvcaffe-0.16 models/resnet50 builds it. The small
-form, for 28×28 and 32×32 pixels, starts with a 3×3 convolution and no pooling.
+It is that of He et al. 2015, Table 1, as the LARS authors build it in Caffe
+(borisgin/nvcaffe-0.16, models/resnet50). The small form, for images of 28×28 or 32×32
+pixels, starts with a 3×3 convolution and has no pooling after it.
 """
 
 from functools import partial
@@ -13,53 +14,50 @@ import jax.numpy as jnp
 
 from .layers import HE, Network, batch_norm, max_pool
 
-_EXPANSION = 4  # channels that leave a block over those of its 3×3 convolution
+_EXPANSION = 4  # output channels of a block / channels of its 3×3 convolution
 
 
 class Bottleneck(nn.Module):
-    """1×1, 3×3, 1×1 convolution, each with BatchNorm, added to the block's input.
+    """Residual block: 1×1, 3×3 and 1×1 convolutions with BatchNorm, added to the input.
 
-    The first block of a stage projects the input, with BatchNorm, to the new shape.
+    The first block of a stage projects its input to the new shape by a 1×1 convolution
+    with BatchNorm.
     """
 
-    channels: int
+    channels: int  # of the first and the second convolution
     strides: tuple[int, int]  # of the first and the second convolution
-    project: bool
-    zero_init_last_bn: bool
-    norm: Any  # a BatchNorm once it has a name
-    dtype: Any
+    project: bool  # whether the input is projected
+    zero_init_last_bn: bool  # whether the scale of the last BatchNorm starts at 0
+    norm: Any  # function that returns a BatchNorm layer with the name it is given
+    dtype: Any  # of activations and products
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
+        conv = partial(_conv, dtype=self.dtype)
         first, second = self.strides
         last = nn.initializers.zeros if self.zero_init_last_bn else nn.initializers.ones
         out = _EXPANSION * self.channels
-        y = self._conv("conv1", self.channels, 1, first)(x)
+        y = conv("conv1", self.channels, 1, first)(x)
         y = nn.relu(self.norm(name="bn1")(y))
-        y = self._conv("conv2", self.channels, 3, second)(y)
+        y = conv("conv2", self.channels, 3, second)(y)
         y = nn.relu(self.norm(name="bn2")(y))
-        y = self._conv("conv3", out, 1, 1)(y)
+        y = conv("conv3", out, 1, 1)(y)
         y = self.norm(name="bn3", scale_init=last)(y)
         if self.project:
-            x = self._conv("conv_projection", out, 1, first * second)(x)
+            x = conv("conv_projection", out, 1, first * second)(x)
             x = self.norm(name="bn_projection")(x)
         return nn.relu(x + y)
 
-    def _conv(self, name: str, features: int, side: int, stride: int) -> nn.Conv:
-        return _conv(name, features, side, stride, self.dtype)
-
 
 class ResNet(Network):
-    """`blocks` in each stage; every stage but the first halves height and width.
+    """Stages of bottleneck blocks; each stage but the first halves height and width."""
 
-    `stride_in` is the convolution of a block that halves: 1, the first 1×1, is v1, the
-    paper's; 2, the 3×3, is v1.5 (Goyal et al. 2017, MLPerf). `zero_init_last_bn` starts
-    each block as its shortcut (Goyal et al. 2017, section 5.1).
-    """
-
-    blocks: tuple[int, ...] = (3, 4, 6, 3)
+    blocks: tuple[int, ...] = (3, 4, 6, 3)  # number of blocks in each stage
+    # The convolution that halves height and width: the first one, 1×1, in version v1 of
+    # the paper; the second, 3×3, in v1.5 (Goyal et al. 2017, MLPerf).
     stride_in: Literal[1, 2] = 1
-    small_stem: bool = False
+    small_stem: bool = False  # whether to start with a 3×3 convolution and no pooling
+    # Whether each block starts as the identity (Goyal et al. 2017, section 5.1).
     zero_init_last_bn: bool = False
 
     @nn.compact
@@ -88,7 +86,10 @@ class ResNet(Network):
 
 
 def _conv(name: str, features: int, side: int, stride: int, dtype: Any) -> nn.Conv:
-    """Without bias, padded alike on all sides, as Caffe does and SAME does not."""
+    """Returns a convolution without bias that pads all sides alike, as Caffe does.
+
+    Flax's padding "SAME" may pad one side more than the other.
+    """
     return nn.Conv(
         features,
         (side, side),
