@@ -52,7 +52,7 @@ class Network(nn.Module):
         return ((images.astype(jnp.float32) - mean) / std).astype(self.dtype)
 
     def scaled(self, channels: int, multiple_of: int = 1) -> int:
-        """Returns channels · `width`, rounded to a multiple of `multiple_of` above 0."""
+        """Returns `width` times the channels, rounded to a positive multiple."""
         return multiple_of * max(1, round(channels * self.width / multiple_of))
 
 
