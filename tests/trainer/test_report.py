@@ -170,7 +170,7 @@ def test_a_report_holds_what_the_logs_hold_and_says_what_they_do_not(tmp_path, c
         ('{"kind": "config"', "the log is empty; wait"),
         (
             json.dumps(config()) + '\n{"kind": "st\n{}\n',
-            r"line 2 is no JSON: '\{\"kind\": \"st'; take it out",
+            r"line 2 is not JSON: '\{\"kind\": \"st'; delete the line",
         ),
         ("1\n", "not a run's log; give"),
         (json.dumps(step(0)) + "\n", "no config record .* give the whole log"),
