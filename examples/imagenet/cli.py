@@ -123,7 +123,7 @@ def bind(config: Config) -> Experiment:
     dataset = load(
         data.source, data.validation_images, pixels, data.augment, data.workers
     )
-    experiment = Experiment.of(config, dataset, some)
+    experiment = Experiment(config, dataset, some)
     check_run(experiment, config.run)
     return experiment
 

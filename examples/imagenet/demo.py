@@ -157,7 +157,7 @@ def main() -> None:
         rates = read_rates(SWEEP)
         devices, data = start_devices(None), load("mnist")
         experiments = {
-            method: Experiment.of(configure(method, rate, "test"), data, devices)
+            method: Experiment(configure(method, rate, "test"), data, devices)
             for method, rate in rates.items()
         }
     except ValueError as error:

@@ -201,7 +201,7 @@ def test_a_batch_cut_otherwise_is_told_and_not_refused(old):
         assert checkpoints.any
         assert checkpoints.changes == [
             "devices: 4, and 2 until now",
-            "images of which BatchNorm takes the moments: 4, and 8 until now",
+            "images over which BatchNorm takes its statistics: 4, and 8 until now",
         ]
 
 

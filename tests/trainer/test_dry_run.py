@@ -187,7 +187,7 @@ def test_the_memory_told_is_what_xla_allots(network, batch):
     in passing; XLA recomputes some of the one and allots the other.
     """
     flags = f"--network {network} --batch-size {batch}"
-    experiment = Experiment.of(
+    experiment = Experiment(
         parse(flags.split()), load("mnist"), jax.local_devices()[:1]
     )
     step = partial(train_step, model=experiment.model, tx=experiment.tx, axis_name=None)
