@@ -176,7 +176,7 @@ with Watchdog(0.5) as dog:
     )
     assert process.returncode == TRY_AGAIN
     assert process.stdout == "fed\n"
-    assert "error: --step-timeout: no step in 0.5 s" in process.stderr
+    assert "error: --step-timeout: no training step in 0.5 s" in process.stderr
     assert "line 9 in <module>" in process.stderr
 
 
