@@ -27,6 +27,11 @@ jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_traceback_in_locations_limit", 1)
 
 
+def pytest_addoption(parser):
+    help_ = "damaged copies of each kind of file that a test in tests/fuzz reads"
+    parser.addoption("--mutations", type=int, default=60, help=help_)
+
+
 def pytest_collection_finish():
     gc.freeze()
     gc.set_threshold(50_000, 20, 50)

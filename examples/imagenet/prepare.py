@@ -26,9 +26,9 @@ from rich.table import Table
 from .data.archives import HOW_TO, ILSVRC2012, unpack
 from .data.arrays import load_idx
 from .data.dataset import Broken
-from .data.folders import explain
+from .data.folders import explain, read_image
 from .data.index import Index, Tree, read_index
-from .data.pixels import BrokenImage, decode, kind
+from .data.pixels import BrokenImage
 from .flags import check, check_number
 
 _CHUNK = 64  # images that a thread decodes in one go
@@ -200,12 +200,12 @@ def _inspect(tree: Tree, start: int) -> list[Image | Broken]:
     for i in range(start, min(start + _CHUNK, tree.size)):
         path = tree.path(i)
         try:
-            raw = Path(path).read_bytes()
-            height, width, _ = decode(raw).shape
+            image, what = read_image(tree, i)
         except (OSError, BrokenImage) as error:
             found.append(Broken(path, explain(tree, error)))
             continue
-        what, suffix = kind(raw), os.path.splitext(path)[1].lower()
+        height, width, _ = image.shape
+        suffix = os.path.splitext(path)[1].lower()
         plain = what == _BY_SUFFIX.get(suffix, suffix[1:].upper())
         odd = None if plain else f"{what} named {suffix}"
         found.append(Image(height * width, f"{width}×{height}", path, odd))

@@ -2,6 +2,7 @@
 
 import os
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,7 +17,12 @@ from image_trees import (
 
 from examples.imagenet.data import folders, index
 from examples.imagenet.data.folders import ImageFolder, load_folder
-from examples.imagenet.data.pixels import decode, for_evaluation, for_training
+from examples.imagenet.data.pixels import (
+    BrokenImage,
+    decode,
+    for_evaluation,
+    for_training,
+)
 
 pytestmark = pytest.mark.usefixtures("cache")
 
@@ -55,7 +61,7 @@ def test_validation_that_leaves_nothing_to_train_on_is_refused(tree):
 def evaluated(source):
     """Every image that can be read, by the stored pixels' own path."""
     return np.stack(
-        [for_evaluation(decode(raw), 28, "caffe") for raw in stored(source)]
+        [for_evaluation(decode(raw).pixels, 28, "caffe") for raw in stored(source)]
     )
 
 
@@ -119,7 +125,7 @@ def test_training_draws_are_a_function_of_seed_epoch_and_image_alone(tree, augme
     loaded = whole.take_augmented(order, 5, epochs)
     for place, (i, epoch) in enumerate(zip(order, epochs, strict=True)):
         random = np.random.RandomState([5, epoch, i])
-        crop, mirror = for_training(decode(raws[i]), 28, augment, random)
+        crop, mirror = for_training(decode(raws[i]).pixels, 28, augment, random)
         np.testing.assert_array_equal(loaded.images[place], crop)
         assert loaded.mirror[place] == mirror
     everyone = np.arange(16)
@@ -166,3 +172,32 @@ def test_a_folder_that_has_gone_ends_the_run(tree):
     shutil.rmtree(os.path.join(tree, "train"))
     with pytest.raises(OSError, match=r"--data: '.*train' is gone"):
         whole.take(np.arange(3))
+
+
+def make_device(path):
+    path.symlink_to("/dev/zero")
+
+
+def make_huge(path):
+    """A terabyte of zeros, none of which takes space on the disk."""
+    with path.open("wb") as file:
+        file.truncate(2**40)
+
+
+@pytest.mark.parametrize(
+    ("make", "reason"),
+    [
+        (os.mkfifo, "not a file, but a pipe"),
+        (make_device, "not a file, but a pipe, a device"),
+        (make_huge, "1,099,511,627,776 bytes; a file may have at most 134,217,728"),
+    ],
+)
+def test_what_takes_the_place_of_an_image_is_refused_before_it_is_read(
+    tree, make, reason
+):
+    found = index.read_index(tree).train
+    image = Path(found.path(0))
+    image.unlink()
+    make(image)
+    with pytest.raises(BrokenImage, match=reason):
+        folders.read_image(found, 0)

@@ -43,7 +43,7 @@ def chunk(name, data):
     ],
 )
 def test_decodes_what_pillow_decodes(raw, tolerance):
-    image = pixels.decode(raw)
+    image = pixels.decode(raw).pixels
     assert (image.shape, image.dtype) == (TALL.shape, np.uint8)
     oracle = np.asarray(Image.open(io.BytesIO(raw)).convert("RGB"))
     assert np.abs(image.astype(int) - oracle).max() <= tolerance
@@ -51,7 +51,9 @@ def test_decodes_what_pillow_decodes(raw, tolerance):
 
 def test_transparency_is_dropped_and_the_colour_below_kept():
     rgba = np.dstack([TALL, np.full(TALL.shape[:2], 7, np.uint8)])
-    np.testing.assert_array_equal(pixels.decode(encoded(rgba, mode="RGBA")), TALL)
+    np.testing.assert_array_equal(
+        pixels.decode(encoded(rgba, mode="RGBA")).pixels, TALL
+    )
 
 
 def test_of_16_bits_the_upper_8_are_kept():
@@ -61,7 +63,7 @@ def test_of_16_bits_the_upper_8_are_kept():
     raw = b"\x89PNG\r\n\x1a\n" + header
     raw += chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
     expected = np.repeat((deep >> 8)[..., None], 3, axis=2)
-    np.testing.assert_array_equal(pixels.decode(raw), expected)
+    np.testing.assert_array_equal(pixels.decode(raw).pixels, expected)
 
 
 @pytest.mark.parametrize("form", ["JPEG", "PNG", "WEBP"])
@@ -70,19 +72,42 @@ def test_exif_orientation_is_not_applied(form):
     exif[0x0112] = 6  # turned by 90°
     turned, plain = encoded(TALL, form, exif=exif), encoded(TALL, form)
     assert turned != plain
-    np.testing.assert_array_equal(pixels.decode(turned), pixels.decode(plain))
+    np.testing.assert_array_equal(
+        pixels.decode(turned).pixels, pixels.decode(plain).pixels
+    )
 
 
-@pytest.mark.parametrize("fault", ["end", "header", "after", "scan_header"])
-def test_faults_that_cost_no_pixel_are_passed_over(fault):
-    raw, scan = jpeg(0), jpeg(0).index(b"\xff\xda")
-    at = {"end": len(raw) - 2, "header": raw.index(b"\xff\xdb"), "after": len(raw)}
-    if place := at.get(fault):
-        faulty = raw[:place] + b"surplus" * 30 + raw[place:]
-    else:  # the last coefficient it says it has
-        faulty = raw[: scan + 12] + b"\x3e" + raw[scan + 13 :]
-    assert faulty != raw
-    np.testing.assert_array_equal(pixels.decode(faulty), pixels.decode(raw))
+def test_bytes_after_the_end_of_an_image_are_passed_over():
+    faulty = jpeg(0) + b"surplus"
+    np.testing.assert_array_equal(
+        pixels.decode(faulty).pixels, pixels.decode(jpeg(0)).pixels
+    )
+
+
+SOUND = jpeg(0)
+SCAN = SOUND.index(b"\xff\xda")
+
+
+def with_junk(raw):
+    """A harmless fault, two bytes before a marker, which comes before every other."""
+    place = raw.index(b"\xff\xdb")
+    return raw[:place] + b"\0\0" + raw[place:]
+
+
+NOISE = encoded(np.random.RandomState(0).randint(0, 255, (64, 64, 3), np.uint8), "JPEG")
+MIDDLE = len(NOISE) // 2
+DAMAGED = {
+    "early_end": NOISE[:MIDDLE] + b"\xff\xd9",
+    "zeros_in_the_scan": NOISE[:MIDDLE] + bytes(2_000) + NOISE[MIDDLE + 2_000 :],
+    "hole_in_the_scan": NOISE[:MIDDLE] + NOISE[MIDDLE + 2_000 :],
+}
+
+
+@pytest.mark.parametrize("first", [bytes, with_junk], ids=["alone", "after_another"])
+@pytest.mark.parametrize("raw", DAMAGED.values(), ids=DAMAGED)
+def test_a_jpeg_that_lost_pixels_is_refused_whatever_came_before(raw, first):
+    with pytest.raises(pixels.BrokenImage, match=r"not a whole image \("):
+        pixels.decode(first(raw))
 
 
 WEBP = encoded(TALL, "WEBP")
@@ -95,24 +120,48 @@ HUGE[SIZE : SIZE + 4] = struct.pack(">2H", 65_000, 65_000)
 NONE = HUGE[:SIZE] + bytes(4) + HUGE[SIZE + 4 :]
 
 
+def bomb_bmp():
+    """A run-length encoded image of a thousand bytes."""
+    sizes = struct.pack("<IiiHHIIiiII", 40, 30_000, 30_000, 1, 8, 1, 0, 0, 0, 256, 0)
+    return (
+        b"BM" + struct.pack("<IHHI", 1078, 0, 0, 1078) + sizes + bytes(1024) + b"\0\1"
+    )
+
+
+def bomb_png():
+    rows = zlib.compress(bytes(3751 * 30_000))
+    header = chunk(b"IHDR", struct.pack(">2I5B", 30_000, 30_000, 1, 0, 0, 0, 0))
+    return b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", rows) + chunk(b"IEND", b"")
+
+
 @pytest.mark.parametrize(
     ("raw", "reason"),
     [
-        pytest.param(b"", "an empty file", id="empty"),
-        pytest.param(b"these are no pixels", "no image", id="words"),
-        pytest.param(jpeg(0)[:300], "no image", id="jpeg_cut_in_header"),
+        pytest.param(b"", "the file is empty", id="empty"),
+        pytest.param(
+            b"these are no pixels", "not a JPEG, PNG, BMP or WebP", id="words"
+        ),
+        pytest.param(jpeg(0)[:300], "not a whole image", id="jpeg_cut_in_header"),
         pytest.param(jpeg(0)[:-100], "Premature end", id="jpeg_cut_in_scan"),
         pytest.param(jpeg(0)[:-1], "Premature end", id="jpeg_without_its_last_byte"),
         pytest.param(bytes(HUGE), "65000×65000", id="jpeg_of_12_GB"),
-        pytest.param(bytes(NONE), "no image", id="jpeg_of_no_size"),
-        pytest.param(png(0)[:-100], "cut short", id="png_cut_in_pixels"),
-        pytest.param(png(0)[:-1], "cut short", id="png_without_its_last_byte"),
         pytest.param(
-            bytes(FLIPPED), "checksum in its b'IDAT'", id="png_with_a_wrong_bit"
+            with_junk(SOUND), "extraneous bytes", id="jpeg_with_bytes_before_a_marker"
         ),
-        pytest.param(MISNAMED, "checksum in its", id="png_with_a_wrong_name"),
-        pytest.param(WEBP[:-50], "no image", id="webp_cut"),
-        pytest.param(encoded(TALL, "BMP")[:-50], "no image", id="bmp_cut"),
+        pytest.param(
+            SOUND[: SCAN + 12] + b"\x3e" + SOUND[SCAN + 13 :],
+            "Invalid SOS",
+            id="jpeg_with_an_odd_scan_header",
+        ),
+        pytest.param(bomb_bmp(), "30000×30000", id="bmp_of_5_GB"),
+        pytest.param(bomb_png(), "30000×30000", id="png_of_3_GB"),
+        pytest.param(bytes(NONE), "not a whole image", id="jpeg_of_no_size"),
+        pytest.param(png(0)[:-100], "Truncated", id="png_cut_in_pixels"),
+        pytest.param(png(0)[:-1], "lacks the end", id="png_without_its_last_byte"),
+        pytest.param(bytes(FLIPPED), "checksum in b'IDAT'", id="png_with_a_wrong_bit"),
+        pytest.param(MISNAMED, "not a JPEG, PNG", id="png_with_a_wrong_name"),
+        pytest.param(WEBP[:-50], "not a whole image", id="webp_cut"),
+        pytest.param(encoded(TALL, "BMP")[:-50], "truncated", id="bmp_cut"),
     ],
 )
 def test_bytes_that_are_no_whole_image_are_refused_in_silence(raw, reason, capfd):
@@ -125,7 +174,7 @@ def test_a_faulty_colour_profile_is_passed_over_in_silence(capfd):
     whole = png(0)
     profile = chunk(b"iCCP", b"name\0\0" + zlib.compress(b"no profile"))
     filled = whole[:33] + profile + whole[33:]
-    np.testing.assert_array_equal(pixels.decode(filled), picture(0))
+    np.testing.assert_array_equal(pixels.decode(filled).pixels, picture(0))
     assert capfd.readouterr() == ("", "")
 
 

@@ -16,6 +16,7 @@ from image_trees import (
 )
 
 from examples.imagenet import prepare
+from examples.imagenet.data import folders
 from examples.imagenet.data.archives import Counts
 
 pytestmark = pytest.mark.usefixtures("cache")
@@ -47,10 +48,10 @@ def test_each_flaw_is_counted_and_named_and_ends_with_status_1(tmp_path, capsys)
         r"unusual but readable: 1 × CMYK JPEG named \.jpeg, .* '.*cmyk\.JPEG'",
         r"unusual but readable: 1 × PNG named \.jpg, .* '.*really_png\.jpg'",
         r"unusual but readable: 1 × grey JPEG named \.jpg, .* '.*grey\.jpg'",
-        r"broken: '.*cut\.jpg': Premature end of JPEG file",
+        r"broken: '.*cut\.jpg': not a whole image \(Premature end of JPEG file\)",
         r"broken: '.*corrupt\.jpg': .+",
-        r"broken: '.*empty\.jpg': an empty file",
-        r"broken: '.*words\.jpg': no image.*",
+        r"broken: '.*empty\.jpg': the file is empty",
+        r"broken: '.*words\.jpg': not a JPEG, PNG, BMP or WebP image.*",
         r"broken: '.*dangling\.png': No such file or directory",
         "5 broken images",
         "missing: 1 of 3 classes have no image in train",
@@ -137,7 +138,7 @@ def test_an_interrupt_ends_it_with_the_shells_status(tmp_path, monkeypatch, caps
     def interrupted(raw):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(prepare, "decode", interrupted)
+    monkeypatch.setattr(folders, "decode", interrupted)
     root = write_classes(tmp_path / "tree", {"cat": 200})
     with pytest.raises(SystemExit) as stopped:
         prepare.main([str(root)])

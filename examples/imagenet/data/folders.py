@@ -7,6 +7,7 @@ Raises OSError if the whole folder has disappeared.
 
 import hashlib
 import os
+import stat
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -19,8 +20,9 @@ from .arrays import hold_out
 from .batches import Indexed, Loaded, cores
 from .dataset import Broken, Dataset
 from .index import Tree, cache_folder, read_index, recall, remember
-from .pixels import DECODERS, BrokenImage, decode, for_evaluation, for_training
+from .pixels import DECODERS, BrokenImage, Decoded, decode, for_evaluation, for_training
 
+_MOST_BYTES = 2**27  # of one file
 _SAMPLE = 2_000  # training images whose pixels give the mean and standard deviation
 
 Colour = tuple[float, ...]  # red, green and blue, from 0 to 255
@@ -66,7 +68,7 @@ class ImageFolder(Indexed):
         broken = []
         for place, i in enumerate(index):
             try:
-                image = read_image(self.tree, i)
+                image = read_image(self.tree, i).pixels
                 if seeds is None:
                     images[place] = for_evaluation(image, self.pixels, self.augment)
                 else:
@@ -80,13 +82,25 @@ class ImageFolder(Indexed):
         return Loaded(images, labels, None if seeds is None else mirror, tuple(broken))
 
 
-def read_image(tree: Tree, i: int) -> np.ndarray:
+def read_image(tree: Tree, i: int) -> Decoded:
     """Returns image i of a split as it is stored.
 
     Raises OSError if its file cannot be read, BrokenImage if it is not a whole image.
     """
-    with open(tree.path(i), "rb") as file:
-        return decode(file.read())
+    with open(tree.path(i), "rb", opener=_open_at_once) as file:
+        found = os.fstat(file.fileno())
+        if not stat.S_ISREG(found.st_mode):
+            raise BrokenImage("not a file, but a pipe, a device or the like")
+        if found.st_size > _MOST_BYTES:
+            raise BrokenImage(
+                f"{found.st_size:,} bytes; a file may have at most {_MOST_BYTES:,}"
+            )
+        return decode(file.read(found.st_size))
+
+
+def _open_at_once(path: str, flags: int) -> int:
+    """Opens a file without waiting for the other end of a pipe."""
+    return os.open(path, flags | os.O_NONBLOCK)
 
 
 def explain(tree: Tree, error: OSError | BrokenImage) -> str:
@@ -160,8 +174,8 @@ def _fingerprint(tree: Tree) -> str:
     digest = hashlib.sha256(DECODERS.encode())
     for i, name in enumerate(tree.names):
         try:
-            stat = os.stat(tree.path(i))
-            state = f"{stat.st_size} {stat.st_mtime_ns}"
+            found = os.stat(tree.path(i))
+            state = f"{found.st_size} {found.st_mtime_ns}"
         except OSError:
             state = "cannot be read"
         digest.update(name + b"\0" + state.encode() + b"\0")
@@ -173,7 +187,7 @@ def _histogram(tree: Tree, pixels: int, augment: Augment) -> np.ndarray:
 
     def count(i: int) -> np.ndarray:
         try:
-            image = for_evaluation(read_image(tree, i), pixels, augment)
+            image = for_evaluation(read_image(tree, i).pixels, pixels, augment)
         except (OSError, BrokenImage) as error:
             explain(tree, error)
             return np.zeros((3, 256), np.int64)

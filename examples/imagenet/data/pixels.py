@@ -2,120 +2,95 @@
 
 The format of a file is told by its contents, never by its name. Grey and CMYK images
 become RGB, 16 bits become 8, transparency is dropped, and the orientation in EXIF data
-is ignored. Raises BrokenImage if an image cannot be decoded in full. JPEG files have no
-checksum, so damaged image data may go unnoticed and decode to wrong pixels.
+is ignored. Raises BrokenImage for every fault that the decoder notices, even one after
+which it could go on. JPEG files have no checksum, so some damage of the image data goes
+unnoticed and decodes to wrong pixels.
 """
 
+import io
 import math
-import struct
-import zlib
+from typing import NamedTuple
 
 import cv2
 import numpy as np
+import PIL
 import simplejpeg
+from PIL import Image, UnidentifiedImageError
 
 from ..config import Augment
 
-DECODERS = f"simplejpeg {simplejpeg.__version__}, OpenCV {cv2.__version__}"
+DECODERS = (
+    f"simplejpeg {simplejpeg.__version__}, Pillow {PIL.__version__},"
+    f" OpenCV {cv2.__version__}"
+)
+# What one file may declare; a thread that decodes it needs at most 2 GB.
+MOST_PIXELS = 89_478_485  # Pillow's own limit
 
 _JPEG = b"\xff\xd8\xff"
-_PNG = b"\x89PNG\r\n\x1a\n"
-_MOST_PIXELS = 2**28  # a damaged header may ask for 12 GB
-# Warnings of libjpeg in spite of which every pixel is decoded.
-_HARMLESS = ("extraneous bytes", "Invalid SOS parameters")
+_COLOURS = {"Gray": "grey JPEG", "CMYK": "CMYK JPEG", "YCCK": "CMYK JPEG"}
+_PNG_END = b"IEND\xaeB`\x82"
+_OTHERS = ("PNG", "BMP", "WEBP")
 _AREA = (0.08, 1.0)  # of a random region, as a share of the image's area
 _ASPECT = (3 / 4, 4 / 3)  # of a random region: width / height
 
 cv2.setNumThreads(0)  # the caller decodes many images in threads of its own
-cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
+Image.MAX_IMAGE_PIXELS = None  # Pillow would only warn; _check_size refuses
 
 
 class BrokenImage(ValueError):
-    """Raised when bytes are not a whole image; the message says what is wrong."""
+    """Raised when a file is not a whole image; the message says what is wrong."""
 
 
-def kind(raw: bytes) -> str:
-    """Returns the format of an image file, told by its first bytes.
-
-    It is `JPEG`, `grey JPEG`, `CMYK JPEG`, `PNG`, `BMP`, `WebP` or `other`.
-    """
-    if raw.startswith(_JPEG):
-        colours = {"Gray": "grey JPEG", "CMYK": "CMYK JPEG", "YCCK": "CMYK JPEG"}
-        return colours.get(_header(raw)[2], "JPEG")
-    if raw.startswith(b"RIFF") and raw[8:12] == b"WEBP":
-        return "WebP"
-    if raw.startswith(b"BM"):
-        return "BMP"
-    return "PNG" if raw.startswith(_PNG) else "other"
+class Decoded(NamedTuple):
+    pixels: np.ndarray  # RGB, uint8 [height, width, 3]
+    kind: str  # JPEG, grey JPEG, CMYK JPEG, PNG, BMP or WebP
 
 
-def decode(raw: bytes) -> np.ndarray:
-    """Returns an image file's pixels as RGB, uint8 [height, width, 3].
-
-    Raises BrokenImage if the bytes are not a whole image.
-    """
+def decode(raw: bytes) -> Decoded:
+    """Returns the pixels and the format of an image file; raises BrokenImage."""
     if not raw:
-        raise BrokenImage("an empty file")
-    if raw.startswith(_JPEG):
-        height, width, colours = _header(raw)
-        if height * width > _MOST_PIXELS:
-            raise BrokenImage(f"a header that asks for {width}×{height} pixels")
-        if colours:
-            return _decode_jpeg(raw)
-    return _decode_other(_critical_chunks(raw) if raw.startswith(_PNG) else raw)
-
-
-def _header(raw: bytes) -> tuple[int, int, str]:
-    """Returns height, width and colour space of a JPEG; 0, 0, "" if unknown."""
+        raise BrokenImage("the file is empty")
     try:
-        height, width, colours, _ = simplejpeg.decode_jpeg_header(raw)
-    except ValueError:
-        return 0, 0, ""
-    return height, width, colours
+        return _decode_jpeg(raw) if raw.startswith(_JPEG) else _decode_other(raw)
+    except BrokenImage:
+        raise
+    except UnidentifiedImageError:
+        raise BrokenImage("not a JPEG, PNG, BMP or WebP image") from None
+    # Pillow's decoders raise OSError, SyntaxError, struct.error and others.
+    except Exception as error:
+        what = str(error) or type(error).__name__
+        raise BrokenImage(f"not a whole image ({what})") from error
 
 
-def _decode_jpeg(raw: bytes, *, strict: bool = True) -> np.ndarray:
-    """Decodes a JPEG; `strict` turns each warning of libjpeg into an error."""
-    try:
-        image: np.ndarray = simplejpeg.decode_jpeg(raw, "RGB", strict=strict)
-    except ValueError as error:
-        if strict and any(warning in str(error) for warning in _HARMLESS):
-            return _decode_jpeg(raw, strict=False)
-        raise BrokenImage(str(error)) from None
-    return image
+def _decode_jpeg(raw: bytes) -> Decoded:
+    height, width, colours, _ = simplejpeg.decode_jpeg_header(raw)
+    _check_size(width, height)
+    # Strict, as libjpeg tells of the first fault alone: a harmless one hides others.
+    pixels = simplejpeg.decode_jpeg(raw, "RGB", strict=True)
+    return Decoded(pixels, _COLOURS.get(colours, "JPEG"))
 
 
-def _decode_other(raw: bytes) -> np.ndarray:
-    flags = cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION
-    try:
-        image = cv2.imdecode(np.frombuffer(raw, np.uint8), flags)
-    except cv2.error:
-        image = None
-    # OpenCV returns None for bytes that are no image, which its type stubs do not say.
-    if not isinstance(image, np.ndarray):
-        raise BrokenImage("no image, or only a part of one")
-    return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
+def _decode_other(raw: bytes) -> Decoded:
+    with Image.open(io.BytesIO(raw), formats=_OTHERS) as image:
+        _check_size(*image.size)
+        image.verify()  # the checksums of a PNG, which loading does not compare
+        kind = str(image.format).replace("WEBP", "WebP")
+    if kind == "PNG" and _PNG_END not in raw:
+        raise BrokenImage("not a whole image (it lacks the end of a PNG)")
+    with Image.open(io.BytesIO(raw), formats=_OTHERS) as image:
+        if image.mode.startswith("I"):  # 16 bits of grey, which Pillow would clip
+            grey = (np.asarray(image) >> 8).astype(np.uint8)
+            return Decoded(np.repeat(grey[..., None], 3, axis=2), kind)
+        rgb = image if image.mode == "RGB" else image.convert("RGB")
+        return Decoded(np.asarray(rgb), kind)
 
 
-def _critical_chunks(raw: bytes) -> bytes:
-    """Returns a PNG without its optional chunks, after checking the other checksums.
-
-    Otherwise libpng would print warnings about faulty chunks of either sort.
-    """
-    kept, start, name = [_PNG], len(_PNG), b""
-    while name != b"IEND":
-        if len(raw) < start + 12:
-            raise BrokenImage("a PNG cut short")
-        length, name = struct.unpack_from(">I4s", raw, start)
-        chunk = raw[start : start + 12 + length]
-        if len(chunk) < 12 + length:
-            raise BrokenImage("a PNG cut short")
-        if name[:1].isupper():  # a critical chunk, without which no image is decoded
-            if zlib.crc32(chunk[4:-4]).to_bytes(4, "big") != chunk[-4:]:
-                raise BrokenImage(f"a PNG with a wrong checksum in its {name!r}")
-            kept.append(chunk)
-        start += len(chunk)
-    return b"".join(kept)
+def _check_size(width: int, height: int) -> None:
+    if width * height > MOST_PIXELS:
+        raise BrokenImage(
+            f"its header declares {width}×{height} pixels; at most {MOST_PIXELS:,} are"
+            " decoded"
+        )
 
 
 def warp_pixels(pixels: int) -> int:
