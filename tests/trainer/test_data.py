@@ -79,8 +79,8 @@ def test_validation_that_leaves_nothing_to_train_on_is_refused(tmp_path):
     [
         ("magic", "IDX file of unsigned bytes, but it starts with 010008"),
         ("type", "IDX file of unsigned bytes, but it starts with 00000d"),
-        ("values", "asks for 40 bytes, not 39"),
-        ("surplus", "asks for 40 bytes, not 41"),
+        ("values", "asks for 28 values; it has fewer"),
+        ("surplus", "asks for 28 values; it has more"),
         ("header", "truncated in its header"),
         ("empty", "nothing"),
     ],
@@ -102,13 +102,67 @@ def test_damaged_idx_files_are_refused_by_name(tmp_path, name, damage, message):
     assert str(path) in str(error.value)
 
 
-@pytest.mark.parametrize("keep", [0.5, 0])
-def test_cut_or_false_gzip_is_refused_by_name(tmp_path, keep):
+VALUES = np.random.RandomState(0).randint(0, 256, 1000).astype(np.uint8).tobytes()
+PACKED = gzip.compress(b"\0\0\x08\1" + struct.pack(">I", 1000) + VALUES)
+
+
+@pytest.mark.parametrize(
+    ("raw", "reason"),
+    [
+        pytest.param(PACKED[:500], "ended before", id="cut"),
+        pytest.param(b"not gzip at all", "Not a gzipped file", id="no_gzip"),
+        pytest.param(PACKED[:-8] + bytes(8), "CRC check failed", id="checksum"),
+        pytest.param(
+            PACKED[:10] + b"\xff" * 40 + PACKED[50:], "Error -3", id="deflate_stream"
+        ),
+        pytest.param(
+            gzip.compress(b"\0\0\x08\2" + struct.pack(">2I", 2**16, 2**16)),
+            "more than 2,147,483,648",
+            id="more_than_is_read",
+        ),
+    ],
+)
+def test_damaged_gzip_is_refused_by_name(tmp_path, raw, reason):
     path = tmp_path / "images.gz"
-    whole = gzip.compress(bytes(1000))
-    path.write_bytes(whole[: int(len(whole) * keep)] if keep else b"not gzip at all")
-    with pytest.raises(ValueError, match=r"images\.gz: .*(ended before|gzip)"):
+    path.write_bytes(raw)
+    with pytest.raises(ValueError, match=rf"images\.gz: .*{reason}.*download it again"):
         data.read_idx(path)
+
+
+def test_test_images_of_another_size_are_refused(tmp_path):
+    write_folder(tmp_path)
+    write_idx(tmp_path / "t10k-images-idx3-ubyte", np.zeros((10, 9, 9), np.uint8))
+    expected = "training images of 5×4 pixels and test images of 9×9"
+    with pytest.raises(ValueError, match=f"--data: .* {expected}"):
+        data.load_idx(str(tmp_path), 5)
+
+
+@pytest.mark.parametrize(
+    ("split", "n", "reason"),
+    [
+        ("train", 40, "labels up to 255, but training images of only"),
+        ("t10k", 10, r"test images of classes without a training image: \[255\]"),
+    ],
+)
+def test_one_damaged_label_is_refused(tmp_path, split, n, reason):
+    write_folder(tmp_path)
+    labels = np.arange(n, dtype=np.uint8) % 4
+    labels[3] = 255
+    write_idx(tmp_path / f"{split}-labels-idx1-ubyte", labels)
+    with pytest.raises(ValueError, match=f"--data: .* {reason}"):
+        data.load_idx(str(tmp_path), 5)
+
+
+def test_a_class_without_training_images_is_noted(tmp_path):
+    write_folder(tmp_path)
+    for split, n in (("train", 40), ("t10k", 10)):
+        labels = 1 + np.arange(n, dtype=np.uint8) % 4
+        write_idx(tmp_path / f"{split}-labels-idx1-ubyte", labels)
+    found = data.load_idx(str(tmp_path), 5)
+    assert (found.classes, found.notes) == (
+        5,
+        ("train: classes without an image: [0]",),
+    )
 
 
 def test_label_count_that_differs_is_refused(tmp_path):

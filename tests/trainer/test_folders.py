@@ -9,6 +9,7 @@ import pytest
 from image_trees import (
     encoded,
     names,
+    png,
     read_bytes,
     write_classes,
     write_flawed_tree,
@@ -23,6 +24,7 @@ from examples.imagenet.data.pixels import (
     for_evaluation,
     for_training,
 )
+from examples.imagenet.data.sources import fingerprint
 
 pytestmark = pytest.mark.usefixtures("cache")
 
@@ -201,3 +203,29 @@ def test_what_takes_the_place_of_an_image_is_refused_before_it_is_read(
     make(image)
     with pytest.raises(BrokenImage, match=reason):
         folders.read_image(found, 0)
+
+
+def other_pixels(root):
+    """Another image under the name of each."""
+    for seed, path in enumerate(root.glob("train/*/*.png")):
+        path.write_bytes(png(1_000 + seed))
+
+
+def one_size(root):
+    with (root / "train" / "cat" / "0.png").open("ab") as file:
+        file.write(b"after the end")
+
+
+def one_name(root):
+    (root / "test" / "cat" / "0.png").rename(root / "test" / "cat" / "zero.png")
+
+
+@pytest.mark.parametrize("change", [other_pixels, one_size, one_name])
+def test_the_fingerprint_is_of_the_contents_wherever_they_are(tree, tmp_path, change):
+    def found(root):
+        return fingerprint(load_folder(str(root), 4, 28, "caffe"))
+
+    first, copy = found(tree), shutil.copytree(tree, tmp_path / "copy")
+    assert found(copy) == first
+    change(copy)
+    assert found(copy) != first

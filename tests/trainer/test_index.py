@@ -32,8 +32,8 @@ def test_labels_are_places_among_the_sorted_folders_of_train(tmp_path):
         assert read_bytes(found.train.path(i)) == os.fsencode(name)
 
 
-@pytest.mark.parametrize("folder", ["val", "validation"])
-def test_both_names_of_the_validation_folder_are_read(tmp_path, folder):
+@pytest.mark.parametrize("folder", ["val", "Val", "valid", "validate", "validation"])
+def test_every_usual_name_of_the_validation_folder_is_read(tmp_path, folder):
     write_classes(tmp_path, {"cat": 1, "dog": 2})
     write_classes(tmp_path, {"dog": 2}, folder)
     found = index.read_index(str(tmp_path))
@@ -41,6 +41,30 @@ def test_both_names_of_the_validation_folder_are_read(tmp_path, folder):
     assert found.validation.labels.tolist() == [1, 1]
     assert found.test is None
     assert found.notes == (f"{folder}: classes without an image: 1 ('cat')",)
+
+
+def test_other_names_of_train_and_test_are_read(tmp_path):
+    write_classes(tmp_path, {"cat": 1}, "Training")
+    write_classes(tmp_path, {"cat": 1}, "testing")
+    found = index.read_index(str(tmp_path))
+    assert (found.train.size, found.test.size) == (1, 1)
+    assert index.is_tree(str(tmp_path))
+
+
+def test_folders_that_are_no_split_are_noted(tmp_path):
+    write_classes(tmp_path, {"cat": 1})
+    write_tree(tmp_path, {"holdout/cat/1.png": b"", ".cache": None, "notes.txt": b""})
+    expected = "folders that are no split, not read: 2 ('.cache', 'holdout')"
+    assert index.read_index(str(tmp_path)).notes == (expected,)
+
+
+@pytest.mark.parametrize("name", ["@eaDir", "lost+found", "__MACOSX", ".cache"])
+def test_folders_of_the_system_are_no_classes(tmp_path, name):
+    write_classes(tmp_path, {"cat": 1, name: 1})
+    found = index.read_index(str(tmp_path))
+    assert found.classes == ("cat",)
+    note = f"train: entries in no class folder, not read: 1 ({name!r})"
+    assert found.notes == (note,)
 
 
 def test_everything_left_out_is_counted_and_named(tmp_path):
@@ -72,7 +96,7 @@ def test_a_test_folder_without_labels_is_noted_and_left_out(tmp_path):
         pytest.param({"train/cat": None}, "no folder train/CLASS", id="no_images"),
         pytest.param(
             {"train/cat/1.png": b"", "val/1.png": b""},
-            "no folder val/CLASS has an image; sort the images of val .* remove val",
+            "no folder val/CLASS has an image .*; sort those of val .* remove val",
             id="unsorted_validation",
         ),
         pytest.param(

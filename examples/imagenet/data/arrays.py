@@ -8,7 +8,8 @@ test images is the same for every seed. Raises ValueError if a file is damaged.
 import gzip
 import math
 import struct
-from collections.abc import Iterable
+import zlib
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from .dataset import Dataset
 _SPLIT_SEED = 0
 _POOL = 256  # number of different images of noise
 _IDX_UINT8 = 0x08
+_MOST_BYTES = 2**31  # of an IDX file, whatever its header says
 _IDX_FILES = (
     "train-images-idx3-ubyte",
     "train-labels-idx1-ubyte",
@@ -120,9 +122,39 @@ def load_idx(folder: str, validation_images: int) -> Dataset:
             f" {', '.join(absent)}"
         )
     train, test = _read_pair(*paths[:2]), _read_pair(*paths[2:])
+    if train.images.shape[1:] != test.images.shape[1:]:
+        sizes = [f"{s.images.shape[1]}×{s.images.shape[2]}" for s in (train, test)]
+        raise ValueError(
+            f"--data: {folder!r} has training images of {sizes[0]} pixels and test"
+            f" images of {sizes[1]}; give files of one data set"
+        )
+    classes, notes = _check_labels(folder, train, test)
     kept, held = hold_out(train.size, validation_images)
-    classes = 1 + int(max(train.labels.max(), test.labels.max()))
-    return in_memory(train.part(kept), train.part(held), test, classes)
+    data = in_memory(train.part(kept), train.part(held), test, classes)
+    return data._replace(notes=notes)
+
+
+def _check_labels(
+    folder: str, train: Split, test: Split
+) -> tuple[int, tuple[str, ...]]:
+    """Returns the number of classes, and notes on classes without a training image.
+
+    Raises ValueError if they are more than half of the classes, which one damaged
+    label suffices for, or if a test image has a label that no training image has.
+    """
+    present, classes = set(train.labels.tolist()), 1 + int(train.labels.max())
+    empty = sorted(set(range(classes)) - present)
+    if 2 * len(empty) > classes:
+        raise ValueError(
+            f"--data: {folder!r} has labels up to {classes - 1}, but training images of"
+            f" only {len(present)} classes; check the labels, which must count from 0"
+        )
+    if foreign := sorted(set(test.labels.tolist()) - present):
+        raise ValueError(
+            f"--data: {folder!r} has test images of classes without a training image:"
+            f" {foreign}; give files of one data set"
+        )
+    return classes, (f"train: classes without an image: {empty}",) if empty else ()
 
 
 def hold_out(n: int, validation_images: int) -> tuple[np.ndarray, np.ndarray]:
@@ -150,10 +182,10 @@ def _find(folder: Path, name: str) -> Path:
 
 def _read_pair(image_path: Path, label_path: Path) -> Split:
     images, labels = read_idx(image_path), read_idx(label_path)
-    if images.ndim != 3 or labels.shape != images.shape[:1]:
+    if images.ndim != 3 or labels.shape != images.shape[:1] or not images.size:
         raise ValueError(
             f"{image_path} has shape {images.shape}, and {label_path} {labels.shape};"
-            " give images of shape (n, height, width) and labels of shape (n,)"
+            " give images of shape (n, height, width) and labels of shape (n,), n > 0"
         )
     return Split(images[..., None], labels.astype(np.int32))
 
@@ -166,23 +198,28 @@ def read_idx(path: Path) -> np.ndarray:
     opener = gzip.open if path.suffix == ".gz" else open
     try:
         with opener(path, "rb") as file:
-            return _parse_idx(file.read())
-    except (EOFError, gzip.BadGzipFile, ValueError) as error:
+            return _parse_idx(file.read)
+    except (EOFError, gzip.BadGzipFile, zlib.error, ValueError) as error:
         raise ValueError(
             f"{path}: expected a whole IDX file of unsigned bytes, but {error};"
             " download it again"
         ) from None
 
 
-def _parse_idx(raw: bytes) -> np.ndarray:
+def _parse_idx(read: Callable[[int], bytes]) -> np.ndarray:
     # Two zero bytes, the type, the number of dimensions, each length, the values.
-    if len(raw) < 4 or raw[:3] != bytes((0, 0, _IDX_UINT8)):
-        raise ValueError(f"it starts with {raw[:3].hex() or 'nothing'}, not 000008")
-    start = 4 + 4 * raw[3]
-    if len(raw) < start:
-        raise ValueError(f"it is truncated in its header, after {len(raw)} bytes")
-    shape = struct.unpack(f">{raw[3]}I", raw[4:start])
-    size = start + math.prod(shape)
-    if len(raw) != size:
-        raise ValueError(f"its shape {shape} asks for {size} bytes, not {len(raw)}")
-    return np.frombuffer(raw, np.uint8, offset=start).reshape(shape)
+    start = read(4)
+    if len(start) < 4 or start[:3] != bytes((0, 0, _IDX_UINT8)):
+        raise ValueError(f"it starts with {start[:3].hex() or 'nothing'}, not 000008")
+    lengths = read(4 * start[3])
+    if len(lengths) < 4 * start[3]:
+        raise ValueError("it is truncated in its header")
+    shape = struct.unpack(f">{start[3]}I", lengths)
+    size = math.prod(shape)
+    if size > _MOST_BYTES:
+        raise ValueError(f"its shape {shape} has more than {_MOST_BYTES:,} values")
+    values = read(size + 1)  # one more, so that the end of a .gz is checked
+    if len(values) != size:
+        amount = "fewer" if len(values) < size else "more"
+        raise ValueError(f"its shape {shape} asks for {size} values; it has {amount}")
+    return np.frombuffer(values, np.uint8).reshape(shape)

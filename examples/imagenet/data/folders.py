@@ -8,7 +8,7 @@ Raises OSError if the whole folder has disappeared.
 import hashlib
 import os
 import stat
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -23,6 +23,9 @@ from .index import Tree, cache_folder, read_index, recall, remember
 from .pixels import DECODERS, BrokenImage, Decoded, decode, for_evaluation, for_training
 
 _MOST_BYTES = 2**27  # of one file
+# Of each split, what tells two data sets apart besides the names of all images.
+_SIZES, _CONTENTS = 20_000, 200  # files whose size and whose content is compared
+_READERS = 32  # threads for that, which mostly wait for the disk
 _SAMPLE = 2_000  # training images whose pixels give the mean and standard deviation
 
 Colour = tuple[float, ...]  # red, green and blue, from 0 to 255
@@ -47,7 +50,11 @@ class ImageFolder(Indexed):
         return self.workers or cores()
 
     def content(self) -> Iterable[bytes]:
-        return self.tree.names.tobytes(), self.tree.labels.tobytes()
+        yield self.tree.names.tobytes()
+        yield self.tree.labels.tobytes()
+        with ThreadPoolExecutor(_READERS) as pool:
+            yield from pool.map(_size, _spread(self.tree, _SIZES))
+            yield from pool.map(_digest, _spread(self.tree, _CONTENTS))
 
     def take(self, index: np.ndarray) -> Loaded:
         return self._load(index)
@@ -87,7 +94,16 @@ def read_image(tree: Tree, i: int) -> Decoded:
 
     Raises OSError if its file cannot be read, BrokenImage if it is not a whole image.
     """
-    with open(tree.path(i), "rb", opener=_open_at_once) as file:
+    return decode(read_file(tree.path(i)))
+
+
+def read_file(path: str) -> bytes:
+    """Returns the bytes of an image file.
+
+    Raises OSError if it cannot be read, and BrokenImage if it is not a regular file or
+    too large to be an image.
+    """
+    with open(path, "rb", opener=_open_at_once) as file:
         found = os.fstat(file.fileno())
         if not stat.S_ISREG(found.st_mode):
             raise BrokenImage("not a file, but a pipe, a device or the like")
@@ -95,12 +111,32 @@ def read_image(tree: Tree, i: int) -> Decoded:
             raise BrokenImage(
                 f"{found.st_size:,} bytes; a file may have at most {_MOST_BYTES:,}"
             )
-        return decode(file.read(found.st_size))
+        return file.read(found.st_size)
 
 
 def _open_at_once(path: str, flags: int) -> int:
     """Opens a file without waiting for the other end of a pipe."""
     return os.open(path, flags | os.O_NONBLOCK)
+
+
+def _spread(tree: Tree, most: int) -> Iterator[str]:
+    """Yields the paths of at most so many images, evenly spread over the tree."""
+    n = min(tree.size, most)
+    return (tree.path(i * tree.size // n) for i in range(n))
+
+
+def _size(path: str) -> bytes:
+    try:
+        return f"{os.stat(path).st_size} ".encode()
+    except OSError:
+        return b"- "
+
+
+def _digest(path: str) -> bytes:
+    try:
+        return hashlib.sha256(read_file(path)).digest()
+    except (OSError, BrokenImage):
+        return b"-"
 
 
 def explain(tree: Tree, error: OSError | BrokenImage) -> str:

@@ -1,10 +1,10 @@
 """Lists the images of a tree of class folders with their labels, without opening them.
 
-Images are DIR/train/CLASS/IMAGE, and optionally the same in DIR/val (or validation) and
-in DIR/test. The label of a class is its position among the sorted folders of train.
-Listings are cached, because network disks are slow: a folder is listed again only if
-its times or its inode have changed. Entries that are left out are noted. Raises
-ValueError if a split has a class that train lacks.
+Images are DIR/train/CLASS/IMAGE, and optionally the same in DIR/val and in DIR/test;
+other usual names of the three splits do as well. The label of a class is its position
+among the sorted folders of train. Listings are cached, because network disks are slow:
+a folder is listed again only if its times or its inode have changed. Entries that are
+left out are noted. Raises ValueError if a split has a class that train lacks.
 """
 
 import hashlib
@@ -12,7 +12,7 @@ import json
 import os
 import time
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
@@ -20,7 +20,14 @@ from typing import Any, NamedTuple, NoReturn
 import numpy as np
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
-_SPLITS = ("train", "val", "validation", "test")
+# Names of a split's folder, in upper or lower case; messages give the first.
+_NAMES = {
+    "train": ("train", "training"),
+    "val": ("val", "valid", "validate", "validation", "dev"),
+    "test": ("test", "testing"),
+}
+# Folders that systems leave beside those of their users.
+_SYSTEM = {"@eadir", "lost+found", "__macosx", "$recycle.bin"}
 _KEY = f"index 1 {SUFFIXES}"
 _TICK = 2_000_000_000  # longest resolution of the times that a file system keeps [ns]
 
@@ -165,6 +172,31 @@ def _file(cache: Path, name: str) -> Path:
     return cache / f"{hashlib.sha256(os.fsencode(name)).hexdigest()[:32]}.json"
 
 
+def is_tree(folder: str) -> bool:
+    """Returns whether a folder has a folder of training images."""
+    try:
+        found = {entry.name.lower() for entry in os.scandir(folder) if entry.is_dir()}
+    except OSError:
+        return False
+    return not found.isdisjoint(_NAMES["train"])
+
+
+def _find_splits(folders: Iterable[str]) -> dict[str, str]:
+    """Returns which of these folders is "train", which "val" and which "test".
+
+    Raises ValueError if two of them are usual names of the same split.
+    """
+    found: dict[str, str] = {}
+    for name in sorted(folders):
+        for split, names in _NAMES.items():
+            if name.lower() in names and found.setdefault(split, name) != name:
+                raise ValueError(
+                    f"both {found[split]} and {name} are names of its {split} images;"
+                    " rename or remove one"
+                )
+    return found
+
+
 def read_index(folder: str, cache: Path | None = None) -> Index:
     """Returns the images in the splits of a folder.
 
@@ -174,28 +206,41 @@ def read_index(folder: str, cache: Path | None = None) -> Index:
     """
     lister = _Lister(folder, cache or cache_folder())
     present = _parts(lister.read("").folders)
-    if "train" not in present:
+    try:
+        splits = _find_splits(present)
+    except ValueError as error:
+        _refuse(folder, str(error))
+    if "train" not in splits:
         _refuse(folder, "it has no folder train; give one with train/CLASS/IMAGE")
-    if {"val", "validation"} <= set(present):
-        _refuse(folder, "it has both val and validation; remove one")
-    classes = [c for c in _parts(lister.read("train").folders) if not _hidden(c)]
+    train = splits["train"]
+    classes = [c for c in _parts(lister.read(train).folders) if not _hidden(c)]
     if not classes:
-        _refuse(folder, "train has no class folders; give a folder with train/CLASS")
+        _refuse(folder, f"{train} has no class folders; give one with {train}/CLASS")
     notes: list[str] = []
-    splits = [split for split in _SPLITS if split in present]
+    if unread := sorted(set(present) - set(splits.values())):
+        notes.append(f"folders that are no split, not read: {_some(unread)}")
     root = Path(folder)
-    trees = {s: _read_split(lister, root, s, classes, notes) for s in splits}
+    trees = {
+        split: _read_split(lister, root, splits[split], classes, notes)
+        for split in _NAMES
+        if split in splits
+    }
     lister.save()
-    labelled = {split: tree for split, tree in trees.items() if tree.size}
-    for split in trees:
+    for split, tree in trees.items():
         # A test folder may be without labels, as ImageNet's own is.
-        if split not in labelled and split != "test":
-            why = f"no folder {split}/CLASS has an image; sort the images of {split}"
-            remedy = "" if split == "train" else f", or remove {split}"
-            _refuse(folder, f"{why} into one folder for each class{remedy}")
-    train, test = labelled["train"], labelled.get("test")
-    validation = labelled.get("val") or labelled.get("validation")
-    return Index(tuple(classes), train, validation, test, tuple(notes))
+        if not tree.size and split != "test":
+            name = splits[split]
+            why = f"no folder {name}/CLASS has an image ({', '.join(SUFFIXES)})"
+            remedy = "" if split == "train" else f", or remove {name}"
+            _refuse(folder, f"{why}; sort those of {name} into class folders{remedy}")
+    test = trees.get("test")
+    return Index(
+        tuple(classes),
+        trees["train"],
+        trees.get("val"),
+        test if test and test.size else None,
+        tuple(notes),
+    )
 
 
 def _read_split(
@@ -238,7 +283,7 @@ def _names(prefix: str, joined: str) -> np.ndarray:
 
 
 def _hidden(name: str) -> bool:
-    return name.startswith(".")
+    return name.startswith(".") or name.lower() in _SYSTEM
 
 
 def _some(items: list[str]) -> str:
