@@ -2,6 +2,7 @@
 
 import gc
 import os
+import random
 from importlib.util import find_spec
 
 import jax
@@ -28,8 +29,8 @@ jax.config.update("jax_traceback_in_locations_limit", 1)
 
 
 def pytest_addoption(parser):
-    help_ = "damaged copies of each kind of file that a test in tests/fuzz reads"
-    parser.addoption("--mutations", type=int, default=60, help=help_)
+    text = "damaged copies that each test of damaged copies makes of its files"
+    parser.addoption("--damaged-copies", type=int, default=60, help=text)
 
 
 def pytest_collection_finish():
@@ -83,3 +84,16 @@ def cache(tmp_path, monkeypatch):
     """Where the trainer keeps listings of folders: none of the machine's own."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "home"))
     return tmp_path / "home" / "lars_optax"
+
+
+@pytest.fixture
+def damaged_copies(request):
+    """Yields damaged copies of one of some files, as many as the option says."""
+    from mutations import mutate
+
+    def copies(wholes):
+        chance = random.Random(0)
+        for _ in range(request.config.getoption("--damaged-copies")):
+            yield mutate(chance.choice(wholes), chance)
+
+    return copies

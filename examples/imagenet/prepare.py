@@ -27,7 +27,7 @@ from .data.archives import HOW_TO, ILSVRC2012, unpack
 from .data.arrays import load_idx
 from .data.dataset import Broken
 from .data.folders import explain, read_image
-from .data.index import Index, Tree, read_index
+from .data.index import Index, Tree, is_tree, read_index
 from .data.pixels import BrokenImage
 from .flags import check, check_number
 
@@ -121,7 +121,7 @@ def _unpack(archives: Path, folder: Path, console: Console) -> None:
 def _check(options: Arguments, console: Console) -> int:
     folder = options.folder
     try:
-        if not os.path.isdir(os.path.join(folder, "train")):
+        if not is_tree(folder):
             data = load_idx(folder, 0)
             console.print(
                 f"{folder!r}: IDX files, {data.train.size:,} images to train,"

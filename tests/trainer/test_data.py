@@ -129,6 +129,29 @@ def test_damaged_gzip_is_refused_by_name(tmp_path, raw, reason):
         data.read_idx(path)
 
 
+def test_damaged_copies_of_idx_files_are_read_whole_or_refused(
+    tmp_path, damaged_copies
+):
+    reasons, read = [], 0
+    for raw in damaged_copies([PACKED, gzip.decompress(PACKED)]):
+        packed = raw[:2] == PACKED[:2]
+        path = tmp_path / ("images.gz" if packed else "images")
+        path.write_bytes(raw)
+        try:
+            found = data.read_idx(path)
+        except ValueError as error:
+            reasons.append(str(error))
+            continue
+        read += 1
+        plain = gzip.decompress(raw) if packed else raw
+        shape = struct.unpack_from(f">{plain[3]}I", plain, 4)
+        assert (plain[:3], found.shape) == (b"\0\0\x08", shape)
+        assert found.tobytes() == plain[4 + 4 * len(shape) :]
+    print(f"IDX: {len(reasons)} refused, {read} read")
+    assert reasons
+    assert all("images" in reason for reason in reasons)
+
+
 def test_test_images_of_another_size_are_refused(tmp_path):
     write_folder(tmp_path)
     write_idx(tmp_path / "t10k-images-idx3-ubyte", np.zeros((10, 9, 9), np.uint8))

@@ -9,9 +9,11 @@ number of images, or contains a file without an official ILSVRC2012 name.
 import gzip
 import io
 import re
+import shutil
 import tarfile
 import zlib
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import IO, NamedTuple
 
@@ -21,8 +23,13 @@ _TRAIN = "ILSVRC2012_img_train.tar"
 _VALIDATION = "ILSVRC2012_img_val.tar"
 _DEVKIT = "ILSVRC2012_devkit_t12.tar.gz"
 _SIZES = {_TRAIN: "137.85 GB", _VALIDATION: "6.3 GB", _DEVKIT: "2.6 MB"}
-_WNID = r"n\d{8}"  # a WordNet identifier: the name of a class
-_DAMAGE = (tarfile.TarError, gzip.BadGzipFile, EOFError, zlib.error)
+_WNID = r"n[0-9]{8}"  # a WordNet identifier: the name of a class
+_MOST_BYTES = 2**26  # of the unpacked development kit, which has 8 MB
+# What a damaged archive may raise; the last three if a header holds an absurd number.
+_DAMAGE = (
+    *(tarfile.TarError, gzip.BadGzipFile, EOFError, zlib.error),
+    *(MemoryError, OverflowError, ValueError),
+)
 
 _LINES = "\n".join(f"  {name} ({size})" for name, size in _SIZES.items())
 HOW_TO = f"""To get ImageNet (ILSVRC2012): register at image-net.org, download
@@ -73,16 +80,15 @@ def unpack(archives: Path, folder: Path, counts: Counts) -> Iterator[bool]:
 
 def read_truth(path: Path, counts: Counts) -> list[str]:
     """Returns the class name of each validation image, from the development kit."""
-    from scipy.io import loadmat
-
     # Decompressed as a whole, which verifies the checksum: SciPy may crash on a damaged
     # meta.mat.
-    raw = io.BytesIO(gzip.decompress(path.read_bytes()))
-    with tarfile.open(fileobj=raw, mode="r:") as tar:
+    with gzip.open(path) as file:
+        raw = file.read(_MOST_BYTES + 1)
+    if len(raw) > _MOST_BYTES:
+        raise tarfile.ReadError(f"it unpacks to more than {_MOST_BYTES:,} bytes")
+    with tarfile.open(fileobj=io.BytesIO(raw), mode="r:") as tar:
         lines = _read(tar, "data/ILSVRC2012_validation_ground_truth.txt").split()
-        meta = loadmat(io.BytesIO(_read(tar, "data/meta.mat")), squeeze_me=True)
-    synsets = np.atleast_1d(meta["synsets"])
-    wnids = {int(s["ILSVRC2012_ID"]): str(s["WNID"]) for s in synsets}
+        wnids = _read_wnids(_read(tar, "data/meta.mat"))
     # Numbers above `counts.classes` stand for groups of classes and label no image.
     classes = {i: wnid for i, wnid in wnids.items() if 1 <= i <= counts.classes}
     truth = [classes.get(int(line), "") for line in lines]
@@ -91,6 +97,18 @@ def read_truth(path: Path, counts: Counts) -> list[str]:
     if foreign:
         raise tarfile.ReadError(f"labels that name no class: {sorted(foreign)}")
     return truth
+
+
+def _read_wnids(meta: bytes) -> dict[int, str]:
+    """Returns the WordNet identifier of each number that meta.mat lists."""
+    from scipy.io import loadmat
+
+    try:
+        synsets = np.atleast_1d(loadmat(io.BytesIO(meta), squeeze_me=True)["synsets"])
+        return {int(s["ILSVRC2012_ID"]): str(s["WNID"]) for s in synsets}
+    # SciPy's reader raises errors of many kinds.
+    except Exception as error:
+        raise tarfile.ReadError(f"its meta.mat cannot be read: {error!r}") from None
 
 
 def _read(tar: tarfile.TarFile, end: str) -> bytes:
@@ -106,7 +124,7 @@ def _unpack_train(path: Path, folder: Path, counts: Counts) -> Iterator[bool]:
     with path.open("rb") as file:
         for name, _, inner in _members(file, rf"{_WNID}\.tar"):
             wnid = name.removesuffix(".tar")
-            for image, size, content in _members(inner, rf"{wnid}_\d+\.JPEG"):
+            for image, size, content in _members(inner, rf"{wnid}_[0-9]+\.JPEG"):
                 yield _write(folder / wnid / image, size, content)
                 images += 1
             classes += 1
@@ -118,7 +136,7 @@ def _unpack_validation(path: Path, folder: Path, truth: list[str]) -> Iterator[b
     """Unpacks the validation archive; `truth` has the class of image 1 first."""
     images = 0
     with path.open("rb") as file:
-        for name, size, content in _members(file, r"ILSVRC2012_val_\d{8}\.JPEG"):
+        for name, size, content in _members(file, r"ILSVRC2012_val_[0-9]{8}\.JPEG"):
             number = int(name[-13:-5])
             if not 1 <= number <= len(truth):
                 raise tarfile.ReadError(f"it holds {name!r}, which has no label")
@@ -134,10 +152,12 @@ def _members(file: IO[bytes], pattern: str) -> Iterator[tuple[str, int, IO[bytes
     """
     with tarfile.open(fileobj=file, mode="r:") as tar:
         for member in tar:
-            content = tar.extractfile(member) if member.isreg() else None
+            plain = member.isreg() and not member.issparse()
+            content = tar.extractfile(member) if plain else None
             if content is None or not re.fullmatch(pattern, member.name):
                 raise tarfile.ReadError(
-                    f"it holds {member.name!r}, not only files named {pattern}"
+                    f"it holds {member.name!r}, not only files named {pattern}, none of"
+                    " them sparse"
                 )
             yield member.name, member.size, content
 
@@ -146,10 +166,20 @@ def _write(target: Path, size: int, content: IO[bytes]) -> bool:
     """Writes a whole file unless it exists with this size; returns whether it did."""
     if target.is_file() and target.stat().st_size == size:
         return False
-    target.parent.mkdir(parents=True, exist_ok=True)
     beside = target.with_name(target.name + ".part")
-    beside.write_bytes(content.read())
-    beside.replace(target)
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with beside.open("wb") as file:
+            shutil.copyfileobj(content, file)
+        beside.replace(target)
+    except OSError as error:
+        raise OSError(
+            f"{str(target)!r} cannot be written: {error.strerror}; then start again,"
+            " which keeps the images already there"
+        ) from error
+    finally:
+        with suppress(OSError):
+            beside.unlink(missing_ok=True)
     return True
 
 
