@@ -24,15 +24,9 @@ Split = Literal["validation", "test"]
 Augment = Literal["caffe", "center", "rrc"]
 Engine = Literal["pmap", "shard_map"]
 Network = Literal[
-    "alexnet_small",
-    "alexnet_bn_small",
-    "resnet_small",
-    "alexnet",
-    "alexnet_bn",
-    "alexnet_bn_train_val",
-    "resnet50",
-    "resnet50_v1.5",
-]
+    "alexnet_small", "alexnet_bn_small", "resnet_small",
+    "alexnet", "alexnet_bn", "alexnet_bn_train_val", "resnet50", "resnet50_v1.5",
+]  # fmt: skip
 
 _BOUNDS = {"low", "above", "below"}
 _STEP_TIMEOUT = 600  # default for a run of several processes [s]

@@ -125,6 +125,7 @@ def cells(r: dict[str, Any]) -> tuple[str, ...]:
 
 
 def caption(devices: int) -> str:
+    """Returns the note below the table."""
     return (
         f"{EPOCHS} epochs of 3,200 images on {devices} devices. Test accuracy: mean ±"
         f" standard deviation over {len(SEEDS)} seeds, on 1,000 images. s.e.: binomial"
@@ -134,6 +135,7 @@ def caption(devices: int) -> str:
 
 
 def markdown(rows: list[dict[str, Any]]) -> str:
+    """Returns the table in Markdown."""
     return markdown_table([_HEAD, *map(cells, rows)])
 
 
