@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 Record = dict[str, Any]
+Show = Callable[[Record], None]
 LOG = "log.jsonl"
 # In these kinds `step` is the number of one update, from 0; in the others it is the
 # number of updates done.
@@ -27,10 +28,7 @@ class Log:
     """
 
     def __init__(
-        self,
-        path: Path | None,
-        show: Callable[[Record], None],
-        resume_at: int | None = None,
+        self, path: Path | None, show: Show, resume_at: int | None = None
     ) -> None:
         self._show, self._file = show, None
         if path is None:
@@ -92,6 +90,7 @@ def _cut(path: Path, updates: int) -> None:
 
 
 def _updates_done(record: Record) -> float:
+    """Returns the number of updates after which the record was written."""
     if record["kind"] == "result":
         return math.inf
     step: int = record.get("step", 0)
@@ -110,7 +109,7 @@ def _strict(value: Any) -> Any:
     return None if lost else value
 
 
-def tensorboard(folder: Path) -> Callable[[Record], None]:
+def tensorboard(folder: Path) -> Show:
     """Returns a function that writes a record's numbers as TensorBoard scalars.
 
     TensorBoard then hides what an earlier process wrote after the first record's step.

@@ -6,7 +6,6 @@ or an image that cannot be read, ends the run after a checkpoint.
 """
 
 import signal
-from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -14,7 +13,7 @@ from pathlib import Path
 from ..config import Cluster, Run
 from ..data.dataset import DataLost
 from ..flags import check
-from ..log import LOG, Log, Record
+from ..log import LOG, Log, Show
 from ..provenance import versions
 from ..step.devices import assert_replicated
 from ..step.step import TrainState
@@ -54,7 +53,7 @@ def check_run(experiment: Experiment, run: Run) -> None:
 def fit(
     experiment: Experiment,
     run: Run,
-    show: Callable[[Record], None] = lambda record: None,
+    show: Show = lambda record: None,
     checkpoints: Checkpoints | None = None,
     cluster: Cluster | None = None,
 ) -> Result:
@@ -92,9 +91,7 @@ def fit(
         stack.enter_context(profile)
         watchdog = stack.enter_context(Watchdog(cluster.patience))
         recorder = Recorder(experiment, run, log, seconds, watchdog.feed)
-        training = TrainingRun(
-            experiment, run, state, done, recorder, profile, checkpoints
-        )
+        training = TrainingRun(recorder, profile, checkpoints, state, done)
         if checkpoints:
             stack.enter_context(checkpoints)
         stops = None
@@ -110,16 +107,15 @@ def fit(
 class TrainingRun:
     """A run in progress: the state after `done` updates."""
 
-    experiment: Experiment
-    settings: Run
-    state: TrainState
-    done: int
     recorder: Recorder
     profile: Profile
     checkpoints: Checkpoints | None
+    state: TrainState
+    done: int
     scores: Scores | None = None  # of the state, once it is evaluated
 
     def __post_init__(self) -> None:
+        self.experiment, self.settings = self.recorder.experiment, self.recorder.run
         self.epochs = self.experiment.schedule.epochs
         self.batches = self.experiment.batches(self.settings.seed, self.done)
 

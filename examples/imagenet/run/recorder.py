@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import jax
@@ -21,23 +22,17 @@ from .experiment import Experiment
 _IN_FLIGHT = 2  # steps that may be unfinished when the next one begins
 
 
+@dataclass
 class Recorder:
-    """Collects the metrics of updates on the devices, and logs several at once.
+    """Collects the metrics of updates on the devices, and logs several at once."""
 
-    `seconds` is the time trained before a resume; it grows by the time of training,
-    without evaluation and checkpoints. `alive` is called at each sign of progress.
-    """
+    experiment: Experiment
+    run: Run
+    log: Log
+    seconds: float  # of training so far, without evaluation and checkpoints
+    alive: Callable[[], None]  # called at each sign of progress
 
-    def __init__(
-        self,
-        experiment: Experiment,
-        run: Run,
-        log: Log,
-        seconds: float,
-        alive: Callable[[], None],
-    ) -> None:
-        self.experiment, self.run, self.log = experiment, run, log
-        self.seconds, self._alive = seconds, alive
+    def __post_init__(self) -> None:
         self._pending: list[tuple[int, dict[str, Any]]] = []
         self._broken: list[Broken] = []
         self.restart_clock()
@@ -66,7 +61,7 @@ class Recorder:
 
     def watch(self, broken: tuple[Broken, ...]) -> None:
         """Keeps a batch's unreadable images; raises DataLost with --broken stop."""
-        self._alive()
+        self.alive()
         self._broken += broken
         if broken and self.experiment.data.broken == "stop":
             path, reason = broken[0]
@@ -134,7 +129,7 @@ class Recorder:
         batch = experiment.batch(self.run.seed, step)
         # On the host, as one process cannot compute with the others' copies.
         state = jax.device_get(state)
-        found = first_not_finite(experiment.model, state, batch, slot, self._alive)
+        found = first_not_finite(experiment.model, state, batch, slot, self.alive)
         if found or np.isfinite(grad_norm).all():
             return found or "the loss"
         lost = np.flatnonzero(~np.isfinite(grad_norm))

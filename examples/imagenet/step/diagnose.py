@@ -68,8 +68,7 @@ def leaf_not_finite(tree: Any) -> str | None:
 
 def named_leaves(tree: Any) -> list[tuple[str, Any]]:
     """Returns the leaves of a tree, each with its path, joined by "/"."""
-    leaves = jax.tree_util.tree_leaves_with_path(tree)
     return [
         (jax.tree_util.keystr(path, simple=True, separator="/"), leaf)
-        for path, leaf in leaves
+        for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
     ]
