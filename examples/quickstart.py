@@ -20,7 +20,7 @@ Params = dict[str, Any]
 TRAIN, BATCH, EPOCHS = 1500, 500, 60
 
 
-def digits() -> tuple[np.ndarray, np.ndarray]:
+def digits() -> tuple[Any, Any]:
     """Returns the 1,797 digits of 8 × 8 pixels in scikit-learn, and their labels."""
     x, y = load_digits(return_X_y=True)
     order = np.random.RandomState(0).permutation(len(x))

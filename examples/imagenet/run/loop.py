@@ -159,9 +159,7 @@ class TrainingRun:
 
     def _update(self) -> None:
         with self.profile.step(self.done, self.state):
-            with self.recorder.waiting():
-                batch, broken = next(self.batches)
-            self.recorder.watch(broken)
+            batch = self.recorder.next_batch(self.batches)
             self.state, metrics = self.experiment.step(self.state, batch)
             self.recorder.add(self.done, metrics)
         self.done += 1

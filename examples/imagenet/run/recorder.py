@@ -1,8 +1,7 @@
 """Writes the metrics of updates to the log, and measures the time of training."""
 
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +11,7 @@ import numpy as np
 from lars_optax import LayerStats
 
 from ..config import Run
-from ..data.dataset import Broken, DataLost
+from ..data.dataset import Batch, Batches, Broken, DataLost
 from ..log import Log
 from ..step.diagnose import first_not_finite, leaf_not_finite
 from ..step.step import TrainState
@@ -45,12 +44,13 @@ class Recorder:
         """Number of updates that are not in the log yet."""
         return len(self._pending)
 
-    @contextmanager
-    def waiting(self) -> Iterator[None]:
-        """A context manager whose time counts as waiting for data."""
+    def next_batch(self, batches: Batches) -> Batch:
+        """Returns the next batch; the time this takes counts as waiting for data."""
         start = time.perf_counter()
-        yield
+        batch, broken = next(batches)
         self._waited += time.perf_counter() - start
+        self.watch(broken)
+        return batch
 
     def add(self, step: int, metrics: dict[str, Any]) -> None:
         """Keeps the metrics of an update, which the devices may still be computing."""

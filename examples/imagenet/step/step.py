@@ -101,7 +101,7 @@ def train_step(
     def gradient(xs: tuple[Array, ...]) -> tuple[Any, ...]:
         def mean_loss(params: optax.Params) -> tuple[Array, Any]:
             over_slots = jax.vmap(partial(loss_fn, params), axis_name=SOLVERS)
-            losses, aux = over_slots(*xs)
+            losses, aux = over_slots(xs)
             return losses.mean(), jax.tree.map(lambda x: x.mean(0), aux)
 
         (loss, aux), grads = jax.value_and_grad(mean_loss, has_aux=True)(state.params)
@@ -134,12 +134,10 @@ def _loss(
     label_smoothing: float,
     batch_stats: Any,
     params: optax.Params,
-    key: Array,
-    images: Array,
-    labels: Array,
-    mirror: Array,
+    slot: tuple[Array, ...],
 ) -> tuple[Array, Any]:
     """Returns one slot's mean loss, and (accuracy, moments of its BatchNorms)."""
+    key, images, labels, mirror = slot
     logits, new = model.apply(
         {"params": params, "batch_stats": batch_stats},
         mirrored(images, mirror),
