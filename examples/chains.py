@@ -56,12 +56,9 @@ def byol(
     is 0.2 for each 256 images of a batch. Source: Grill et al. 2020, arXiv:2006.07733,
     and deepmind-research/byol/configs/byol.py.
     """
-    rate = optax.warmup_cosine_decay_schedule(
-        init_value=0.0,
-        peak_value=lars_optax.linear_scaling(0.2, batch_size, 256),
-        warmup_steps=10 * num_examples // batch_size,
-        decay_steps=1000 * num_examples // batch_size,
-    )
+    peak = lars_optax.linear_scaling(0.2, batch_size, 256)
+    warmup, steps = (epochs * num_examples // batch_size for epochs in (10, 1000))
+    rate = optax.warmup_cosine_decay_schedule(0.0, peak, warmup, steps)
     return optax.chain(
         lars_optax.scale_by_lars(1.5e-6, denominator="joint", fallback_ratio=1.0),
         optax.trace(0.9),
@@ -86,12 +83,10 @@ def simclr(
     ratio nor weight decay; None if there is no such head. Source: Chen et al. 2020,
     arXiv:2002.05709, and google-research/simclr.
     """
-    rate = optax.warmup_cosine_decay_schedule(
-        init_value=0.0,
-        peak_value=lars_optax.linear_scaling(0.3, batch_size, 256),
-        warmup_steps=10 * num_examples // batch_size,
-        decay_steps=epochs * num_examples // batch_size + 1,  # as in SimCLR's code
-    )
+    peak = lars_optax.linear_scaling(0.3, batch_size, 256)
+    warmup, steps = (n * num_examples // batch_size for n in (10, epochs))
+    # SimCLR's own code has one step more, too.
+    rate = optax.warmup_cosine_decay_schedule(0.0, peak, warmup, steps + 1)
 
     def mask(params: Any) -> Any:
         adapted = lars_optax.exclude_bias_and_norm(params)

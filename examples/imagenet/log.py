@@ -48,7 +48,8 @@ class Log:
             self._file.write(strict_json(record) + "\n")
             self._file.flush()
         except OSError as error:
-            raise OSError(f"--out: {self._file.name}: {error.strerror}") from error
+            name, why = self._file.name, error.strerror
+            raise OSError(f"--out: cannot write to {name}: {why}") from error
 
     def __enter__(self) -> "Log":
         return self
@@ -81,7 +82,7 @@ def read_log(path: Path) -> list[Record]:
 
 
 def _cut(path: Path, updates: int) -> None:
-    """Removes the records that were written after so many updates."""
+    """Removes from a log what was written after its first `updates` updates."""
     kept = [record for record in read_log(path) if _updates_done(record) <= updates]
     # Renamed into place, so that a kill leaves either the old log or the new one.
     beside = path.with_suffix(".cut")
@@ -112,7 +113,8 @@ def _strict(value: Any) -> Any:
 def tensorboard(folder: Path) -> Show:
     """Returns a function that writes a record's numbers as TensorBoard scalars.
 
-    TensorBoard then hides what an earlier process wrote after the first record's step.
+    When a resumed run writes its first record, TensorBoard hides the values of later
+    steps that the earlier process wrote.
     """
     from flax.traverse_util import flatten_dict
     from tensorboardX import SummaryWriter

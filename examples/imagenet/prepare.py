@@ -157,7 +157,7 @@ def _table(trees: dict[str, Tree], classes: int) -> Table:
 
 
 def _missing(index: Index, trees: dict[str, Tree]) -> list[str]:
-    """Returns which splits lack images: of some class, or of ImageNet as a whole."""
+    """Returns a text for each split without some class, or without all of ImageNet."""
     classes, found = len(index.classes), []
     for split, tree in trees.items():
         if absent := classes - len(np.unique(tree.labels)):

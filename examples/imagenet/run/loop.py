@@ -57,7 +57,7 @@ def fit(
     checkpoints: Checkpoints | None = None,
     cluster: Cluster | None = None,
 ) -> Result:
-    """Trains from the run's seed, or from the newest of `checkpoints` if there is one.
+    """Trains from the newest of `checkpoints`, or from scratch if there is none.
 
     The first process logs to the run's folder and calls `show` with every record.
     Raises Stopped on SIGTERM or SIGINT, after saving a checkpoint, if there are
@@ -105,7 +105,7 @@ def fit(
 
 @dataclass
 class TrainingRun:
-    """A run in progress: the state after `done` updates."""
+    """A training in progress: its state after `done` updates."""
 
     recorder: Recorder
     profile: Profile
@@ -120,7 +120,7 @@ class TrainingRun:
         self.batches = self.experiment.batches(self.settings.seed, self.done)
 
     def run(self, stops: StopSignals | None = None) -> Result:
-        """Trains to the end, to a signal, or to a number that is not finite."""
+        """Trains until the end, a signal, or a value that is not finite."""
         try:
             while self.done < self.experiment.schedule.updates:
                 self._update()
@@ -184,7 +184,7 @@ class TrainingRun:
         return self._result(diverged=True)
 
     def evaluate_epoch(self) -> None:
-        """Evaluates and logs if an epoch ends with the last update."""
+        """Evaluates the state and logs its scores if the last update ended an epoch."""
         if self.done in self.epochs:
             self._evaluate(self.epochs[self.done])
 

@@ -60,7 +60,7 @@ class Recorder:
             jax.block_until_ready(self._pending[-1 - _IN_FLIGHT][1])
 
     def watch(self, broken: tuple[Broken, ...]) -> None:
-        """Keeps a batch's unreadable images; raises DataLost with --broken stop."""
+        """Notes unreadable images of a batch; raises DataLost if --broken is stop."""
         self.alive()
         self._broken += broken
         if broken and self.experiment.data.broken == "stop":

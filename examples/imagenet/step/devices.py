@@ -135,7 +135,7 @@ def one_in_flight(outputs: Any, devices: Sequence[jax.Device]) -> Any:
 
 
 def replicate(state: Any, devices: Sequence[jax.Device]) -> Any:
-    """Returns a copy of the state on every device, as a step takes and returns it."""
+    """Returns the state with a copy on every device, as a step takes and returns it."""
     return jax.device_put(state, _layout(devices, PartitionSpec()))
 
 

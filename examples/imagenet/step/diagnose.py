@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from ..data.dataset import Batch
-from .step import TrainState, mirrored
+from .step import TrainState, forward, mirrored
 
 
 def first_not_finite(
@@ -37,19 +37,13 @@ def first_not_finite(
             found.append("/".join(context.module.path) or "the network")
         return output
 
-    alone = model.clone(bn_axis_name=None)
-    variables = {"params": state.params, "batch_stats": state.batch_stats}
+    alone, key = model.clone(bn_axis_name=None), jax.random.key(0)
     images = mirrored(batch.images, batch.mirror)
     for start in range(0, len(batch.labels), slot):
         alive()
         with nn.intercept_methods(look):
-            alone.apply(
-                variables,
-                images[start : start + slot],
-                train=True,
-                mutable=["batch_stats"],
-                rngs={"dropout": jax.random.key(0)},
-            )
+            part = images[start : start + slot]
+            forward(alone, state.params, state.batch_stats, part, key)
         if found:
             return f"the output of {found[0]}"
     return None

@@ -10,10 +10,10 @@ _RUNNING = 0.9  # decay of the running averages
 
 
 def age(running: Any, new: Any, first: Array) -> Any:
-    """Returns 0.9 × the running averages + 0.1 × a batch's; if `first`, the batch's.
+    """Returns the running averages after a batch: 0.9 × the old ones + 0.1 × the new.
 
-    This is what batch_norm_layer in borisgin/nvcaffe-0.16 does with
-    moving_average_fraction 0.9.
+    After the first batch they are those of the batch. This is what batch_norm_layer in
+    borisgin/nvcaffe-0.16 does with moving_average_fraction 0.9.
     """
     keep = jnp.where(first, 0.0, _RUNNING)
     return jax.tree.map(lambda old, x: keep * old + (1 - keep) * x, running, new)

@@ -22,7 +22,7 @@ SOLVERS = "solvers"  # the vmap axis of the parts that a device processes at onc
 
 
 class TrainState(NamedTuple):
-    """All that training changes, and the random key."""
+    """The state of training: all that an update changes, and the random key."""
 
     step: jax.Array  # int32 [], number of updates done
     rng: jax.Array  # uint32 [2], a constant key, from which all random keys are derived
@@ -138,13 +138,8 @@ def _loss(
 ) -> tuple[Array, Any]:
     """Returns one slot's mean loss, and (accuracy, moments of its BatchNorms)."""
     key, images, labels, mirror = slot
-    logits, new = model.apply(
-        {"params": params, "batch_stats": batch_stats},
-        mirrored(images, mirror),
-        train=True,
-        mutable=["batch_stats"],
-        rngs={"dropout": jax.random.wrap_key_data(key, impl="threefry2x32")},
-    )
+    key = jax.random.wrap_key_data(key, impl="threefry2x32")
+    logits, new = forward(model, params, batch_stats, mirrored(images, mirror), key)
     losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
     if label_smoothing:
         spread = -jax.nn.log_softmax(logits).mean(-1)
@@ -152,6 +147,22 @@ def _loss(
     loss = losses.mean()
     accuracy = (logits.argmax(-1) == labels).mean(dtype=jnp.float32)
     return loss, (accuracy, to_moments(new.get("batch_stats", {})))
+
+
+def forward(
+    model: nn.Module, params: Any, batch_stats: Any, images: Array, key: Array
+) -> Any:
+    """Runs a network in training mode; returns its output and new BatchNorm state.
+
+    `key` is the random key of dropout.
+    """
+    return model.apply(
+        {"params": params, "batch_stats": batch_stats},
+        images,
+        train=True,
+        mutable=["batch_stats"],
+        rngs={"dropout": key},
+    )
 
 
 def mirrored(images: Array, mirror: Array) -> Array:
