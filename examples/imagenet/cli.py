@@ -36,7 +36,7 @@ _PNG = "curves.png"
 
 
 def parse(arguments: Sequence[str] | None) -> Config:
-    """Returns the settings: flags, then the recipe of --recipe, then the defaults."""
+    """Returns the settings: given flags, else those of --recipe, else the defaults."""
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     first.add_argument("--recipe", nargs="?")
     named, _ = first.parse_known_args(arguments)
@@ -64,7 +64,7 @@ def main(arguments: Sequence[str] | None = None) -> Result | None:
     except (DataLost, NotSaved, CopiesDiffer, OSError) as error:
         why, status = f"error: {error}", 1
     except KeyboardInterrupt:
-        why = "stopped by Ctrl-C; nothing saved: no update yet, or --checkpoints is 0"
+        why = "stopped by Ctrl-C; nothing saved (no update yet, or --checkpoints is 0)"
         status = 128 + signal.SIGINT
     except jax.errors.JaxRuntimeError as error:
         if jax.process_count() == 1:
@@ -110,7 +110,7 @@ def run(config: Config) -> Result | None:
 
 
 def bind(config: Config) -> Experiment:
-    """Returns the experiment: the settings on their data and devices, not compiled.
+    """Loads the data, finds the devices, and returns the experiment, not yet compiled.
 
     Raises ValueError if settings, data and devices do not fit together.
     """

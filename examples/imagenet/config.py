@@ -24,22 +24,16 @@ Split = Literal["validation", "test"]
 Augment = Literal["caffe", "center", "rrc"]
 Engine = Literal["pmap", "shard_map"]
 Network = Literal[
-    "alexnet_small",
-    "alexnet_bn_small",
-    "resnet_small",
-    "alexnet",
-    "alexnet_bn",
-    "alexnet_bn_train_val",
-    "resnet50",
-    "resnet50_v1.5",
-]
+    "alexnet_small", "alexnet_bn_small", "resnet_small",
+    "alexnet", "alexnet_bn", "alexnet_bn_train_val", "resnet50", "resnet50_v1.5",
+]  # fmt: skip
 
 _BOUNDS = {"low", "above", "below"}
 _STEP_TIMEOUT = 600  # default for a run of several processes [s]
 
 
 class Facts(NamedTuple):
-    """What other modules must know about a flag besides its value."""
+    """Properties of a flag, besides its value, that other modules need."""
 
     name: str  # of the flag, without the two dashes
     # Whether the flag may change when a run resumes from a checkpoint. --data may: the
@@ -56,7 +50,7 @@ class Facts(NamedTuple):
 
 
 def option(default: Any, **facts: Any) -> Any:
-    """Returns a dataclass field with a default; `facts` are those of `Facts`."""
+    """Returns a dataclass field with a default and with properties as in `Facts`."""
     return field(default=default, metadata=facts)
 
 
@@ -262,7 +256,7 @@ class Run(_Group):
 
     @property
     def profiled(self) -> range | None:
-        """The steps that --profile names; None if it names none."""
+        """The range of updates that --profile names; None if it names none."""
         match = re.fullmatch(r"(\d+):(\d+)", self.profile or "")
         steps = range(*map(int, match.groups())) if match else range(0)
         return steps or None
@@ -303,7 +297,8 @@ class Cluster(_Group):
             )
         if self.coordinator is not None:
             ok = re.fullmatch(r".+:\d+", self.coordinator) is not None
-            check(ok, "coordinator", self.coordinator, "give HOST:PORT")
+            remedy = "give HOST:PORT, such as node0:8476"
+            check(ok, "coordinator", self.coordinator, remedy)
         if self.processes is not None and self.process is not None:
             remedy = f"give 0 to {self.processes - 1}, as --processes is"
             ok = 0 <= self.process < self.processes
@@ -319,7 +314,7 @@ class Cluster(_Group):
 
 @dataclass(frozen=True)
 class Config:
-    """The settings of one run, by group."""
+    """All settings of one training run, in groups."""
 
     #: Start from the settings of a published run; other flags then replace single
     #: values, and --help shows these settings as the defaults. The Python function

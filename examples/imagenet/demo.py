@@ -45,7 +45,7 @@ METHODS = {
 
 
 def configure(method: str, learning_rate: float, evaluate_on: Split) -> Config:
-    """Returns the settings of a method; the sweep and the demo share all others."""
+    """Returns the settings of a method with this learning rate and evaluation split."""
     optimizer, batch = METHODS[method]
     return Config(
         data=Data(evaluate_on=evaluate_on),
@@ -57,7 +57,7 @@ def configure(method: str, learning_rate: float, evaluate_on: Split) -> Config:
 
 
 def protocol(method: str) -> dict[str, Any]:
-    """Returns the settings that a sweep keeps fixed, as JSON would return them."""
+    """Returns a method's settings without the learning rate, as plain JSON data."""
     config = asdict(configure(method, 0.0, "validation"))
     del config["optimizer"]["learning_rate"], config["run"]["out"]
     plain: dict[str, Any] = json.loads(json.dumps(config))
@@ -83,14 +83,14 @@ def read_rates(path: Path) -> dict[str, float]:
 
 
 def _agrees(recorded: Any, present: Any) -> bool:
-    """Whether all recorded settings are still the same. Newer ones may be absent."""
+    """Whether all recorded settings are still the same; later settings may be new."""
     if not isinstance(recorded, dict):
         return bool(recorded == present)
     return all(k in present and _agrees(v, present[k]) for k, v in recorded.items())
 
 
 def row(method: str, rate: float, results: list[Result]) -> dict[str, Any]:
-    """Returns a method's numbers: accuracies are fractions, the rest over all seeds."""
+    """Returns one method's numbers, over all seeds. Accuracies are fractions."""
     accuracies = [result.accuracy for result in results]
     p = mean(accuracies)
     return {
@@ -111,7 +111,7 @@ _HEAD = ("method", "batch", "updates", "rate", "test acc.", "s.e.", "time")
 
 
 def cells(r: dict[str, Any]) -> tuple[str, ...]:
-    """Returns what the table shows of a method's numbers."""
+    """Returns a row of the table: the numbers of one method as texts."""
     return (
         r["method"],
         f"{r['batch']:,}",
@@ -125,6 +125,7 @@ def cells(r: dict[str, Any]) -> tuple[str, ...]:
 
 
 def caption(devices: int) -> str:
+    """Returns the note below the table."""
     return (
         f"{EPOCHS} epochs of 3,200 images on {devices} devices. Test accuracy: mean ±"
         f" standard deviation over {len(SEEDS)} seeds, on 1,000 images. s.e.: binomial"
@@ -134,6 +135,7 @@ def caption(devices: int) -> str:
 
 
 def markdown(rows: list[dict[str, Any]]) -> str:
+    """Returns the table in Markdown."""
     return markdown_table([_HEAD, *map(cells, rows)])
 
 

@@ -13,7 +13,7 @@ from lars_optax.recipes import Recipe
 
 from .plan import Plan
 from .run.experiment import Experiment
-from .step.step import TrainState, init_state
+from .step.step import TrainState, forward, init_state
 
 
 def describe(experiment: Experiment, changed: Sequence[str] = ()) -> str:
@@ -98,16 +98,11 @@ def _kept_per_image(model: Any, image_shape: tuple[int, ...]) -> int:
     state = jax.eval_shape(init)
 
     def backward(images: Any, state: TrainState) -> Any:
-        def forward(params: Any) -> Any:
-            return model.apply(
-                {"params": params, "batch_stats": state.batch_stats},
-                images,
-                train=True,
-                mutable=["batch_stats"],
-                rngs={"dropout": jax.random.key(0)},
-            )[0]
+        def logits(params: Any) -> Any:
+            key = jax.random.key(0)
+            return forward(model, params, state.batch_stats, images, key)[0]
 
-        return jax.vjp(forward, state.params)[1]
+        return jax.vjp(logits, state.params)[1]
 
     def kept(images: int) -> int:
         shape = jax.ShapeDtypeStruct((images, *image_shape), jnp.uint8)

@@ -9,7 +9,7 @@ def flag(name: str) -> str:
 
 
 def check(ok: bool, name: str, value: object, remedy: str) -> None:
-    """Raises ValueError unless `ok`, with flag, value and what to do about it."""
+    """Raises ValueError unless `ok`; the message has flag, value and remedy."""
     if not ok:
         raise ValueError(f"{flag(name)}: got {value!r}; {remedy}")
 
@@ -24,7 +24,7 @@ def check_number(
 ) -> None:
     """Raises ValueError unless the value is finite, ≥ low, > above and < below.
 
-    `name` stands in the message as it is given. Bounds left out do not apply.
+    The message begins with `name`. A bound that is left out does not apply.
     """
     if low <= value < below and above < value < math.inf:
         return

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 Record = dict[str, Any]
+Show = Callable[[Record], None]
 LOG = "log.jsonl"
 # In these kinds `step` is the number of one update, from 0; in the others it is the
 # number of updates done.
@@ -27,10 +28,7 @@ class Log:
     """
 
     def __init__(
-        self,
-        path: Path | None,
-        show: Callable[[Record], None],
-        resume_at: int | None = None,
+        self, path: Path | None, show: Show, resume_at: int | None = None
     ) -> None:
         self._show, self._file = show, None
         if path is None:
@@ -50,7 +48,8 @@ class Log:
             self._file.write(strict_json(record) + "\n")
             self._file.flush()
         except OSError as error:
-            raise OSError(f"--out: {self._file.name}: {error.strerror}") from error
+            name, why = self._file.name, error.strerror
+            raise OSError(f"--out: cannot write to {name}: {why}") from error
 
     def __enter__(self) -> "Log":
         return self
@@ -83,7 +82,7 @@ def read_log(path: Path) -> list[Record]:
 
 
 def _cut(path: Path, updates: int) -> None:
-    """Removes the records that were written after so many updates."""
+    """Removes from a log what was written after its first `updates` updates."""
     kept = [record for record in read_log(path) if _updates_done(record) <= updates]
     # Renamed into place, so that a kill leaves either the old log or the new one.
     beside = path.with_suffix(".cut")
@@ -92,6 +91,7 @@ def _cut(path: Path, updates: int) -> None:
 
 
 def _updates_done(record: Record) -> float:
+    """Returns the number of updates after which the record was written."""
     if record["kind"] == "result":
         return math.inf
     step: int = record.get("step", 0)
@@ -110,10 +110,11 @@ def _strict(value: Any) -> Any:
     return None if lost else value
 
 
-def tensorboard(folder: Path) -> Callable[[Record], None]:
+def tensorboard(folder: Path) -> Show:
     """Returns a function that writes a record's numbers as TensorBoard scalars.
 
-    TensorBoard then hides what an earlier process wrote after the first record's step.
+    When a resumed run writes its first record, TensorBoard hides the values of later
+    steps that the earlier process wrote.
     """
     from flax.traverse_util import flatten_dict
     from tensorboardX import SummaryWriter

@@ -1,4 +1,4 @@
-"""How a batch is split over processes and devices. Rejects a split that is uneven."""
+"""Splits a batch evenly over processes and devices, or says which sizes would do."""
 
 import math
 from typing import NamedTuple
@@ -7,10 +7,10 @@ from .config import Batching
 
 
 class Plan(NamedTuple):
-    """Factors whose product is the batch size.
+    """The factors into which a batch is split; their product is the batch size.
 
-    A slot is a part of the batch with BatchNorm statistics of its own. Each device
-    processes `accumulate` groups of slots in turn, and `solvers` slots at a time.
+    Each device processes its images in parts, called slots, which have BatchNorm
+    statistics of their own: `solvers` slots at a time, `accumulate` times in turn.
     """
 
     processes: int

@@ -110,12 +110,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _unpack(archives: Path, folder: Path, console: Console) -> None:
-    total, written, there = ILSVRC2012.train + ILSVRC2012.validation, 0, 0
+    total, hidden = ILSVRC2012.train + ILSVRC2012.validation, not console.is_terminal
     images = unpack(archives, folder, ILSVRC2012)
-    hidden = not console.is_terminal
-    for new in track(images, "unpacking", total, console=console, disable=hidden):
-        written, there = written + new, there + (not new)
-    console.print(f"unpacked {written:,} images; {there:,} were there already")
+    new = sum(track(images, "unpacking", total, console=console, disable=hidden))
+    console.print(f"unpacked {new:,} images; {total - new:,} were there already")
 
 
 def _check(options: Arguments, console: Console) -> int:
@@ -159,7 +157,7 @@ def _table(trees: dict[str, Tree], classes: int) -> Table:
 
 
 def _missing(index: Index, trees: dict[str, Tree]) -> list[str]:
-    """Returns which splits lack images: of some class, or of ImageNet as a whole."""
+    """Returns a text for each split without some class, or without all of ImageNet."""
     classes, found = len(index.classes), []
     for split, tree in trees.items():
         if absent := classes - len(np.unique(tree.labels)):

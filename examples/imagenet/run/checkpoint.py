@@ -149,7 +149,7 @@ class Checkpoints:
             ) from error
 
     def _read_record(self) -> dict[str, Any] | None:
-        """Returns the record of the newest checkpoint, after comparing its settings."""
+        """Returns what the newest checkpoint says of its run, after comparing it."""
         step = self.newest
         if step is None:
             return None

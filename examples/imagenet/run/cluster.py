@@ -46,11 +46,12 @@ def join(cluster: Cluster) -> None:
             shutdown_timeout_seconds=cluster.heartbeat_timeout,
         )
     except RuntimeError as error:  # for example if another program uses the port
-        raise ValueError(f"--coordinator: {error}") from error
+        remedy = "give all processes the address of process 0, with a free port"
+        raise ValueError(f"--coordinator: {error}; {remedy}") from error
 
 
 def raise_everywhere(act: Callable[[], _T]) -> _T:
-    """Returns what `act` returns, or raises ValueError if it fails in any process."""
+    """Calls `act` in each process; if it fails in one, all raise ValueError."""
     problems, result = [], None
     try:
         result = act()
@@ -92,7 +93,7 @@ def gather(texts: Sequence[str]) -> list[str]:
 
 
 class StopSignals:
-    """A context manager that notes SIGTERM and SIGINT until all processes can stop.
+    """A context manager that notes SIGTERM and SIGINT, to stop after the current step.
 
     A second signal has its usual effect at once. With several processes JAX, and not
     this class, handles SIGTERM.
@@ -137,8 +138,8 @@ class StopSignals:
 class Watchdog:
     """A context manager that ends the process if `feed` is not called for some time.
 
-    JAX then waits for a process that has gone, or for a disk that does not answer, and
-    only the end of the process frees its GPUs. `seconds` is the time; 0 is for ever.
+    Otherwise it could wait forever for a process that died or a disk that does not
+    answer, and keep its GPUs. `seconds` is that time; 0 switches the watchdog off.
     """
 
     def __init__(self, seconds: float) -> None:

@@ -1,4 +1,4 @@
-"""An experiment: the settings of a run on a data set and devices, for any seed."""
+"""An experiment: settings, a data set and devices, to train with any seed."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -44,9 +44,9 @@ class Schedule(NamedTuple):
 
 
 def make_schedule(recipe: Recipe, images: int) -> Schedule:
-    """Returns the schedule of a recipe on so many training images.
+    """Returns the schedule of a recipe for a number of training images.
 
-    Raises ValueError if its epochs are not even one update.
+    Raises ValueError if that leaves no update.
     """
 
     def steps(epochs: float) -> int:
@@ -61,10 +61,10 @@ def make_schedule(recipe: Recipe, images: int) -> Schedule:
 
 
 class Experiment:
-    """The settings of `config` on a data set and devices.
+    """Settings, a data set and devices, which `loop.fit` can train with any seed.
 
-    `loop.fit` trains it, with the seed and folder of a `Run` and not those of `config`.
-    The first training compiles the step, which all later ones use.
+    The seed and the output folder are those of the `Run` given to `fit`, not those of
+    `config`. The training step is compiled once, for all seeds.
 
     `make_optimizer` takes the settings as a recipe, and the number of training images.
     It may be a function of your own; the log does not record which.
@@ -115,11 +115,11 @@ class Experiment:
         self._compiled = False
 
     def config(self, run: Run, **others: Any) -> Config:
-        """Returns the settings with those of `run`, and other groups, replaced."""
+        """Returns all settings, with the group `run`, and others if given, replaced."""
         return replace(self._config, run=run, **others)
 
     def facts(self) -> dict[str, Any]:
-        """Returns what the log records besides the settings."""
+        """Returns what the log records besides the settings, such as versions."""
         return {
             "plan": self.plan._asdict(),
             "versions": versions(),
@@ -166,7 +166,7 @@ class Experiment:
         return self.dataset.train.training(seed, steps, share)
 
     def batch(self, seed: int, step: int) -> Batch:
-        """Returns the whole batch, of all processes, of update `step` from 0."""
+        """Returns the batch of all processes in update number `step`, from 0."""
         share, steps = Share(self.batching.batch_size), range(step, step + 1)
         return next(self.dataset.train.training(seed, steps, share))[0]
 

@@ -6,7 +6,6 @@ or an image that cannot be read, ends the run after a checkpoint.
 """
 
 import signal
-from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -14,7 +13,7 @@ from pathlib import Path
 from ..config import Cluster, Run
 from ..data.dataset import DataLost
 from ..flags import check
-from ..log import LOG, Log, Record
+from ..log import LOG, Log, Show
 from ..provenance import versions
 from ..step.devices import assert_replicated
 from ..step.step import TrainState
@@ -54,11 +53,11 @@ def check_run(experiment: Experiment, run: Run) -> None:
 def fit(
     experiment: Experiment,
     run: Run,
-    show: Callable[[Record], None] = lambda record: None,
+    show: Show = lambda record: None,
     checkpoints: Checkpoints | None = None,
     cluster: Cluster | None = None,
 ) -> Result:
-    """Trains from the run's seed, or from the newest of `checkpoints` if there is one.
+    """Trains from the newest of `checkpoints`, or from scratch if there is none.
 
     The first process logs to the run's folder and calls `show` with every record.
     Raises Stopped on SIGTERM or SIGINT, after saving a checkpoint, if there are
@@ -92,9 +91,7 @@ def fit(
         stack.enter_context(profile)
         watchdog = stack.enter_context(Watchdog(cluster.patience))
         recorder = Recorder(experiment, run, log, seconds, watchdog.feed)
-        training = TrainingRun(
-            experiment, run, state, done, recorder, profile, checkpoints
-        )
+        training = TrainingRun(recorder, profile, checkpoints, state, done)
         if checkpoints:
             stack.enter_context(checkpoints)
         stops = None
@@ -108,23 +105,22 @@ def fit(
 
 @dataclass
 class TrainingRun:
-    """A run in progress: the state after `done` updates."""
+    """A training in progress: its state after `done` updates."""
 
-    experiment: Experiment
-    settings: Run
-    state: TrainState
-    done: int
     recorder: Recorder
     profile: Profile
     checkpoints: Checkpoints | None
+    state: TrainState
+    done: int
     scores: Scores | None = None  # of the state, once it is evaluated
 
     def __post_init__(self) -> None:
+        self.experiment, self.settings = self.recorder.experiment, self.recorder.run
         self.epochs = self.experiment.schedule.epochs
         self.batches = self.experiment.batches(self.settings.seed, self.done)
 
     def run(self, stops: StopSignals | None = None) -> Result:
-        """Trains to the end, to a signal, or to a number that is not finite."""
+        """Trains until the end, a signal, or a value that is not finite."""
         try:
             while self.done < self.experiment.schedule.updates:
                 self._update()
@@ -163,9 +159,7 @@ class TrainingRun:
 
     def _update(self) -> None:
         with self.profile.step(self.done, self.state):
-            with self.recorder.waiting():
-                batch, broken = next(self.batches)
-            self.recorder.watch(broken)
+            batch = self.recorder.next_batch(self.batches)
             self.state, metrics = self.experiment.step(self.state, batch)
             self.recorder.add(self.done, metrics)
         self.done += 1
@@ -190,7 +184,7 @@ class TrainingRun:
         return self._result(diverged=True)
 
     def evaluate_epoch(self) -> None:
-        """Evaluates and logs if an epoch ends with the last update."""
+        """Evaluates the state and logs its scores if the last update ended an epoch."""
         if self.done in self.epochs:
             self._evaluate(self.epochs[self.done])
 

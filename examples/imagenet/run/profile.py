@@ -9,7 +9,10 @@ import jax
 
 
 class Profile:
-    """A context manager that traces the given steps, in the first process alone."""
+    """A context manager that lets JAX's profiler trace the given steps.
+
+    Only the first process does so.
+    """
 
     def __init__(self, steps: range | None, folder: Path, process: int = 0) -> None:
         self._steps = steps if steps and process == 0 else range(0)
@@ -17,7 +20,7 @@ class Profile:
 
     @contextmanager
     def step(self, step: int, state: Any) -> Iterator[None]:
-        """A context for the start of a step from the state that the last one left."""
+        """A context manager for one step; `state` is what the step before returned."""
         wanted = step in self._steps
         if wanted != self._tracing:
             jax.block_until_ready(state)  # the steps before have ended

@@ -1,13 +1,13 @@
 """Shows how a run progresses: a bar on a terminal, otherwise a few plain lines."""
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
 
-from ..log import Record
+from ..log import Record, Show
 
 _QUIET = 60.0  # without a terminal, at least one line in this time [s]
 
@@ -15,7 +15,7 @@ _QUIET = 60.0  # without a terminal, at least one line in this time [s]
 @contextmanager
 def progress(
     label: str, steps: int, console: Console, lines: int = 10
-) -> Iterator[Callable[[Record], None]]:
+) -> Iterator[Show]:
     """Yields a function that shows progress, to be called with each logged record.
 
     It moves a progress bar on a terminal, and otherwise prints about `lines` lines.
@@ -43,9 +43,7 @@ def progress(
         yield show
 
 
-def _lines(
-    label: str, steps: int, console: Console, lines: int
-) -> Callable[[Record], None]:
+def _lines(label: str, steps: int, console: Console, lines: int) -> Show:
     """Returns a function that prints about `lines` lines, and one each minute."""
     printed, speed = 0, ""
     first: tuple[int, float] | None = None  # step and time of the first speed

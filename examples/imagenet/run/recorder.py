@@ -1,8 +1,8 @@
 """Writes the metrics of updates to the log, and measures the time of training."""
 
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import jax
@@ -11,7 +11,7 @@ import numpy as np
 from lars_optax import LayerStats
 
 from ..config import Run
-from ..data.dataset import Broken, DataLost
+from ..data.dataset import Batch, Batches, Broken, DataLost
 from ..log import Log
 from ..step.diagnose import first_not_finite, leaf_not_finite
 from ..step.step import TrainState
@@ -21,23 +21,17 @@ from .experiment import Experiment
 _IN_FLIGHT = 2  # steps that may be unfinished when the next one begins
 
 
+@dataclass
 class Recorder:
-    """Collects the metrics of updates on the devices, and logs several at once.
+    """Collects the metrics of updates on the devices, and logs several at once."""
 
-    `seconds` is the time trained before a resume; it grows by the time of training,
-    without evaluation and checkpoints. `alive` is called at each sign of progress.
-    """
+    experiment: Experiment
+    run: Run
+    log: Log
+    seconds: float  # of training so far, without evaluation and checkpoints
+    alive: Callable[[], None]  # called at each sign of progress
 
-    def __init__(
-        self,
-        experiment: Experiment,
-        run: Run,
-        log: Log,
-        seconds: float,
-        alive: Callable[[], None],
-    ) -> None:
-        self.experiment, self.run, self.log = experiment, run, log
-        self.seconds, self._alive = seconds, alive
+    def __post_init__(self) -> None:
         self._pending: list[tuple[int, dict[str, Any]]] = []
         self._broken: list[Broken] = []
         self.restart_clock()
@@ -50,12 +44,13 @@ class Recorder:
         """Number of updates that are not in the log yet."""
         return len(self._pending)
 
-    @contextmanager
-    def waiting(self) -> Iterator[None]:
-        """A context manager whose time counts as waiting for data."""
+    def next_batch(self, batches: Batches) -> Batch:
+        """Returns the next batch; the time this takes counts as waiting for data."""
         start = time.perf_counter()
-        yield
+        batch, broken = next(batches)
         self._waited += time.perf_counter() - start
+        self.watch(broken)
+        return batch
 
     def add(self, step: int, metrics: dict[str, Any]) -> None:
         """Keeps the metrics of an update, which the devices may still be computing."""
@@ -65,8 +60,8 @@ class Recorder:
             jax.block_until_ready(self._pending[-1 - _IN_FLIGHT][1])
 
     def watch(self, broken: tuple[Broken, ...]) -> None:
-        """Keeps a batch's unreadable images; raises DataLost with --broken stop."""
-        self._alive()
+        """Notes unreadable images of a batch; raises DataLost if --broken is stop."""
+        self.alive()
         self._broken += broken
         if broken and self.experiment.data.broken == "stop":
             path, reason = broken[0]
@@ -134,7 +129,7 @@ class Recorder:
         batch = experiment.batch(self.run.seed, step)
         # On the host, as one process cannot compute with the others' copies.
         state = jax.device_get(state)
-        found = first_not_finite(experiment.model, state, batch, slot, self._alive)
+        found = first_not_finite(experiment.model, state, batch, slot, self.alive)
         if found or np.isfinite(grad_norm).all():
             return found or "the loss"
         lost = np.flatnonzero(~np.isfinite(grad_norm))

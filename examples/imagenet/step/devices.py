@@ -54,11 +54,6 @@ def start_devices(wanted: int | None) -> list[jax.Device]:
     return [device for group in groups for device in group[: wanted or fewest]]
 
 
-def local(devices: Sequence[jax.Device]) -> list[jax.Device]:
-    """Returns those of the devices that belong to this process."""
-    return [d for d in devices if d.process_index == jax.process_index()]
-
-
 @dataclass(frozen=True)
 class Parallel:
     """A function of a state and this process's share of a batch, run on all devices.
@@ -99,34 +94,33 @@ def parallelize(
             donate_argnums=donate,
         )
         # pmap takes the copies of this process, and assumes all others to be equal.
-        here = local(devices)
+        here = [d for d in devices if d.process_index == jax.process_index()]
+        n = len(here)
+        # Each array [images, …] becomes [devices, images / devices, …].
+        spread = partial(jax.tree.map, lambda x: x.reshape(n, -1, *x.shape[1:]))
         place = partial(replicate, devices=here)
-        return Parallel(mapped, place, partial(shares, devices=len(here)), devices)
-    whole, shared = _layout(devices, PartitionSpec()), _layout(devices, _SHARED)
-    # With check_vma the gradient of replicated parameters is already summed over the
-    # devices, and its mean would be too large by their number.
-    sharded = jax.shard_map(
-        fn,
-        mesh=whole.mesh,
-        in_specs=(whole.spec, shared.spec),
-        out_specs=whole.spec,
-        check_vma=False,
-    )
-    mapped = jax.jit(sharded, donate_argnums=donate)
-    place = partial(replicate, devices=devices)
-    return Parallel(mapped, place, partial(_join_shares, sharding=shared), devices)
+    else:
+        whole, shared = _layout(devices, PartitionSpec()), _layout(devices, _SHARED)
+        # With check_vma the gradient of replicated parameters is already summed over
+        # the devices, and its mean would be too large by their number.
+        sharded = jax.shard_map(
+            fn,
+            mesh=whole.mesh,
+            in_specs=(whole.spec, shared.spec),
+            out_specs=whole.spec,
+            check_vma=False,
+        )
+        mapped = jax.jit(sharded, donate_argnums=donate)
+        # The shares of all processes become one array, and stay where they are.
+        join = partial(jax.make_array_from_process_local_data, shared)
+        spread = partial(jax.tree.map, join)
+        place = partial(replicate, devices=devices)
+    return Parallel(mapped, place, spread, devices)
 
 
 def _layout(devices: Sequence[jax.Device], spec: PartitionSpec) -> NamedSharding:
     """Returns the sharding of an array over a row of devices."""
     return NamedSharding(Mesh(np.asarray(devices), (AXIS,)), spec)
-
-
-def _join_shares(batch: Any, sharding: NamedSharding) -> Any:
-    """Returns the shares of all processes as one array each, without copying them."""
-    return jax.tree.map(
-        partial(jax.make_array_from_process_local_data, sharding), batch
-    )
 
 
 def one_in_flight(outputs: Any, devices: Sequence[jax.Device]) -> Any:
@@ -141,13 +135,8 @@ def one_in_flight(outputs: Any, devices: Sequence[jax.Device]) -> Any:
 
 
 def replicate(state: Any, devices: Sequence[jax.Device]) -> Any:
-    """Returns a copy of the state on every device, as a step takes and returns it."""
+    """Returns the state with a copy on every device, as a step takes and returns it."""
     return jax.device_put(state, _layout(devices, PartitionSpec()))
-
-
-def shares(batch: Any, devices: int) -> Any:
-    """Reshapes every array of a batch from [n, …] to [devices, n / devices, …]."""
-    return jax.tree.map(lambda x: x.reshape(devices, -1, *x.shape[1:]), batch)
 
 
 class CopiesDiffer(RuntimeError):
