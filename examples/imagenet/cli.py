@@ -9,7 +9,8 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import jax
@@ -26,8 +27,15 @@ from .models import image_pixels
 from .recipe import changes, configure
 from .report.figures import plot_runs
 from .run.checkpoint import Checkpoints, NotSaved, exist, remove
-from .run.cluster import TRY_AGAIN, check_agreement, join, raise_everywhere
+from .run.cluster import (
+    TRY_AGAIN,
+    PeerLost,
+    check_agreement,
+    join,
+    raise_everywhere,
+)
 from .run.experiment import Experiment
+from .run.lock import owned
 from .run.loop import Result, Stopped, check_run, fit
 from .run.progress import progress
 from .step.devices import CopiesDiffer, start_devices
@@ -66,11 +74,12 @@ def main(arguments: Sequence[str] | None = None) -> Result | None:
     except KeyboardInterrupt:
         why = "stopped by Ctrl-C; nothing saved (no update yet, or --checkpoints is 0)"
         status = 128 + signal.SIGINT
-    except jax.errors.JaxRuntimeError as error:
+    except (PeerLost, jax.errors.JaxRuntimeError) as error:
         if jax.process_count() == 1:
             raise
-        why = "error: a training step failed, perhaps because another process died or"
-        why, status = f"{why} the network failed: {error}", TRY_AGAIN
+        if not isinstance(error, PeerLost):
+            error = PeerLost("processes trained", error)
+        why, status = f"error: {error}", TRY_AGAIN
     if jax.process_count() == 1:
         print(why, file=sys.stderr)
         raise SystemExit(status)
@@ -93,20 +102,22 @@ def run(config: Config) -> Result | None:
     shared = {flag(FACTS[k].name): v for k, v in values if FACTS[k].shared}
     identity = experiment.identity()
     check_agreement(shared | identity)
-    raise_everywhere(lambda: _prepare_out(config.run) if first else None)
-    checkpoints: Checkpoints | None = None
-    if config.run.checkpoints:
-        checkpoints = raise_everywhere(
-            lambda: Checkpoints(config, identity, experiment.grouping())
-        )
-    try:
-        result = _train(config, experiment, checkpoints, console)
-    except Stopped as stopped:
-        console.print(str(stopped))
-        raise SystemExit(128 + stopped.signum) from None
-    if first:
-        _report(result, config, console)
-    return result
+    with ExitStack() as stack:
+        # The first process owns the folder for all, from before it looks into it.
+        raise_everywhere(lambda: stack.enter_context(_out(config.run)) if first else "")
+        checkpoints: Checkpoints | None = None
+        if config.run.checkpoints:
+            checkpoints = raise_everywhere(
+                lambda: Checkpoints(config, identity, experiment.grouping())
+            )
+        try:
+            result = _train(config, experiment, checkpoints, console)
+        except Stopped as stopped:
+            console.print(str(stopped))
+            raise SystemExit(128 + stopped.signum) from None
+        if first:
+            _report(result, config, console)
+        return result
 
 
 def bind(config: Config) -> Experiment:
@@ -128,23 +139,30 @@ def bind(config: Config) -> Experiment:
     return experiment
 
 
-def _prepare_out(run: Run) -> None:
-    """Creates the folder --out; deletes an earlier run in it if --existing says so."""
-    try:
-        Path(run.out).mkdir(parents=True, exist_ok=True)
-        earlier = exist(run.out)
-        if earlier and run.existing == "replace":
-            remove(run.out)
-    except OSError as error:
-        raise ValueError(f"--out: {error}; give a folder that can be written") from None
-    if earlier and run.existing == "refuse":
-        raise ValueError(
-            f"--out: {run.out!r} holds an earlier run; give --existing resume to go on"
-            " from its newest checkpoint, --existing replace to delete it, or another"
-            " --out"
-        )
-    if earlier and run.existing == "resume" and not run.checkpoints:
-        raise ValueError("--checkpoints: got 0; --existing resume needs 1 or more")
+@contextmanager
+def _out(run: Run) -> Iterator[None]:
+    """Owns the folder --out; deletes an earlier run in it if --existing says so."""
+    with ExitStack() as stack:
+        try:
+            warning = stack.enter_context(owned(Path(run.out)))
+            earlier = exist(run.out)
+            if earlier and run.existing == "replace":
+                remove(run.out)
+        except OSError as error:
+            raise ValueError(
+                f"--out: {error}; give a folder that can be written"
+            ) from None
+        if earlier and run.existing == "refuse":
+            raise ValueError(
+                f"--out: {run.out!r} holds an earlier run; give --existing resume to go"
+                " on from its newest checkpoint, --existing replace to delete it, or"
+                " another --out"
+            )
+        if earlier and run.existing == "resume" and not run.checkpoints:
+            raise ValueError("--checkpoints: got 0; --existing resume needs 1 or more")
+        if warning:
+            print(warning, file=sys.stderr)
+        yield
 
 
 def _train(

@@ -1,6 +1,9 @@
 """Checkpoints: what is in them, which are kept, and which are refused."""
 
+import collections
 import os
+import random
+import shutil
 import threading
 from dataclasses import replace
 
@@ -8,6 +11,7 @@ import jax
 import numpy as np
 import pytest
 import small_runs as runs
+from mutations import mutate
 
 from examples.imagenet import cli as command
 from examples.imagenet.log import read_log
@@ -234,5 +238,134 @@ def test_existing_replace_deletes_them(old, monkeypatch, tmp_path):
             assert checkpoints.restore(made_up(0)) is None
             checkpoints.save(made_up(1), 1, 0.0, None)
         again = command.parse([*words, "--existing", "replace", "--seed", "1"])
-        command._prepare_out(again.run)
+        with command._out(again.run):
+            pass
         assert not exist(tmp_path)
+
+
+def without_record(folder):
+    shutil.rmtree(folder / "run")
+
+
+def empty(folder):
+    (folder / "run" / "metadata").write_bytes(b"")
+
+
+def truncated(folder):
+    path = folder / "state" / "_METADATA"
+    path.write_bytes(path.read_bytes()[:100])
+
+
+def wrong_metrics(folder):
+    (folder / "metrics" / "metrics").write_bytes(b"{")
+
+
+def wrong_number(folder):
+    path = folder / "run" / "metadata"
+    path.write_bytes(path.read_bytes().replace(b'"seconds": 0.0', b'"seconds": 9.0'))
+
+
+def flipped(folder):
+    path = max(folder.glob("state/**/d/*"), key=lambda path: path.stat().st_size)
+    raw = bytearray(path.read_bytes())
+    raw[len(raw) // 2] ^= 255
+    path.write_bytes(raw)
+
+
+def swapped(folder):
+    before = folder.with_name("2") / "state"
+    (folder / "state").rename(folder / "other")
+    before.rename(folder / "state")
+    (folder / "other").rename(before)
+
+
+# orbax leaves a task behind when it cannot read an array.
+left_behind = pytest.mark.filterwarnings(
+    "ignore::pytest.PytestUnraisableExceptionWarning"
+)
+
+
+@left_behind
+@pytest.mark.parametrize(
+    ("damage", "left"),
+    [
+        (without_record, 2),
+        (empty, 2),
+        (truncated, 2),
+        (wrong_metrics, 2),
+        (wrong_number, 2),
+        (flipped, 2),
+        (swapped, 1),
+    ],
+)
+def test_the_newest_whole_checkpoint_takes_the_place_of_damaged_ones(
+    tmp_path, damage, left
+):
+    save_all(tmp_path, (0.1, 0.2, 0.3), keep=3)
+    damage(tmp_path / "checkpoints" / "3")
+    config = runs.config(checkpoints=3, out=str(tmp_path))
+    with Checkpoints(config, *runs.FACTS) as checkpoints:
+        state, _ = checkpoints.restore(made_up(0))
+        runs.assert_equal(state, made_up(left))
+        assert len(checkpoints.damaged) == 3 - left
+        first = checkpoints.damaged[0]
+        assert first.startswith("the checkpoint of update 3 is damaged (")
+        assert first.endswith(f"it is now {tmp_path}/damaged_checkpoints/3")
+        checkpoints.save(made_up(3), 3, 0.0, None)  # in its place
+    assert runs.steps_of(tmp_path) == [*range(1, left + 1), 3]
+    assert (tmp_path / "damaged_checkpoints" / "3").is_dir()
+
+
+@left_behind
+def test_with_all_checkpoints_damaged_the_run_does_not_start_anew(tmp_path):
+    save_all(tmp_path, (0.1, 0.2))
+    for step in (1, 2):
+        flipped(tmp_path / "checkpoints" / str(step))
+    checkpoints = Checkpoints(runs.config(out=str(tmp_path)), *runs.FACTS)
+    with pytest.raises(
+        ValueError, match=r"no checkpoint can be read: .* 2 .* 1 is dam"
+    ):
+        checkpoints.restore(made_up(0))
+
+
+def test_half_deleted_checkpoints_are_removed(tmp_path):
+    """What a kill leaves while orbax deletes an old one."""
+    save_all(tmp_path, (0.1, 0.2, 0.3), keep=3)
+    (tmp_path / "checkpoints" / "1" / "_CHECKPOINT_METADATA").unlink()
+    with Checkpoints(runs.config(out=str(tmp_path)), *runs.FACTS) as checkpoints:
+        assert (checkpoints.newest, checkpoints.damaged) == (3, [])
+    assert runs.steps_of(tmp_path) == [2, 3]
+
+
+@left_behind
+def test_damaged_copies_of_checkpoints_are_restored_whole_or_not_at_all(
+    tmp_path, request
+):
+    """One file of the newest, damaged, removed, or changed for one of another step."""
+    save_all(tmp_path / "whole", (0.1, 0.2, 0.3), keep=3)
+    chance, restored = random.Random(0), collections.Counter()
+    out = tmp_path / "out"
+    config = runs.config(checkpoints=3, out=str(out))
+    for _ in range(max(1, request.config.getoption("--damaged-copies") // 10)):
+        shutil.copytree(tmp_path / "whole", out)
+        newest = out / "checkpoints" / "3"
+        files = sorted(path for path in newest.rglob("*") if path.is_file())
+        path = chance.choice(files)
+        kind = chance.randrange(6)
+        if kind == 0:
+            path.unlink()
+        elif kind == 1:
+            other = newest.with_name("2") / path.relative_to(newest)
+            path.write_bytes(other.read_bytes() if other.exists() else b"")
+        else:
+            path.write_bytes(mutate(path.read_bytes() or b"x", chance))
+        with Checkpoints(config, *runs.FACTS) as checkpoints:
+            state, record = checkpoints.restore(made_up(0))
+        step = int(state.step)
+        runs.assert_equal(state, made_up(step))
+        assert (record["seconds"], step in (2, 3)) == (0.0, True)
+        if step == 2 and (out / "damaged_checkpoints").exists():
+            assert "update 3 is damaged" in checkpoints.damaged[0]
+        restored[step] += 1
+        shutil.rmtree(out)
+    print(f"checkpoints: {restored[2]} refused, {restored[3]} restored")

@@ -1,17 +1,20 @@
 """Checkpoints of a run with orbax: the newest few and the one of the best accuracy.
 
-A checkpoint holds the whole `TrainState`, whose step is the position in the data, and
-the settings. A run with another network, optimizer or data cannot resume from it.
+A checkpoint holds the whole `TrainState`, whose step is the position in the data, the
+settings, and a digest of both. A run with another network, optimizer or data cannot
+resume from it. A damaged checkpoint is moved aside, and the one before is used instead.
 """
 
+import hashlib
+import json
 import math
 import os
 import re
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
@@ -23,8 +26,11 @@ from ..flags import flag
 from ..log import LOG
 from ..provenance import versions
 from ..step.step import TrainState
+from .cluster import PeerLost, collective, gather
 
+_T = TypeVar("_T")
 _FOLDER = "checkpoints"
+_ASIDE = "damaged_checkpoints"  # beside it
 _ACCURACY = "accuracy"
 # How messages call the facts of the data that must match, besides the flags.
 _NAMES = {
@@ -52,19 +58,25 @@ class Checkpoints:
     """A context manager that saves and restores the checkpoints of a run's folder.
 
     `same` are facts about the data that must match on resume, like the settings. Raises
-    ValueError, with every difference, if those of the newest checkpoint do not.
-    `reported` may differ, although it affects the results; `changes` lists how. Every
-    process must save.
+    ValueError, with every difference, if those of the newest checkpoint do not, and if
+    there are checkpoints of which none can be read. `reported` may differ, although it
+    affects the results; `changes` lists how. `damaged` lists the checkpoints that could
+    not be read, and where they are now. Every process must save.
     """
 
     def __init__(
         self, config: Config, same: Mapping[str, Any], reported: Mapping[str, Any]
     ) -> None:
         self._config, self._reported = settings(config) | dict(same), dict(reported)
+        self._out = Path(config.run.out).absolute()
+        self.changes: list[str] = []
+        # The first process looks for damage, while the others wait.
+        first = jax.process_index() == 0
+        self.damaged = gather(list(_screen(self._out)) if first else [])
         newest = policies.LatestN(config.run.checkpoints)
         best = policies.BestN(get_metric_fn=_accuracy, n=1)
         self._manager = ocp.CheckpointManager(
-            (Path(config.run.out) / _FOLDER).absolute(),
+            self._out / _FOLDER,
             options=ocp.CheckpointManagerOptions(
                 preservation_policy=policies.AnyPreservationPolicy([newest, best]),
                 # Makes orbax keep the metrics on disk, for a run that resumes.
@@ -73,9 +85,10 @@ class Checkpoints:
                 cleanup_tmp_directories=True,
             ),
         )
-        self.changes: list[str] = []
         self._closed = False
-        self._record = self._read_record()
+        self._record = self._from_newest(self._read_record)
+        if self._record:
+            self._compare(self._record)
 
     def save(
         self, state: TrainState, step: int, seconds: float, accuracy: float | None
@@ -94,6 +107,7 @@ class Checkpoints:
             "evaluated": accuracy is not None,
             "versions": versions(),
         }
+        record["digest"] = _digest(state, record)
         with self._explained():
             self._manager.save(
                 step,
@@ -109,12 +123,51 @@ class Checkpoints:
 
         Returns None if there is no checkpoint. `like` gives shapes and dtypes.
         """
-        if self._record is None:
-            return None
         abstract = jax.tree.map(lambda x: np.empty(x.shape, x.dtype), like)
         what = ocp.args.Composite(state=ocp.args.StandardRestore(abstract))
-        saved = self._manager.restore(self.newest, args=what)
-        return saved["state"], self._record
+
+        def read(step: int) -> tuple[TrainState, dict[str, Any]]:
+            record = self._read_record(step)
+            state: TrainState = self._manager.restore(step, args=what)["state"]
+            digest = record.pop("digest")
+            if (int(state.step), _digest(state, record)) != (step, digest):
+                raise ValueError("its contents differ from what was saved")
+            return state, record
+
+        found = self._from_newest(read)
+        if found:
+            self._compare(found[1])
+        return found
+
+    def _from_newest(self, read: Callable[[int], _T]) -> _T | None:
+        """Returns what `read` makes of the newest checkpoint that it can read.
+
+        Those that it cannot read in every process are moved aside.
+        """
+        while (step := self.newest) is not None:
+            problem, found = "", None
+            try:
+                found = read(step)
+            except (jax.errors.JaxRuntimeError, PeerLost):
+                raise
+            # orbax and tensorstore raise many kinds of errors for damaged files.
+            except Exception as error:
+                problem = cause(error) or type(error).__name__
+            problems = gather([problem] if problem else [])
+            if not problems:
+                return found
+            first = jax.process_index() == 0
+            self.damaged += gather(
+                [_set_aside(self._out, step, problems[0])] if first else []
+            )
+            self._manager.reload()
+        if self.damaged:
+            raise ValueError(
+                "--existing resume: no checkpoint can be read:"
+                f" {'; '.join(self.damaged)}; give --existing replace to start anew, or"
+                " another --out"
+            )
+        return None
 
     @property
     def any(self) -> bool:
@@ -136,10 +189,11 @@ class Checkpoints:
     def _explained(self) -> Iterator[None]:
         try:
             yield
-        except jax.errors.JaxRuntimeError:  # another process failed, not the disk
-            raise
         # The threads of orbax and tensorstore raise many kinds of errors.
         except Exception as error:
+            if jax.process_count() > 1 and not _of_storage(error):
+                with collective("processes saved a checkpoint"):
+                    raise
             names = os.listdir(self._manager.directory)
             left = max((int(name) for name in names if name.isdigit()), default="none")
             raise NotSaved(
@@ -148,23 +202,23 @@ class Checkpoints:
                 f" checkpoint (after update: {left})"
             ) from error
 
-    def _read_record(self) -> dict[str, Any] | None:
-        """Returns what the newest checkpoint says of its run, after comparing it."""
-        step = self.newest
-        if step is None:
-            return None
+    def _read_record(self, step: int) -> dict[str, Any]:
         what = ocp.args.Composite(run=ocp.args.JsonRestore())
         record: dict[str, Any] = self._manager.restore(step, args=what)["run"]
+        return record
+
+    def _compare(self, record: Mapping[str, Any]) -> None:
+        """Compares what a checkpoint says of its run with this one."""
         if changes := list(_differences(record["config"], self._config)):
             raise ValueError(
                 f"--existing resume: the checkpoint in --out has other settings:"
                 f" {'; '.join(changes)}; give the same ones, or another --out"
             )
-        for name, value in self._reported.items():
-            old = record["reported"].get(name, value)
-            if value != old:
-                self.changes.append(f"{name}: {value} instead of {old}")
-        return record
+        self.changes = [
+            f"{name}: {value} instead of {record['reported'][name]}"
+            for name, value in self._reported.items()
+            if value != record["reported"].get(name, value)
+        ]
 
     def close(self) -> None:
         """Waits until all processes have written their checkpoints."""
@@ -195,6 +249,54 @@ def remove(out: str | Path) -> None:
     if (folder := Path(out) / _FOLDER).is_dir():
         shutil.rmtree(folder)
     (Path(out) / LOG).unlink(missing_ok=True)
+
+
+def _screen(out: Path) -> Iterator[str]:
+    """Removes half-deleted checkpoints; sets others aside that lack one of their files.
+
+    Yields a text about each that is set aside. orbax would fail to start on them.
+    """
+    for folder in (out / _FOLDER).glob("*"):
+        if not folder.name.isdigit():
+            continue
+        if not (folder / "_CHECKPOINT_METADATA").exists():
+            shutil.rmtree(folder)  # orbax writes this file last
+            continue
+        try:
+            for name in ("metrics/metrics", "run/metadata", "state/_METADATA"):
+                json.loads((folder / name).read_bytes())
+        except (OSError, ValueError) as error:
+            yield _set_aside(out, int(folder.name), f"{name}: {error}")
+
+
+def _set_aside(out: Path, step: int, why: str) -> str:
+    """Moves a checkpoint out of those that count, and returns a text about it."""
+    target = out / _ASIDE / f"{step}"
+    while target.exists():
+        target = target.with_name(f"{target.name}_again")
+    target.parent.mkdir(exist_ok=True)
+    (out / _FOLDER / str(step)).rename(target)
+    return f"the checkpoint of update {step} is damaged ({why}); it is now {target}"
+
+
+def _of_storage(error: BaseException | None) -> bool:
+    """Whether an error, or one that it came from, is of a file or a disk."""
+    while error:
+        # tensorstore turns errors of the system into others, with their number.
+        if isinstance(error, OSError) or "os_error_code" in str(error):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
+def _digest(state: TrainState, record: Mapping[str, Any]) -> str:
+    """Returns a digest of all that a checkpoint holds."""
+    digest = hashlib.sha256(json.dumps(record, sort_keys=True).encode())
+    for path, leaf in jax.tree_util.tree_leaves_with_path(state):
+        head = f"{jax.tree_util.keystr(path)} {leaf.dtype} {leaf.shape}"
+        digest.update(head.encode())
+        digest.update(np.ascontiguousarray(leaf).data.cast("B"))
+    return digest.hexdigest()
 
 
 def _accuracy(metrics: dict[str, float | None]) -> float:

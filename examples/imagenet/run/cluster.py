@@ -9,7 +9,8 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, TypeVar, cast
 
 import jax
@@ -21,6 +22,29 @@ from ..config import Cluster
 TRY_AGAIN = 75  # exit status (EX_TEMPFAIL) if another start may succeed
 _T = TypeVar("_T")
 _MEETING = 300  # time within which all processes must start [s]
+
+
+class PeerLost(Exception):
+    """Another process died, or the network between the processes failed."""
+
+    def __init__(self, doing: str, error: Exception) -> None:
+        text = " ".join(str(error).split())[:200]
+        super().__init__(
+            f"another process died or the network failed, while {doing} ({text}); start"
+            " all processes again, with --existing resume if there are checkpoints"
+        )
+
+
+@contextmanager
+def collective(doing: str) -> Iterator[None]:
+    """Raises PeerLost for every error in what all processes do together."""
+    try:
+        yield
+    # JAX, orbax and Gloo raise many kinds of errors here.
+    except Exception as error:
+        if jax.process_count() == 1 or isinstance(error, PeerLost):
+            raise
+        raise PeerLost(doing, error) from error
 
 
 def join(cluster: Cluster) -> None:
@@ -80,10 +104,11 @@ def gather(texts: Sequence[str]) -> list[str]:
     if jax.process_count() == 1:
         return list(texts)
     raw = np.frombuffer("\0".join(texts).encode(errors="surrogateescape"), np.uint8)
-    sizes = multihost_utils.process_allgather(np.array([raw.size])).ravel()
-    padded = np.zeros(sizes.max(), np.uint8)
-    padded[: raw.size] = raw
-    rows = multihost_utils.process_allgather(padded).reshape(len(sizes), -1)
+    with collective("processes exchanged messages"):
+        sizes = multihost_utils.process_allgather(np.array([raw.size])).ravel()
+        padded = np.zeros(sizes.max(), np.uint8)
+        padded[: raw.size] = raw
+        rows = multihost_utils.process_allgather(padded).reshape(len(sizes), -1)
     return [
         text
         for row, size in zip(rows, sizes, strict=True)
@@ -108,7 +133,8 @@ class StopSignals:
         if jax.process_count() == 1:
             return self._received[0] if self._received else None
         # JAX catches SIGTERM itself, and finds a step that no process has passed yet.
-        stop = multihost_utils.reached_preemption_sync_point(step)
+        with collective("processes agreed whether to stop"):
+            stop = multihost_utils.reached_preemption_sync_point(step)
         return signal.SIGTERM if stop else None
 
     def _receive(self, signum: int, frame: object) -> None:

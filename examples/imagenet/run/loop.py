@@ -81,6 +81,7 @@ def fit(
                 versions=versions(),
                 saved_by=record["versions"],
                 changes=checkpoints.changes,
+                damaged=checkpoints.damaged,
             )
         else:
             settings = asdict(experiment.config(run, cluster=cluster))

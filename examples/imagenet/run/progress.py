@@ -32,6 +32,8 @@ def progress(
             match record["kind"]:
                 case "resume":
                     bar.reset(task, completed=record["step"])
+                    for text in record["damaged"]:
+                        console.print(text, markup=False)
                 case "step":
                     loss = f"loss {record['loss']:.3f}"
                     bar.update(task, completed=record["step"] + 1, loss=loss)
@@ -51,7 +53,7 @@ def _lines(label: str, steps: int, console: Console, lines: int) -> Show:
 
     def say(text: str) -> None:
         nonlocal said
-        console.print(f"{label}: {text}", highlight=False, soft_wrap=True)
+        console.print(f"{label}: {text}", markup=False, highlight=False, soft_wrap=True)
         said = time.monotonic()
 
     def line(record: Record) -> None:
@@ -59,7 +61,8 @@ def _lines(label: str, steps: int, console: Console, lines: int) -> Show:
         now, step = time.monotonic(), record.get("step", 0)
         match record["kind"]:
             case "resume":
-                say(f"resumed after update {step}")
+                for text in (*record["damaged"], f"resumed after update {step}"):
+                    say(text)
             case "speed":
                 speed = _speed(record)
                 first = first or (step, now)

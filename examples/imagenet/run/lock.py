@@ -1,0 +1,65 @@
+"""One owner of a run's folder at a time.
+
+The owner holds a lock of the operating system on the file `lock` in the folder. The
+system releases it when the process ends, however it ends, so a dead owner never blocks
+the folder. Over NFS the lock also holds between machines, if the server has locks.
+"""
+
+import fcntl
+import os
+import socket
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO
+
+_FILE = "lock"
+
+
+@contextmanager
+def owned(folder: Path) -> Iterator[str]:
+    """Creates the folder if need be, and owns it until the context ends.
+
+    Yields a warning if the file system has no locks, otherwise "". Raises ValueError,
+    with the owner, if another process owns the folder, and OSError if it is read-only.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    path, warning = folder / _FILE, ""
+    while True:
+        # Opened without truncation: the file describes the present owner.
+        with path.open("a+") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                file.seek(0)
+                owner = file.read() or "another process"
+                raise ValueError(
+                    f"--out: {str(folder)!r} is in use by {owner}; wait until it ends,"
+                    " stop it, or give another --out"
+                ) from None
+            except OSError as error:
+                warning = (
+                    f"--out: {str(folder)!r} cannot be locked ({error.strerror}); make"
+                    " sure that no other run uses it"
+                )
+            # Between opening and locking, an owner that ended may have deleted it.
+            if not _same(file, path):
+                continue
+            file.truncate(0)
+            since = time.strftime("%Y-%m-%d %H:%M:%S %z")
+            file.write(f"process {os.getpid()} on {socket.gethostname()} since {since}")
+            file.flush()
+            try:
+                yield warning
+            finally:
+                path.unlink(missing_ok=True)
+            return
+
+
+def _same(file: IO[str], path: Path) -> bool:
+    """Whether an open file is still the one at its path."""
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), path.stat())
+    except FileNotFoundError:
+        return False

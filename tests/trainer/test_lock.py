@@ -1,0 +1,71 @@
+"""One owner of a run's folder at a time."""
+
+import errno
+import fcntl
+import os
+import signal
+import socket
+import subprocess
+import sys
+
+import pytest
+from small_runs import ROOT
+
+from examples.imagenet.run.lock import owned
+
+OWN = """
+import sys, time
+from pathlib import Path
+from examples.imagenet.run.lock import owned
+with owned(Path(sys.argv[1])):
+    print("owned", flush=True)
+    time.sleep(60)
+"""
+
+
+@pytest.fixture
+def owner(tmp_path):
+    command = [sys.executable, "-c", OWN, str(tmp_path / "out")]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE) as process:
+        assert process.stdout.readline() == b"owned\n"
+        yield process
+        process.kill()
+
+
+def test_a_folder_in_use_is_refused_with_its_owner(tmp_path, owner):
+    who = rf"process {owner.pid} on {socket.gethostname()} since \d{{4}}-\d\d-\d\d "
+    with (
+        pytest.raises(ValueError, match=rf"--out: '.*out' is in use by {who}.*another"),
+        owned(tmp_path / "out"),
+    ):
+        pytest.fail("two owners")
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])
+def test_a_dead_owner_does_not_block(tmp_path, owner, how):
+    owner.send_signal(how)
+    owner.wait()
+    with owned(tmp_path / "out") as warning:
+        assert not warning
+    assert not list((tmp_path / "out").iterdir())  # no trace is left
+
+
+def test_within_one_process_there_is_one_owner_too(tmp_path):
+    with owned(tmp_path):
+        with (
+            pytest.raises(ValueError, match=f"process {os.getpid()} on"),
+            owned(tmp_path),
+        ):
+            pytest.fail("two owners")
+        assert (tmp_path / "lock").exists()
+
+
+def test_a_file_system_without_locks_is_warned_of(tmp_path, monkeypatch):
+    def flock(file, operation):
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    with owned(tmp_path) as warning:
+        assert warning.startswith(
+            f"--out: {str(tmp_path)!r} cannot be locked (No locks"
+        )
