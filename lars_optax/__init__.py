@@ -1,4 +1,4 @@
-"""LARS, Layer-wise Adaptive Rate Scaling, for Optax. Anything not here is private."""
+"""LARS, Layer-wise Adaptive Rate Scaling, for Optax. Other names are private."""
 
 from lars_optax import recipes as recipes
 from lars_optax._larc import larc as larc
