@@ -1,6 +1,7 @@
-"""The stacking axis and the mesh axes of each leaf.
+"""Turns the arguments `stacked_axes` and `axis_name` into one value for each leaf.
 
-The functions here turn `stacked_axes` and `axis_name` into one value for each leaf.
+The stacking axis of a leaf is the axis along which it stacks several layers. Its mesh
+axes are the axes of the device mesh over which it is sharded.
 """
 
 from typing import Any, NamedTuple
@@ -19,10 +20,12 @@ from lars_optax._tree import (
 
 
 def resolve_stacked_axes(stacked_axes: Any, params: Any) -> list[int | None]:
-    """Returns the stacking axis of each leaf, or None if the leaf is a single layer.
+    """Returns the axis along which each leaf stacks layers, or None for a single layer.
 
-    Raises ValueError if an axis is not an int, if a leaf does not have it, or if one
-    int for all leaves finds axes of different lengths.
+    `stacked_axes` has one of the forms that `scale_by_lars` describes.
+
+    Raises ValueError if an axis is not an int, if a leaf does not have its axis, or if
+    `stacked_axes` is one int and the leaves have different lengths along this axis.
     """
     stacked_axes = call_if_function(stacked_axes, params)
     paths, leaves, _ = flatten(params)
@@ -39,9 +42,9 @@ def resolve_stacked_axes(stacked_axes: Any, params: Any) -> list[int | None]:
         if len(lengths) > 1:
             found = ", ".join(f"{n} at {quote(path)}" for n, path in lengths.items())
             raise ValueError(
-                f"stacked_axes={stacked_axes} must have the same length in every leaf, "
-                f"but the lengths are {found}. Pass a tree of axes with None for each "
-                "leaf that is a single layer."
+                f"stacked_axes={stacked_axes} needs leaves of equal length along axis "
+                f"{stacked_axes}, but the lengths are {found}. Pass a tree of axes "
+                "with None for each leaf that is a single layer."
             )
     return axes
 
@@ -66,7 +69,7 @@ def _stacking_axis(path: Path, leaf: Any, axis: Any) -> int | None:
 
 
 class AxisNames(NamedTuple):
-    """The mesh axes over which a leaf is sharded."""
+    """The names of the mesh axes over which a leaf is sharded."""
 
     summed: tuple[str, ...] = ()  # shard the inside of a layer: norms are summed
     stacking: tuple[str, ...] = ()  # shard the stacking axis: norms are not summed
@@ -84,7 +87,9 @@ def resolve_axis_names(
 ) -> list[AxisNames]:
     """Returns the mesh axes over which each leaf of `flatten(params)` is sharded.
 
-    If a `PartitionSpec` shards the stacking axis, each device has different layers.
+    `stacked` has the axis along which each leaf stacks layers, or None. If a
+    `PartitionSpec` shards this axis, each device has different layers. Their norms are
+    not summed over the devices.
 
     Raises ValueError if `axis_name` has another form than `scale_by_lars` describes, or
     if a `PartitionSpec` does not fit its leaf.
@@ -94,7 +99,8 @@ def resolve_axis_names(
     if _is_names(axis_name):
         if stacked and not axis_name:
             raise ValueError(
-                "axis_name is empty; None means that no parameter is sharded."
+                "axis_name is an empty tuple. Pass the names of the mesh axes over "
+                "which the parameters are sharded, or None if they are not sharded."
             )
         names = (axis_name,) if isinstance(axis_name, str) else axis_name
         return [AxisNames(names)] * len(stacked)
@@ -104,7 +110,8 @@ def resolve_axis_names(
         and all(isinstance(x, str) for x in axis_name)
     ):
         raise ValueError(
-            f"axis_name must be a tuple of names, got the list {axis_name!r}."
+            f"axis_name must be a tuple of names, got the list {axis_name!r}. Pass "
+            f"{tuple(axis_name)!r}."
         )
     specs = _specs(axis_name, params)
     paths, leaves, _ = flatten(params)
@@ -115,10 +122,11 @@ def resolve_axis_names(
 
 
 def shapes_for_roles(axis_name: Any, params: Any) -> list[tuple[int, ...]]:
-    """Returns the shape of each leaf, with 2 for length 1 where an axis may be sharded.
+    """Returns the shapes by which a mask decides whether each leaf is a weight.
 
-    Inside `shard_map`, an axis of one device's shard can have length 1 although that
-    axis of the whole leaf is longer. If `axis_name` holds only names, every axis may be
+    These are the shapes of the leaves, except that an axis of length 1 that may be
+    sharded gets length 2. Inside `shard_map`, such an axis of one device's shard can be
+    longer in the whole leaf. If `axis_name` holds only names, every axis may be
     sharded.
     """
     shapes = [np.shape(leaf) for leaf in flatten(params)[1]]

@@ -1,6 +1,7 @@
-"""The values of each layer over the records of a history.
+"""Collects the values of each layer over the steps of a run, for a plot.
 
-A record is a tree that `layer_stats` returned, or an optimizer's state.
+A history is a list of records, one for each step. A record is the tree that
+`layer_stats` returned, or the state of an optimizer with `keep_layer_stats=True`.
 """
 
 import re
@@ -30,12 +31,13 @@ class Line(NamedTuple):
 
 
 def records(history: Any) -> tuple[list[Any], list[Any]]:
-    """Returns the tree of statistics of each record, and the step counts of its states.
+    """Returns the statistics of each record, and the update counts of its states.
 
-    A record that is a tree has no step count.
+    A record is the tree that `layer_stats` returned, or an optimizer's state. Only a
+    state has an update count, so the second list may be shorter than the first.
 
-    Raises ValueError if `history` is not a list, is empty, or has a record with several
-    states.
+    Raises ValueError if `history` is not a list, is empty, or has a record with the
+    states of several optimizers.
     """
     if not isinstance(history, Sequence) or hasattr(history, "_fields"):
         raise ValueError(
@@ -67,10 +69,12 @@ def _is_state(x: Any) -> bool:
 
 
 def _leaves(tree: Any, i: int, quantity: str) -> dict[Path, Any]:
-    """Returns the values of the quantity for each path, or None if there are none.
+    """Returns the values of `quantity` at each path of record number `i`.
 
-    Raises ValueError with the index `i` of the record if a leaf is not a `LayerStats`,
-    or if the record holds tracers.
+    The value is None at a path without statistics. `quantity` is a field of
+    `LayerStats`, or "norm_ratio" for ‖w‖/‖g‖.
+
+    Raises ValueError if a leaf is not a `LayerStats`, or if the record holds tracers.
     """
     paths, leaves, _ = flatten(tree, lambda x: is_empty(x) or isinstance(x, LayerStats))
     for path, leaf in zip(paths, leaves, strict=True):
@@ -97,7 +101,8 @@ def _leaves(tree: Any, i: int, quantity: str) -> dict[Path, Any]:
 def _positive_values(arrays: list[Any] | None) -> np.ndarray | None:
     """Returns the first array, divided by the second one if there are two.
 
-    Values that a log axis cannot show are NaN. `arrays` of None returns None.
+    Values that are not finite and positive become NaN, because a log axis cannot show
+    them. Returns None if `arrays` is None.
     """
     if arrays is None:
         return None
@@ -109,12 +114,13 @@ def _positive_values(arrays: list[Any] | None) -> np.ndarray | None:
 
 
 def series_of(trees: Sequence[Any], quantity: str) -> dict[str, np.ndarray]:
-    """Returns the values of each layer over the records.
+    """Returns an array for each layer, with its value of `quantity` in each tree.
 
-    Values that a log axis cannot show are NaN.
+    Each key is the name of a layer. Values that are not finite and positive become NaN,
+    because a log axis cannot show them.
 
-    Raises ValueError if the trees differ, if the number of stacked layers differs, or
-    if there are no statistics.
+    Raises ValueError if the trees have different paths, if a leaf does not have the
+    same number of stacked layers in all trees, or if there are no statistics.
     """
     tables = [_leaves(tree, i, quantity) for i, tree in enumerate(trees)]
     for i, table in enumerate(tables):
@@ -146,10 +152,9 @@ def series_of(trees: Sequence[Any], quantity: str) -> dict[str, np.ndarray]:
 
 
 def _in_order(paths: Iterable[Path]) -> list[Path]:
-    """Returns the paths in the order of the tree.
+    """Returns the paths in their given order, or sorted if that order is alphabetical.
 
-    If that order is alphabetical, numbers are sorted by value, so that 2 stands before
-    10.
+    They are sorted with numbers by value, so that layer2 stands before layer10.
     """
     parts = {path: path_string(path).split("/") for path in paths}
     if list(parts.values()) != sorted(parts.values()):
@@ -163,7 +168,11 @@ def _in_order(paths: Iterable[Path]) -> list[Path]:
 
 
 def merge_equal(series: dict[str, np.ndarray]) -> list[Line]:
-    """Returns one line for each group of layers with equal values."""
+    """Returns one line for each group of layers with equal values.
+
+    `series` has the values of each layer by its name. The label of a line is the name
+    of the first layer, followed by the number of further layers.
+    """
     names = list(series)
     equal: dict[bytes, list[int]] = {}
     for i, values in enumerate(series.values()):

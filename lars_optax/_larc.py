@@ -39,27 +39,31 @@ def larc(
         w ← w − γa
 
     where γ is `learning_rate`, η is `trust_coefficient`, β is `weight_decay`, ε is
-    `eps` and μ is `momentum`. So each layer learns at the rate min(λ, γ), and γ has the
-    size of SGD's learning rate. If λ ≥ γ in every layer, this is SGD with momentum and
-    weight decay. The documentation of `scale_by_lars` describes the masks.
+    `eps` and μ is `momentum`. So the learning rate of a layer is min(λ, γ), and a
+    learning rate for SGD is a good first value of γ. If λ ≥ γ in every layer, this is
+    SGD with momentum and weight decay. The documentation of `scale_by_lars` describes
+    the masks.
 
     The defaults of η and ε are those of LARC in NVIDIA apex. The two optimizers differ
     in three ways:
 
     1. On leaves outside `trust_ratio_mask`, f is `fallback_ratio` here. By default
-       these are biases and norm parameters. apex computes f for every parameter.
+       these are biases and norm parameters, which are those of normalisation layers.
+       apex computes f for every parameter.
     2. Where a norm is zero, f is `fallback_ratio` and weight decay is applied here.
        apex uses the plain gradient there, without weight decay.
-    3. γ may be a schedule here, also one that starts at 0.
+    3. γ may be a schedule here. The schedule may start at 0.
 
     Args:
       learning_rate: The learning rate γ, a number of at least 0 or a schedule.
       weight_decay: The weight decay β, a number of at least 0 or a schedule. 0 disables
         weight decay.
-      weight_decay_mask: The leaves that get weight decay. True selects all leaves.
+      weight_decay_mask: The leaves that get weight decay. The default excludes biases
+        and norm parameters. True selects all leaves.
       trust_coefficient: The trust coefficient η, a number above 0.
       eps: The term ε in the denominator, a number of at least 0. 0 leaves it out.
-      trust_ratio_mask: The leaves for which f is computed. True selects all leaves.
+      trust_ratio_mask: The leaves for which f is computed. The default excludes biases
+        and norm parameters. True selects all leaves.
       momentum: The momentum μ, a number of at least 0 and below 1. None or 0 disables
         momentum.
       nesterov: Whether to use Nesterov momentum.
@@ -82,7 +86,8 @@ def larc(
       parameter.
 
     Raises:
-      ValueError: Under the conditions of `lars`.
+      ValueError: If an argument is invalid or does not fit the parameters. The
+        conditions are those of `lars`.
 
     Example:
       >>> import jax.numpy as jnp

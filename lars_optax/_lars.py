@@ -26,7 +26,7 @@ def scale_by_lars(
     axis_name: Any = None,
     keep_layer_stats: bool = False,
 ) -> optax.GradientTransformationExtraArgs:
-    """Add weight decay to each gradient and scale each layer by its trust ratio.
+    """Add weight decay to each layer's gradient and scale it by the trust ratio.
 
     Each leaf of the parameters is a layer with weights w and a gradient g. The trust
     ratio λ of a layer and its update are
@@ -77,23 +77,23 @@ def scale_by_lars(
         1. In this project's study a ratio of 1 failed at learning rates at which 0.02
         trained. See "The default of fallback_ratio" in docs/study.md.
       max_ratio: An upper bound of λ, a number above 0. None sets no bound.
-        `fallback_ratio` is not bounded.
+        It does not bound `fallback_ratio`.
       stacked_axes: The axis along which a leaf stacks several layers, as the leaves of
         `nn.scan` and of vmapped ensembles do. Each slice then has its own λ. An int
         holds for all leaves. A prefix tree of ints has None for each leaf that is a
-        single layer. A function from the parameters to such a tree is allowed too. None
-        means that every leaf is a single layer.
+        single layer. A function from the parameters to such a tree is allowed too. The
+        default None means that every leaf is a single layer.
       axis_name: The mesh axes over which parameters are sharded inside `shard_map` or
         `pmap`. Norms are summed over these axes. A name or a tuple of names holds for
-        every leaf. A prefix tree of `PartitionSpec` gives each leaf its own axes. It is
-        needed where the axis of stacked layers is itself sharded. Leave it None under
-        `jit` and where parameters are replicated.
+        every leaf. A prefix tree of `PartitionSpec` gives each leaf its own axes. Pass
+        such a tree if an axis of stacked layers is itself sharded. Leave `axis_name`
+        None under `jit` and where parameters are replicated.
       keep_layer_stats: Whether the state keeps the `LayerStats` of each layer, which
         are ‖w‖, ‖g‖ and the trust ratio that the update used. Read them with
         `optax.tree.get(state, "layer_stats")`. They are 0 before the first update. A
         leaf without a gradient keeps its last statistics. ‖g‖ is the norm of the
-        gradient that reaches this transform, for example after clipping. Call `init`
-        outside of `shard_map` if that splits the axis of stacked layers.
+        gradient that reaches this transform, for example after clipping. If `shard_map`
+        shards an axis of stacked layers, call `init` outside of it.
 
     Returns:
       A transformation whose `update` needs `params`. Each update has the dtype of its
@@ -125,7 +125,8 @@ def scale_by_lars(
       >>> params = {"kernel": jnp.full((2, 2), 3.0), "bias": jnp.ones(2)}
       >>> grads = {"kernel": jnp.full((2, 2), 8.0), "bias": jnp.full(2, 0.1)}
       >>> updates, _ = tx.update(grads, tx.init(params), params)
-      >>> print(updates["kernel"][0], updates["bias"])  # of norm γη‖w‖; -0.02 γg
+      >>> # The kernel's update has the norm γη‖w‖. The bias's update is −0.02 γg.
+      >>> print(updates["kernel"][0], updates["bias"])
       [-0.03 -0.03] [-0.02 -0.02]
 
     References:
@@ -187,9 +188,10 @@ def lars(
     five ways:
 
     1. By default, biases and norm parameters have no weight decay and no trust ratio
-       here. Their learning rate is γ · `fallback_ratio`. `optax.lars` decays and adapts
-       them. A bias that starts at zero then has the learning rate γ in its first step.
-       After that its learning rate is proportional to its norm.
+       here. Norm parameters are those of normalisation layers. The learning rate of
+       both is γ · `fallback_ratio`. `optax.lars` gives them weight decay and a trust
+       ratio. There a bias that starts at zero has the learning rate γ in its first
+       step. After that its learning rate is proportional to its norm.
     2. Where a norm is zero, λ is `fallback_ratio` here, which is 0.02 by default. In
        `optax.lars` λ is 1 there.
     3. The denominator is the paper's here. Optax's is denominator="joint". With that,
@@ -207,10 +209,12 @@ def lars(
       learning_rate: The learning rate γ, a number of at least 0 or a schedule.
       weight_decay: The weight decay β, a number of at least 0 or a schedule. 0 disables
         weight decay.
-      weight_decay_mask: The leaves that get weight decay. True selects all leaves.
+      weight_decay_mask: The leaves that get weight decay. The default excludes biases
+        and norm parameters. True selects all leaves.
       trust_coefficient: The trust coefficient η, a number above 0.
       eps: The term ε in the denominator, a number of at least 0. 0 leaves it out.
-      trust_ratio_mask: The leaves that get a trust ratio. True selects all leaves.
+      trust_ratio_mask: The leaves that get a trust ratio. The default excludes biases
+        and norm parameters. True selects all leaves.
       momentum: The momentum μ, a number of at least 0 and below 1. None or 0 disables
         momentum.
       nesterov: Whether to use Nesterov momentum.
@@ -234,9 +238,11 @@ def lars(
       other.
 
     Raises:
-      ValueError: Under the conditions of `scale_by_lars`, if γ or μ is out of range, or
-        if `accumulator_dtype` is not a floating-point dtype. `init` raises it if
-        `accumulator_dtype` is real and a parameter is complex.
+      ValueError: If an argument is out of range, or if `accumulator_dtype` is not a
+        floating-point dtype. `init` and `update` raise it if a mask, `stacked_axes` or
+        `axis_name` does not fit the parameters, or if a default mask selects no leaf.
+        `init` raises it if `accumulator_dtype` is real and a parameter is complex. The
+        other conditions are those of `scale_by_lars`.
 
     Example:
       >>> import jax, jax.numpy as jnp, optax

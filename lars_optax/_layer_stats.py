@@ -1,4 +1,4 @@
-"""The norms and the trust ratio of each layer, as in the paper's Table 4.
+"""The norms and the trust ratio of each layer, as in Table 4 of the LARS paper.
 
 `layer_stats` computes them. An optimizer with `keep_layer_stats=True` keeps them in its
 state.
@@ -47,15 +47,16 @@ def layer_stats(
 ) -> Any:
     """Returns the norms and the trust ratio of each layer, as `scale_by_lars` has them.
 
-    The norms are ‖w‖ of a layer's weights w and ‖g‖ of its gradient g. Pass the
-    arguments that you give to `scale_by_lars`. If `weight_decay` is a schedule, pass
-    its current value. An optimizer with `keep_layer_stats=True` keeps the same
-    statistics in its state and needs no second set of arguments.
+    The norms are ‖w‖ of a layer's weights w and ‖g‖ of its gradient g. The trust ratio
+    is the factor by which `scale_by_lars` multiplies g + βw, where β is the weight
+    decay. Pass the arguments that you give to `scale_by_lars`. If the weight decay is a
+    schedule, pass its current value. An optimizer with `keep_layer_stats=True` keeps
+    the same statistics in its state and needs no second set of arguments.
 
-    In one jitted function with the optimizer's update on the same gradients, the
-    statistics of adapted layers cost no further pass over memory, because XLA shares
-    the reductions. With denominator="joint" and weight decay, ‖g‖ takes one further
-    reduction.
+    Call this function in the jitted function that updates the parameters with the same
+    gradients. The statistics of layers with a trust ratio then cost no further pass
+    over memory, because XLA shares the reductions. With denominator="joint" and weight
+    decay, ‖g‖ takes one further reduction.
 
     Args:
       grads: The gradients, a tree like `params`. A leaf may be None.
@@ -80,8 +81,8 @@ def layer_stats(
       None.
 
     Raises:
-      ValueError: If `weight_decay` is a schedule, and under the conditions of
-        `scale_by_lars`.
+      ValueError: If `weight_decay` is a schedule, if an argument is out of range, or if
+        an argument does not fit the parameters, as in `scale_by_lars`.
 
     Example:
       >>> import jax.numpy as jnp
@@ -122,9 +123,10 @@ def layer_stats(
 def stats_tree(
     grads: optax.Updates, layers: list[Layer], ratios: list[jax.Array]
 ) -> Any:
-    """Returns a tree like `grads` with the `LayerStats` of each layer.
+    """Returns a tree like `grads` with the norms and the trust ratio of each layer.
 
-    A leaf is None if `grads` has None there.
+    Each leaf is a `LayerStats`, or None if the gradient is None. `layers` and `ratios`
+    have one entry for each gradient that is not None.
     """
     arrays = [x.param for x in layers] + [x.grad for x in layers]
     norms = norms_of(arrays, layers + layers)
@@ -140,7 +142,10 @@ def stats_tree(
 def newest_stats(
     old: Any, grads: optax.Updates, layers: list[Layer], ratios: list[jax.Array]
 ) -> Any:
-    """Returns `stats_tree`, with `old` statistics for leaves without a gradient."""
+    """Returns the statistics of each layer for these gradients.
+
+    A leaf whose gradient is None keeps its statistics of the tree `old`.
+    """
     return jax.tree.map(
         lambda before, now: before if now is None else now,
         old,
@@ -150,7 +155,10 @@ def newest_stats(
 
 
 def zero_stats(settings: Settings, params: optax.Params) -> Any:
-    """Returns statistics of 0 with the shapes and dtypes of those of `params`."""
+    """Returns the statistics that a state has before the first update, which are 0.
+
+    Their shapes and dtypes are those of later statistics of the same parameters.
+    """
     stacked = resolve_stacked_axes(settings.stacked_axes, params)
 
     def zeros(param: Any, axis: int | None) -> Any:

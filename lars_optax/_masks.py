@@ -1,8 +1,8 @@
-"""Masks by role, by path and as a tree.
+"""Masks, which select leaves of the parameters by role, by path or as a tree.
 
-True in a mask means applied, as in every Optax mask. A mask is True, a tree of bool, a
+True in a mask selects a leaf, as in every Optax mask. A mask is True, a tree of bool, a
 prefix of such a tree, a function from the parameters to one of these, or the name
-"exclude_bias_and_norm".
+"exclude_bias_and_norm". The role of a leaf is weight, bias or norm parameter.
 """
 
 import numbers
@@ -41,10 +41,11 @@ _STATIC_ARGS = (
 def exclude_bias_and_norm(params: optax.Params, *, stacked_axes: Any = None) -> Any:
     """Returns a mask that is True for weights and False for biases and norm parameters.
 
-    The last part of a leaf's path is its name, and the part before it is the name of
-    its module. Slashes, dots and the entries of a tuple key separate the parts of a
-    path. Underscores, digits and capitals separate the words of a name. The role of a
-    leaf is decided by the first of these rules that applies:
+    Norm parameters are the parameters of normalisation layers. The last part of a
+    leaf's path is its name, and the part before it is the name of its module. Slashes,
+    dots and the entries of a tuple key separate the parts of a path. Underscores,
+    digits and capitals separate the words of a name. The role of a leaf is decided by
+    the first of these rules that applies:
 
     - A leaf named `b`, or with the word bias or biases in its name, is a bias.
     - A leaf named `scale`, `offset`, `gamma` or `beta` is a norm parameter. So is a
@@ -78,8 +79,8 @@ def exclude_bias_and_norm(params: optax.Params, *, stacked_axes: Any = None) -> 
     shortens an axis to length 1, call it outside of `shard_map` and pass the tree that
     it returns. If the optimizer gets the mask by its name, it counts each axis that may
     be sharded as longer than 1. A tree of `PartitionSpec` as `axis_name` tells which
-    axes are sharded. With a name as `axis_name`, each axis may be sharded. A leaf that
-    falls to the last rule is then a weight if its rank is at least 2.
+    axes are sharded. With a name as `axis_name`, each axis may be sharded. The last
+    rule then selects a leaf if its rank is at least 2.
 
     Args:
       params: A tree of arrays, or of other objects with a shape.
@@ -93,8 +94,9 @@ def exclude_bias_and_norm(params: optax.Params, *, stacked_axes: Any = None) -> 
       A tree of bool like `params`. None and MaskedNode stay unchanged.
 
     Raises:
-      ValueError: If `params` is a step count, as under `optax.inject_hyperparams`, or
-        if `stacked_axes` does not fit the parameters.
+      ValueError: If `params` is a step count, which `optax.inject_hyperparams` passes
+        to a function that is not in its `static_args`. Also if `stacked_axes` does not
+        fit the parameters.
 
     Example:
       >>> import jax.numpy as jnp
@@ -149,9 +151,9 @@ def match_paths(*patterns: str, invert: bool = False) -> Callable[[Any], Any]:
             if not any(map(pattern.search, known)):
                 raise ValueError(
                     f"match_paths: the pattern {pattern.pattern!r} matches no path of "
-                    f"the tree. Its paths begin: {', '.join(map(repr, known[:8]))}. "
-                    "In optax.partition and optax.masked only the paths of one group "
-                    "are visible."
+                    f"the tree. The first paths are {', '.join(map(repr, known[:8]))}. "
+                    "Correct or remove the pattern. In optax.partition and "
+                    "optax.masked only the paths of one group are visible."
                 )
         return structure.unflatten(
             x
@@ -175,17 +177,20 @@ def _compile(pattern: str) -> re.Pattern[str]:
 
 
 def check_mask(mask: Mask, argument: str) -> None:
-    """Raises ValueError if the mask is None, False, a number or an unknown name."""
+    """Raises ValueError if `mask` is None, False, a number or an unknown name.
+
+    `argument` is the name of the argument, for the message.
+    """
     if mask is None or (_is_bool(mask) and not mask):
         raise ValueError(
-            f"{argument} is {mask}. To select no leaf, pass a tree of False: "
-            "lambda params: jax.tree.map(lambda _: False, params). If you passed a "
-            f"function: {_STATIC_ARGS}."
+            f"{argument} is {mask}, which is not a mask. To select no leaf, pass a "
+            "tree of False: lambda params: jax.tree.map(lambda _: False, params). If "
+            f"you passed a function: {_STATIC_ARGS}."
         )
     if isinstance(mask, numbers.Number) and not isinstance(mask, bool | np.bool_):
         raise ValueError(
-            f"{argument} must be a mask, got the number {mask!r}; to select every leaf "
-            "pass True."
+            f"{argument} must be a mask, got the number {mask!r}. To select every "
+            "leaf, pass True."
         )
     if isinstance(mask, str) and mask != BY_ROLE:
         raise ValueError(
@@ -201,11 +206,14 @@ def resolve_mask(
     stacked: list[int | None],
     shapes: list[tuple[int, ...]] | None = None,
 ) -> list[bool]:
-    """Returns one bool for each leaf of `flatten(params)`, False for an empty leaf.
+    """Returns for each leaf of `flatten(params)` whether the mask selects it.
 
-    The mask by role uses `shapes`. None takes the shapes of the leaves.
+    The value is False for None and MaskedNode. A mask given by its name decides by
+    `shapes` if they are given, and otherwise by the shapes of the leaves. `stacked` has
+    the axis along which each leaf stacks layers, or None.
 
-    Raises ValueError if the mask is invalid or does not fit the parameters.
+    Raises ValueError with the name `argument` if the mask is invalid or does not fit
+    the parameters.
     """
     check_mask(mask, argument)
     paths, leaves, _ = flatten(params)
@@ -215,7 +223,8 @@ def resolve_mask(
     for path, leaf, value in zip(paths, leaves, values, strict=True):
         if not is_empty(leaf) and not _is_bool(value):
             raise ValueError(
-                f"{argument} must be a tree of bool, got {value!r} for {quote(path)}."
+                f"{argument} must be a tree of bool, got {value!r} for {quote(path)}. "
+                "Pass True or False there."
             )
     return [
         not is_empty(leaf) and bool(value)
@@ -229,6 +238,7 @@ def refuse_empty_default(
     """Raises ValueError if a mask given by its name selects no leaf.
 
     This happens if the parameters were flattened to one vector, or if all are biases.
+    `chosen` has one bool for each leaf, which tells whether the mask selects it.
     """
     if isinstance(mask, str) and not any(chosen):
         paths, leaves, _ = flatten(params)

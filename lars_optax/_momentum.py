@@ -1,4 +1,4 @@
-"""The last transforms of the chain: momentum, and the dtypes of buffer and updates."""
+"""Momentum with a chosen dtype of its buffer, and updates in the parameters' dtype."""
 
 from typing import Any
 
@@ -13,13 +13,14 @@ from lars_optax._validate import is_zero
 def wide_momentum(
     momentum: Any, nesterov: Any, accumulator_dtype: Any
 ) -> optax.GradientTransformation:
-    """Returns momentum that adds in the dtype of its input, or identity if it is 0.
+    """Returns a transform that applies momentum.
 
-    Momentum of None counts as 0. The buffer has `accumulator_dtype`, or the dtype of
-    each parameter if that is None.
+    Sums are computed in the dtype of the updates. The buffer has `accumulator_dtype`,
+    or the dtype of each parameter if that is None. If the momentum is None or 0, the
+    transform changes nothing and has no buffer.
 
-    Raises ValueError if `accumulator_dtype` is invalid. `init` raises ValueError if it
-    is real and a parameter is complex.
+    Raises ValueError if `accumulator_dtype` is not a floating-point dtype. The `init`
+    of the transform raises ValueError if this dtype is real and a parameter is complex.
     """
     dtype = _check_dtype(accumulator_dtype)
     if momentum is None or is_zero(momentum):
@@ -60,7 +61,7 @@ def wide_momentum(
 def in_dtype_of_params(
     inner: optax.GradientTransformation,
 ) -> optax.GradientTransformationExtraArgs:
-    """Returns `inner` with each update cast to the dtype of its parameter."""
+    """Returns the transform `inner` with updates cast to the parameters' dtypes."""
     inner = optax.with_extra_args_support(inner)
 
     def cast(x: Any, y: Any) -> Any:
@@ -77,9 +78,9 @@ def in_dtype_of_params(
 
 
 def _check_dtype(accumulator_dtype: Any) -> Any:
-    """Returns the floating-point or complex dtype, or None if none was given.
+    """Returns `accumulator_dtype` as a dtype, or None if it is None.
 
-    Raises ValueError for any other dtype.
+    Raises ValueError if it is not a floating-point or complex dtype.
     """
     if accumulator_dtype is None:
         return None

@@ -19,12 +19,18 @@ from lars_optax._axes import AxisNames
 
 
 def norm_dtype(dtype: Any) -> Any:
-    """Returns the dtype in which norms of `dtype` are computed, at least float32."""
+    """Returns the dtype in which norms of arrays of `dtype` are computed.
+
+    It is `dtype`, or float32 if `dtype` has fewer than 32 bits.
+    """
     return dtype if jnp.finfo(dtype).bits >= 32 else jnp.dtype(jnp.float32)
 
 
 def sum_of_squares(x: jax.Array, stacked: int | None = None) -> jax.Array:
-    """Returns Σ|x|² over all axes except the stacking axis, in at least float32."""
+    """Returns the sum of |x|² over all axes except `stacked`, in at least float32.
+
+    `stacked` is the axis along which the array stacks layers. None sums over all axes.
+    """
     if norm_dtype(x.dtype) != x.dtype:
         # Without the barrier XLA shares one widened copy between the norm and the
         # update. It writes that copy to memory, which is several times slower on a CPU
@@ -37,7 +43,7 @@ def sum_of_squares(x: jax.Array, stacked: int | None = None) -> jax.Array:
 
 
 def safe_sqrt(squares: jax.Array) -> jax.Array:
-    """Returns the square root with a derivative of 0 at 0 instead of infinity."""
+    """Returns the square root, with a derivative of 0 at 0 in place of infinity."""
     is_zero = squares == 0
     return jnp.where(is_zero, 0, jnp.sqrt(jnp.where(is_zero, 1, squares)))
 
@@ -47,9 +53,13 @@ def layer_norms(
     stacked: list[int | None],
     axis_names: list[AxisNames],
 ) -> list[jax.Array]:
-    """Returns ‖x‖ of each array, as a scalar or as a vector over its stacked layers.
+    """Returns the norm of each array, or the norms of the layers that it stacks.
 
-    Raises ValueError if a name in `axis_names` is not bound by `shard_map` or `pmap`.
+    `stacked` has the axis along which each array stacks layers. At None the norm is a
+    scalar, and otherwise a vector. `axis_names` has the mesh axes over which each array
+    is sharded.
+
+    Raises ValueError if no `shard_map` or `pmap` has a mesh axis of this name.
     """
     squares = [sum_of_squares(x, axis) for x, axis in zip(arrays, stacked, strict=True)]
     groups: dict[Any, list[int]] = {}
@@ -71,16 +81,18 @@ def _check_bound(names: tuple[str, ...]) -> None:
         jax.lax.psum(1, names)  # the psum of a constant sends nothing
     except NameError as error:
         raise ValueError(
-            f"axis_name has {', '.join(map(repr, names))}, but: {error}. Inside "
-            "shard_map or pmap pass the names of their axes. Elsewhere, under jit too, "
-            "leave axis_name None."
+            f"axis_name has {', '.join(map(repr, names))}, but no shard_map or pmap "
+            f"around this call has such an axis ({error}). Inside shard_map or pmap "
+            "pass the names of their axes. Elsewhere, under jit too, leave axis_name "
+            "None."
         ) from error
 
 
 def expand_to_leaf(value: jax.Array, leaf: jax.Array, stacked: int | None) -> jax.Array:
     """Returns `value` in a shape that broadcasts against `leaf`.
 
-    `value` is a scalar, or a vector over the stacked layers of the leaf.
+    `value` is a scalar, or a vector with one entry for each layer that the leaf stacks
+    along the axis `stacked`.
     """
     if not value.ndim:
         return value

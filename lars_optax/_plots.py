@@ -33,7 +33,7 @@ _QUANTITIES = {
 
 
 def line_style(i: int) -> dict[str, Any]:
-    """Returns the colour, the dash and the marker of line `i`, for `Axes.plot`."""
+    """Returns the colour, the dash and the marker of line `i`, as `Axes.plot` args."""
     return {
         "color": _COLOURS[i % len(_COLOURS)],
         "linestyle": _DASHES[i % len(_DASHES)],
@@ -57,8 +57,9 @@ def plot_layer_stats(
     for the first layer to light for the last. A line has a gap where a log axis cannot
     show its value: at 0, NaN and infinity, and where the gradient is None.
 
-    The function needs matplotlib. If `ax` is given, it draws on these Axes and nothing
-    else. Otherwise `matplotlib.pyplot` makes a new figure, which a notebook shows.
+    The function needs matplotlib. If `ax` is given, it draws on these Axes and does not
+    make a figure. Otherwise `matplotlib.pyplot` makes a new figure, which a notebook
+    shows.
 
     Args:
       history: A list of records, one for each step. A record is the tree that
@@ -66,8 +67,9 @@ def plot_layer_stats(
         `keep_layer_stats=True`. If a `lax.scan` over steps stacked the statistics, make
         the list with `[jax.tree.map(lambda x: x[t], stats) for t in range(steps)]`. If
         a later step donates the state, copy it with `jax.device_get`.
-      steps: The step of each record, a list of numbers. None takes the numbers of
-        updates that the states have counted, or 0, 1, 2 and so on for trees.
+      steps: The step of each record, a list of numbers. If it is None, an optimizer's
+        state has the number of updates that it has counted, and trees have the numbers
+        0, 1, 2 and so on.
       quantity: "trust_ratio", "param_norm" for ‖w‖, "grad_norm" for ‖g‖, or
         "norm_ratio" for ‖w‖/‖g‖. Here w are the weights of a layer and g is its
         gradient.
@@ -129,9 +131,12 @@ def plot_layer_stats(
 
 
 def _positions(steps: Any, counts: list[Any], n: int) -> tuple[np.ndarray, str]:
-    """Returns the position of each record on the axis, and the label of the axis.
+    """Returns the x position of each of `n` records, and the label of the x axis.
 
-    Raises ValueError if `steps` is not a list of `n` numbers.
+    The positions are `steps`. If that is None, they are `counts`, the update counts of
+    the records. If not every record has one, they are 0 to n − 1.
+
+    Raises ValueError if `steps` is not None and not a list of `n` numbers.
     """
     if steps is None:
         if len(counts) < n:
@@ -169,9 +174,9 @@ def _new_axes(at: np.ndarray, labels: Sequence[str]) -> "Axes":
 
 
 def _draw(ax: "Axes", at: np.ndarray, lines: list[Line], few: bool) -> list[Any]:
-    """Draws all lines and returns those that the legend names.
+    """Draws all lines at the x positions `at` and returns those that the legend names.
 
-    `few` gives each layer its own style, whatever the quantity is.
+    If `few` is True, a layer has the same style in the plots of all quantities.
     """
     from matplotlib import colormaps
 
@@ -199,9 +204,10 @@ def _draw(ax: "Axes", at: np.ndarray, lines: list[Line], few: bool) -> list[Any]
 
 
 def _marks(values: np.ndarray, i: int) -> tuple[np.ndarray, np.ndarray]:
-    """Returns where line `i` has markers, and where it has points between two gaps.
+    """Returns where line `i` has markers, and where a point stands between two gaps.
 
-    The markers of neighbouring lines are shifted against each other.
+    Both are bool arrays with one entry for each value. A point between two gaps is
+    visible only with a marker. The markers of neighbouring lines are at other steps.
     """
     every = max(1, len(values) // _MARKERS_PER_LINE)
     seen = np.pad(np.isfinite(values), 1)

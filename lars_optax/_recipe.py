@@ -1,4 +1,4 @@
-"""Recipes: the hyperparameters of a published run, its schedule and its optimizer."""
+"""A recipe has the hyperparameters of a published run and builds its optimizer."""
 
 import dataclasses
 import re
@@ -155,7 +155,10 @@ class Recipe:
         return dataclasses.replace(new, notes=f"{notes} {new._rate_note()}".strip())
 
     def _rate_note(self) -> str:
-        """Returns a note in the form of `_RATE_NOTE`, or "" if none is needed."""
+        """Returns a note that the learning rate belongs to another batch size.
+
+        The pattern `_RATE_NOTE` matches this note. It is "" if none is needed.
+        """
         if self.rate_batch_size is None or self.learning_rate is None:
             return ""
         return (
@@ -209,9 +212,9 @@ class Recipe:
         if gaps := [name for name in self.missing() if name in names]:
             known = [f"{gap}: {self.hints[gap]}" for gap in gaps if gap in self.hints]
             raise ValueError(
-                f"{self.name}: {self.source} does not state {', '.join(gaps)}. Set it "
-                f"with recipe.replace({gaps[0]}=...)."
-                + (f" What is known of it: {'; '.join(known)}." if known else "")
+                f"{self.name}: {self.source} does not state {', '.join(gaps)}. Choose "
+                f"a value and call recipe.replace({'=..., '.join(gaps)}=...)."
+                + (f" What is known: {'; '.join(known)}." if known else "")
             )
 
     def schedule(self, num_examples: int) -> optax.Schedule:
@@ -227,8 +230,9 @@ class Recipe:
           A schedule. `jax.jit` and `jax.vmap` accept it.
 
         Raises:
-          ValueError: If a field that it needs is None, if the run rounds to 0 steps, or
-            if the warm-up is longer than the run or reaches past the first boundary.
+          ValueError: If a field that it needs is None, if the run rounds to 0 steps, if
+            the warm-up does not end before the run, or if it ends after the first
+            boundary.
 
         Example:
           >>> from lars_optax import recipes
@@ -291,8 +295,9 @@ class Recipe:
     ) -> optax.GradientTransformationExtraArgs:
         """Returns the optimizer of the recipe, with its schedule.
 
-        SGD is LARS with a trust ratio of 1 on every leaf. The momentum has the recipe's
-        order. A momentum of 0 allocates no buffer.
+        SGD is built as LARS with a trust ratio of 1 on every leaf. The learning rate is
+        applied before or after the momentum, as `momentum_order` says. A momentum of 0
+        allocates no buffer.
 
         Args:
           num_examples: The number of training examples in one epoch.
@@ -312,8 +317,8 @@ class Recipe:
           its parameter.
 
         Raises:
-          ValueError: Under the conditions of `schedule` and `lars`, or if the momentum
-            or the weight decay is None.
+          ValueError: If a field that it needs is None, if `schedule` raises it, or if
+            an argument is invalid, as in `lars`.
 
         Example:
           >>> import jax.numpy as jnp
@@ -339,7 +344,10 @@ class Recipe:
         stacked_axes: Any = None,
         axis_name: Any = None,
     ) -> Any:
-        """Returns `lars_optax.layer_stats` with the settings of the recipe's optimizer.
+        """Returns the norms and the trust ratio of each layer, by this recipe's rule.
+
+        These are the statistics that `lars_optax.layer_stats` returns with the settings
+        of the recipe's optimizer.
 
         Args:
           grads: The gradients, a tree like `params`.
@@ -354,8 +362,8 @@ class Recipe:
           ratio is 1.
 
         Raises:
-          ValueError: If the weight decay is None, and under the conditions of
-            `lars_optax.layer_stats`.
+          ValueError: If the weight decay of the recipe is None, or if an argument does
+            not fit the parameters, as in `lars_optax.layer_stats`.
         """
         self._require("weight_decay")
         settings = self._settings(stacked_axes, axis_name)

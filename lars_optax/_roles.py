@@ -1,6 +1,6 @@
-"""The role of a leaf: weight, bias or norm parameter.
+"""Decides whether a leaf is a weight, a bias or a parameter of a normalisation layer.
 
-It follows from the name of the leaf, the name of its module and its shape.
+This role follows from the name of the leaf, the name of its module and its shape.
 """
 
 import re
@@ -29,7 +29,7 @@ _NORM_MODULE = re.compile(
 
 
 def is_weight(path: Path, shape: tuple[int, ...]) -> bool:
-    """Returns True for a weight by the rules of `exclude_bias_and_norm`.
+    """Returns True if a leaf is a weight by the rules of `exclude_bias_and_norm`.
 
     `shape` is the shape of one layer, without the axis along which layers are stacked.
     """

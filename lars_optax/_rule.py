@@ -1,4 +1,4 @@
-"""The checked settings of the rule, and the mathematics of one layer.
+"""The checked settings of LARS, and the trust ratio of a layer.
 
 `scale_by_lars` and `layer_stats` both use this module, so their trust ratios are equal.
 XLA also finds the same reductions in both and computes them once.
@@ -27,7 +27,7 @@ FALLBACK_RATIO = 0.02
 
 
 class Layer(NamedTuple):
-    """One leaf of the parameters with its gradient and its settings."""
+    """One leaf of the parameters, with its gradient and the settings for this leaf."""
 
     param: jax.Array  # w
     grad: jax.Array  # g
@@ -40,9 +40,9 @@ class Layer(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Settings:
-    """The arguments of `scale_by_lars`, and the learning rate of `larc`.
+    """The checked arguments of `scale_by_lars`, and the learning rate of `larc`.
 
-    Raises ValueError if a value is out of range.
+    Raises ValueError if an argument is out of range.
     """
 
     weight_decay: Any
@@ -82,9 +82,10 @@ class Settings:
         )
 
     def layers(self, updates: optax.Updates, params: optax.Params) -> list[Layer]:
-        """Returns one layer for each leaf of `flatten(params)` that has a gradient.
+        """Returns a `Layer` for each leaf of the parameters that has a gradient.
 
-        `weight_decay` must be a number. `at` replaces a schedule by its value.
+        The weight decay of these settings must be a number. The method `at` replaces a
+        schedule by its value.
 
         Raises ValueError if `params` is None, if updates and parameters do not match,
         or if a mask, `stacked_axes` or `axis_name` does not fit the parameters.
@@ -120,8 +121,8 @@ class Settings:
     def check(self, params: optax.Params) -> None:
         """Raises ValueError if an update would reject these parameters.
 
-        A leaf that is neither floating-point nor complex is rejected even if it never
-        gets a gradient.
+        Also raises it for a leaf that is neither floating-point nor complex, even if
+        this leaf never gets a gradient.
         """
         for path, leaf in zip(*flatten(params)[:2], strict=True):
             if not is_empty(leaf):
@@ -131,7 +132,11 @@ class Settings:
     def _leaf_settings(
         self, params: optax.Params
     ) -> list[tuple[bool, bool, int | None, AxisNames]]:
-        """Returns for each leaf: decayed, adapted, its stacking axis, its mesh axes."""
+        """Returns the settings of each leaf of the parameters.
+
+        They are whether the leaf gets weight decay, whether it gets a trust ratio, the
+        axis along which it stacks layers, and the mesh axes over which it is sharded.
+        """
         if not jax.tree.leaves(params):  # an unused group of optax.partition
             return [(False, False, None, AxisNames())] * len(flatten(params)[0])
         stacked = resolve_stacked_axes(self.stacked_axes, params)
@@ -153,9 +158,10 @@ class Settings:
         return list(zip(decayed, adapted, stacked, names, strict=True))
 
     def trust_ratios(self, layers: list[Layer]) -> list[jax.Array]:
-        """Returns λ for each adapted layer, and `fallback_ratio` for the others.
+        """Returns the trust ratio of each layer that has one, else `fallback_ratio`.
 
-        λ is a scalar, or a vector with one value for each layer that the leaf stacks.
+        A trust ratio is a scalar. If the leaf stacks several layers, it is a vector
+        with one value for each of them.
         """
         joint = self.denominator == "joint"
         adapted = [x for x in layers if x.adapted]
@@ -171,7 +177,10 @@ class Settings:
 
 
 def norms_of(arrays: list[jax.Array], layers: list[Layer]) -> list[jax.Array]:
-    """Returns the norm of each array, with the stacking and mesh axes of its layer."""
+    """Returns the norm of each array, computed as the norm of the layer beside it.
+
+    Each array has the stacking axis and the mesh axes of the layer of the same index.
+    """
     return layer_norms(
         arrays, [x.stacked for x in layers], [x.axis_names for x in layers]
     )
@@ -180,11 +189,16 @@ def norms_of(arrays: list[jax.Array], layers: list[Layer]) -> list[jax.Array]:
 def trust_ratio(
     param_norm: jax.Array, grad_norm: jax.Array, weight_decay: Any, settings: Settings
 ) -> jax.Array:
-    """Returns λ = η‖w‖ / (‖g‖ + β‖w‖ + ε), computed from the two norms.
+    """Returns the trust ratio of a layer with weights w and gradient g.
 
-    The arguments are ‖w‖, ‖g‖ and β. For the joint denominator pass ‖g + βw‖ as
-    `grad_norm` and 0 as `weight_decay`. If `settings.clip_at` is a number γ, the result
-    is LARC's factor min(λ/γ, 1).
+    It is λ = η‖w‖ / (‖g‖ + β‖w‖ + ε), where ‖w‖ is `param_norm`, ‖g‖ is `grad_norm`
+    and β is `weight_decay`. The settings have the trust coefficient η and ε, which is
+    `eps`. For the joint denominator pass ‖g + βw‖ as `grad_norm` and 0 as
+    `weight_decay`.
+
+    If `settings.clip_at` is a learning rate γ, the result is LARC's factor min(λ/γ, 1).
+    Where a norm is 0, the result is `settings.fallback_ratio`. Where a norm is not
+    finite, it is NaN.
     """
     eta, eps, fallback = (
         jnp.asarray(x, param_norm.dtype)

@@ -19,7 +19,7 @@ _STEPS = "Use epochs_to_steps to turn epochs into steps."
 
 
 def epochs_to_steps(epochs: float, num_examples: int, batch_size: int) -> int:
-    """Returns the number of steps in `epochs` epochs.
+    """Returns the number of optimizer steps in a number of epochs.
 
     It is epochs · num_examples / batch_size, rounded to the nearest int.
 
@@ -47,9 +47,9 @@ def epochs_to_steps(epochs: float, num_examples: int, batch_size: int) -> int:
 
 
 def linear_scaling(base_value: float, batch_size: int, base_batch_size: int) -> float:
-    """Returns the learning rate by the linear scaling rule.
+    """Returns the learning rate for another batch size by the linear scaling rule.
 
-    The rate is base_value · batch_size / base_batch_size. The rule is one for SGD.
+    The rate is base_value · batch_size / base_batch_size. This rule is for SGD.
 
     Args:
       base_value: A learning rate that is tuned at `base_batch_size`.
@@ -76,11 +76,11 @@ def linear_scaling(base_value: float, batch_size: int, base_batch_size: int) -> 
 
 
 def sqrt_scaling(base_value: float, batch_size: int, base_batch_size: int) -> float:
-    """Returns the learning rate by the square-root scaling rule.
+    """Returns the learning rate for another batch size by the square-root scaling rule.
 
     The rate is base_value · √(batch_size / base_batch_size). It keeps the variance of
-    an SGD step constant. The LARS paper's own rates for LARS grow more slowly than this
-    rule:
+    an SGD step constant. The learning rates that the LARS paper tuned for LARS grow
+    more slowly than by this rule:
 
         batch size   paper, Table 5   this rule from 512
                512              5.0                  5.0
@@ -162,7 +162,7 @@ def warmup_polynomial_decay_schedule(
     Raises:
       ValueError: If a rate is negative or not finite, if a number of steps is not an
         int or is negative, if `power` is not above 0, if W ≥ T or b > W, or if `warmup`
-        is unknown.
+        is neither "linear" nor "constant".
 
     Example:
       >>> rate = warmup_polynomial_decay_schedule(0.0, 8.0, 2, 6)
@@ -226,7 +226,7 @@ def warmup_piecewise_constant_schedule(
     Raises:
       ValueError: If a rate or a scale is negative or not finite, if a number of steps
         is not an int or is negative, if a boundary lies inside the warm-up, or if
-        `warmup` is unknown.
+        `warmup` is neither "linear" nor "constant".
 
     Example:
       >>> rate = warmup_piecewise_constant_schedule(0.0, 4.0, 2, {3: 0.5, 5: 0.5})
@@ -245,7 +245,7 @@ def warmup_piecewise_constant_schedule(
             raise ValueError(
                 f"boundaries_and_scales has the boundary {step}, which lies inside the "
                 f"warm-up of {warmup_steps} steps. Boundaries count from step 0 and "
-                "include the warm-up."
+                f"include the warm-up. Use a boundary of at least {warmup_steps}."
             )
         scales[step] = scale
 

@@ -1,4 +1,4 @@
-"""Text tables of what a mask selects and of the statistics of layers."""
+"""Text tables of the leaves that a mask selects and of the statistics of layers."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -42,7 +42,8 @@ def describe_mask(
       The table as text. Its paths are those that `match_paths` searches.
 
     Raises:
-      ValueError: If the optimizer rejects these arguments.
+      ValueError: If the mask, `stacked_axes` or `axis_name` is invalid or does not fit
+        the parameters, or if a parameter is not floating-point.
 
     Example:
       >>> import jax.numpy as jnp
@@ -73,11 +74,11 @@ def describe_mask(
 
 
 def format_layer_stats(stats: Any) -> str:
-    """Returns a table of the statistics of layers.
+    """Returns a table of the norms and the trust ratio of each layer.
 
     Each layer has a row. A leaf that stacks several layers has a row for each of them.
-    With weights w and gradient g, the columns are the path, ‖w‖, ‖g‖, ‖w‖/‖g‖ and the
-    trust ratio.
+    The columns are the path, ‖w‖, ‖g‖, ‖w‖/‖g‖ and the trust ratio. Here ‖w‖ is the
+    norm of the layer's weights and ‖g‖ is the norm of its gradient.
 
     Args:
       stats: The tree that `layer_stats` returns, or `optax.tree.get(state,
@@ -125,15 +126,16 @@ def format_layer_stats(stats: Any) -> str:
 
 
 def layer_name(path: Path, index: tuple[int, ...]) -> str:
-    """Returns the name of a leaf, or of the layer `index` of those that it stacks.
+    """Returns the name of a layer, such as 'conv/kernel' or 'blocks/kernel[2]'.
 
-    The name is the path, or "parameters" if the path is empty.
+    It is the path of the leaf, or "parameters" if the path is empty. If the leaf stacks
+    several layers, `index` has the number of the layer. Otherwise `index` is empty.
     """
     number = f"[{', '.join(map(str, index))}]" if index else ""
     return (path_string(path) or "parameters") + number
 
 
 def columns(rows: Sequence[Sequence[str]]) -> str:
-    """Returns the rows as lines of text in which columns are aligned."""
+    """Returns the rows as lines of text, with each column padded to one width."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)

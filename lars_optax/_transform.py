@@ -16,8 +16,11 @@ from lars_optax._validate import check_bool
 class ScaleByLarsState(NamedTuple):
     """The state of `scale_by_lars` with a schedule or with `keep_layer_stats=True`.
 
-    The states of `lars` and `larc` begin with this state under the same conditions. In
-    `larc` a schedule for the learning rate counts as well.
+    `count` is the number of completed updates. `layer_stats` is a tree of the
+    statistics of the last update, or None without `keep_layer_stats`.
+
+    The states of `lars` and `larc` begin with this state under the same conditions. The
+    state of `larc` also does so if its learning rate is a schedule.
     """
 
     count: jax.Array  # type: ignore[assignment]  # int32, shape (): completed updates
@@ -27,7 +30,10 @@ class ScaleByLarsState(NamedTuple):
 def transform(
     settings: Settings, keep_layer_stats: bool
 ) -> optax.GradientTransformationExtraArgs:
-    """Returns the transformation of `settings`, with updates in at least float32."""
+    """Returns the transform that adds weight decay and multiplies by the trust ratio.
+
+    Its updates have at least the precision of float32.
+    """
     check_bool("keep_layer_stats", keep_layer_stats)
     scheduled = callable(settings.weight_decay) or callable(settings.clip_at)
     has_state = scheduled or keep_layer_stats

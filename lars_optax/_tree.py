@@ -1,4 +1,4 @@
-"""Leaves, their paths, prefix trees, and trees that must match."""
+"""The leaves of a tree, their paths, prefix trees, and checks that trees match."""
 
 import numbers
 from collections import Counter
@@ -14,7 +14,7 @@ VALUE = jax.tree_util.GetAttrKey("value")  # the key of the array in an NNX vari
 
 
 def is_empty(x: Any) -> bool:
-    """Returns True for None and MaskedNode, which stand in a tree without an array."""
+    """Returns True for None and MaskedNode, the places of a tree that hold no array."""
     return x is None or isinstance(x, optax.MaskedNode)
 
 
@@ -38,7 +38,7 @@ def flatten(
 
 
 def path_string(path: Path) -> str:
-    """Returns the keys of a path joined by '/'."""
+    """Returns the keys of a path joined by '/', for example 'conv/kernel'."""
     return "/".join(_key_names(path))
 
 
@@ -67,7 +67,7 @@ def quote(path: Path) -> str:
 
 
 def list_some(paths: Iterable[Path], limit: int = 4) -> str:
-    """Returns the first few paths in quotes, and the number of further paths."""
+    """Returns text with the first `limit` paths and the number of further paths."""
     paths = list(paths)
     text = ", ".join(quote(path) for path in paths[:limit])
     return text + (f" and {len(paths) - limit} more" if len(paths) > limit else "")
@@ -88,9 +88,10 @@ def broadcast_prefix(
 ) -> list[Any]:
     """Returns the value of `prefix` for each leaf of `flatten(tree)`.
 
-    A leaf gets None if the prefix has no value for it. This can only be an empty leaf.
-    Keys are compared by their names whatever the containers are, so a dict can be a
-    prefix of a module that has attributes of those names.
+    A prefix may have one value for a whole subtree. The value of a None or MaskedNode
+    that the prefix does not cover is None. Keys are compared by their names whatever
+    the containers are. A dict can therefore be a prefix of a module that has attributes
+    of those names.
 
     Raises ValueError with `argument` and the paths if the prefix does not cover a leaf
     of the tree, has a leaf that the tree does not have, or has two leaves of one name.
@@ -101,7 +102,7 @@ def broadcast_prefix(
     entries = dict(zip(names, zip(places, values, strict=True), strict=True))
     if len(entries) < len(names):
         raise ValueError(
-            f"{argument} has two leaves of one name among {list_some(places)}; rename "
+            f"{argument} has two leaves of one name among {list_some(places)}. Rename "
             "one of them."
         )
     owners = [
@@ -147,7 +148,7 @@ def check_updates(updates: Any, params: Any) -> None:
             *([f"params have nothing at {list_some(extra)}"] if extra else []),
         ] or [f"their containers differ: {grad_structure} and {structure}"]
         raise ValueError(
-            "updates and params must be trees of one structure, but "
+            "updates and params must be trees of the same structure, but "
             f"{' and '.join(differences)}. Pass the gradients of these parameters."
         )
     for path, grad, weight in zip(paths, grads, weights, strict=True):
@@ -160,17 +161,18 @@ def _check_leaf(path: Path, grad: Any, weight: Any) -> None:
         if type(grad) is not type(weight):
             raise ValueError(
                 f"updates have {type(grad).__name__} at {quote(path)}, but params have "
-                f"{type(weight).__name__}."
+                f"{type(weight).__name__}. Pass the gradients of these parameters."
             )
     elif jnp.shape(grad) != jnp.shape(weight):
         raise ValueError(
             f"the update at {quote(path)} has shape {jnp.shape(grad)}, but its "
-            f"parameter has shape {jnp.shape(weight)}."
+            f"parameter has shape {jnp.shape(weight)}. Pass the gradients of these "
+            "parameters."
         )
     elif jnp.iscomplexobj(grad) and not jnp.iscomplexobj(weight):
         raise ValueError(
-            f"the update at {quote(path)} is complex, but its parameter has dtype "
-            f"{jnp.result_type(weight)}."
+            f"the update at {quote(path)} is complex, but its parameter has the real "
+            f"dtype {jnp.result_type(weight)}. Pass a real update."
         )
     else:
         check_parameter(path, weight)

@@ -67,7 +67,11 @@ def check_number(
 
 
 def check_sgd(learning_rate: Any, momentum: Any, nesterov: Any) -> None:
-    """Raises ValueError unless the arguments are valid for SGD with momentum."""
+    """Raises ValueError if the learning rate or the momentum is out of range.
+
+    Also raises it if `nesterov` is not a bool. The learning rate may be a schedule, and
+    momentum of None disables momentum.
+    """
     check_number("learning_rate", learning_rate, schedule=True)
     check_number("momentum", momentum, high=1.0, optional=True)
     check_bool("nesterov", nesterov)
@@ -87,8 +91,8 @@ def is_zero(value: Any) -> bool:
 def check_count(argument: str, value: Any, *, low: int = 0, remedy: str = "") -> int:
     """Returns `value` as an int.
 
-    Raises ValueError unless `value` is a Python or NumPy integer of at least `low`. The
-    message ends with `remedy`.
+    Raises ValueError unless `value` is a Python or NumPy integer of at least `low`. If
+    it is not an integer, the message ends with `remedy`.
     """
     if isinstance(value, bool) or not isinstance(value, numbers.Integral):
         message = f"{argument} must be an int, got {value!r}. {remedy}"

@@ -1,10 +1,10 @@
-"""Published hyperparameters as data.
+"""The published hyperparameters of runs with LARS and SGD, as recipes.
 
 The recipes are the rows of the LARS paper's Tables 1 to 3 and 5 to 7, Goyal et al.'s
 run at a batch size of 8192, and MLPerf's ResNet-50 results with LARS. `names()` lists
 them and `get(name)` returns one. `Recipe` describes the fields. If the authors' logs
-contradict a printed learning rate, there are two recipes. One has the printed rate, and
-the name of the other ends in "-corrected".
+contradict a printed learning rate, there are two recipes. One has the printed rate. The
+other has the rate of the logs, and its name ends in "-corrected".
 """
 
 import difflib
@@ -230,7 +230,7 @@ def names() -> tuple[str, ...]:
 
 
 def get(name: str) -> Recipe:
-    """Returns the recipe with the given name.
+    """Returns the published recipe that has the given name.
 
     Args:
       name: A name that `names` lists.
