@@ -216,7 +216,7 @@ def test_the_readmes_commands_start_processes_of_one_cluster():
     for name in ("slurm.sh", "kubernetes.yaml"):
         assert f"examples/imagenet/launch/{name}" in text
         assert "NOT RUN" in (LAUNCH / name).read_text().partition("\n\n")[0]
-    assert "**Not run**" in text
+    assert "**Not run.**" in text
 
 
 def test_what_is_refused_says_so_by_its_status():
