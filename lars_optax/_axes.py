@@ -88,8 +88,8 @@ def resolve_axis_names(
     """Returns the mesh axes over which each leaf of `flatten(params)` is sharded.
 
     `stacked` has the axis along which each leaf stacks layers, or None. If a
-    `PartitionSpec` shards this axis, each device has different layers. Their norms are
-    not summed over the devices.
+    `PartitionSpec` shards this axis, each device has different layers, and norms are
+    not summed over these devices.
 
     Raises ValueError if `axis_name` has another form than `scale_by_lars` describes, or
     if a `PartitionSpec` does not fit its leaf.
@@ -124,9 +124,9 @@ def resolve_axis_names(
 def shapes_for_roles(axis_name: Any, params: Any) -> list[tuple[int, ...]]:
     """Returns the shapes by which a mask decides whether each leaf is a weight.
 
-    These are the shapes of the leaves, except that an axis of length 1 that may be
-    sharded gets length 2. Inside `shard_map`, such an axis of one device's shard can be
-    longer in the whole leaf. If `axis_name` holds only names, every axis may be
+    Inside `shard_map` a device has only a shard of each leaf. An axis of the shard can
+    have length 1 although the axis of the whole leaf is longer. So length 1 is replaced
+    by 2 if the axis may be sharded. If `axis_name` holds only names, every axis may be
     sharded.
     """
     shapes = [np.shape(leaf) for leaf in flatten(params)[1]]

@@ -31,7 +31,7 @@ class Line(NamedTuple):
 
 
 def records(history: Any) -> tuple[list[Any], list[Any]]:
-    """Returns the statistics of each record, and the update counts of its states.
+    """Returns the statistics of each record, and the update count of each state.
 
     A record is the tree that `layer_stats` returned, or an optimizer's state. Only a
     state has an update count, so the second list may be shorter than the first.
@@ -56,8 +56,9 @@ def records(history: Any) -> tuple[list[Any], list[Any]]:
             )
         if found and found[0].count.ndim:
             raise ValueError(
-                f"history[{i}] holds several states in one, of shape "
-                f"{found[0].count.shape}; select one step or one device of each array."
+                f"history[{i}] is a state of several steps or devices, because its "
+                f"count has shape {found[0].count.shape}. Select one step or one "
+                "device of each array."
             )
         counts += [state.count for state in found]
         trees.append(found[0].layer_stats if found else record)

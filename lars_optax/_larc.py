@@ -1,4 +1,4 @@
-"""LARC: LARS in which no layer learns faster than the learning rate."""
+"""LARC: LARS in which the learning rate is an upper bound for each layer."""
 
 from typing import Any
 

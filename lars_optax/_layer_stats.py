@@ -144,7 +144,7 @@ def newest_stats(
 ) -> Any:
     """Returns the statistics of each layer for these gradients.
 
-    A leaf whose gradient is None keeps its statistics of the tree `old`.
+    A leaf whose gradient is None keeps its statistics from `old`.
     """
     return jax.tree.map(
         lambda before, now: before if now is None else now,

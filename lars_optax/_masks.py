@@ -237,8 +237,8 @@ def refuse_empty_default(
 ) -> None:
     """Raises ValueError if a mask given by its name selects no leaf.
 
-    This happens if the parameters were flattened to one vector, or if all are biases.
-    `chosen` has one bool for each leaf, which tells whether the mask selects it.
+    It selects none if the parameters were flattened to one vector, or if all of them
+    are biases. `chosen` has for each leaf whether the mask selects it.
     """
     if isinstance(mask, str) and not any(chosen):
         paths, leaves, _ = flatten(params)

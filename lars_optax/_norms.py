@@ -43,7 +43,7 @@ def sum_of_squares(x: jax.Array, stacked: int | None = None) -> jax.Array:
 
 
 def safe_sqrt(squares: jax.Array) -> jax.Array:
-    """Returns the square root, with a derivative of 0 at 0 in place of infinity."""
+    """Returns √`squares`, whose derivative at 0 is 0 in place of infinity."""
     is_zero = squares == 0
     return jnp.where(is_zero, 0, jnp.sqrt(jnp.where(is_zero, 1, squares)))
 
@@ -59,7 +59,7 @@ def layer_norms(
     scalar, and otherwise a vector. `axis_names` has the mesh axes over which each array
     is sharded.
 
-    Raises ValueError if no `shard_map` or `pmap` has a mesh axis of this name.
+    Raises ValueError if a mesh axis is not one of a surrounding `shard_map` or `pmap`.
     """
     squares = [sum_of_squares(x, axis) for x, axis in zip(arrays, stacked, strict=True)]
     groups: dict[Any, list[int]] = {}

@@ -33,7 +33,7 @@ _QUANTITIES = {
 
 
 def line_style(i: int) -> dict[str, Any]:
-    """Returns the colour, the dash and the marker of line `i`, as `Axes.plot` args."""
+    """Returns the colour, dash and marker of line `i` as keywords for `Axes.plot`."""
     return {
         "color": _COLOURS[i % len(_COLOURS)],
         "linestyle": _DASHES[i % len(_DASHES)],

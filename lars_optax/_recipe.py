@@ -155,9 +155,9 @@ class Recipe:
         return dataclasses.replace(new, notes=f"{notes} {new._rate_note()}".strip())
 
     def _rate_note(self) -> str:
-        """Returns a note that the learning rate belongs to another batch size.
+        """Returns a note if the learning rate belongs to another batch size, else "".
 
-        The pattern `_RATE_NOTE` matches this note. It is "" if none is needed.
+        The pattern `_RATE_NOTE` matches this note.
         """
         if self.rate_batch_size is None or self.learning_rate is None:
             return ""
@@ -190,7 +190,8 @@ class Recipe:
             check_count("rate_batch_size", self.rate_batch_size, low=1)
         if not isinstance(self.boundaries, tuple):
             raise ValueError(
-                f"boundaries must be a tuple of epochs, got {self.boundaries!r}."
+                "boundaries must be a tuple of epochs, such as (30, 60, 80), got "
+                f"{self.boundaries!r}."
             )
         for epoch in self.boundaries:
             check_number("boundaries", epoch)

@@ -177,9 +177,9 @@ class Settings:
 
 
 def norms_of(arrays: list[jax.Array], layers: list[Layer]) -> list[jax.Array]:
-    """Returns the norm of each array, computed as the norm of the layer beside it.
+    """Returns the norms of arrays that belong to layers, such as their gradients.
 
-    Each array has the stacking axis and the mesh axes of the layer of the same index.
+    `arrays[i]` belongs to `layers[i]`, and is stacked and sharded in the same way.
     """
     return layer_norms(
         arrays, [x.stacked for x in layers], [x.axis_names for x in layers]

@@ -14,7 +14,7 @@ VALUE = jax.tree_util.GetAttrKey("value")  # the key of the array in an NNX vari
 
 
 def is_empty(x: Any) -> bool:
-    """Returns True for None and MaskedNode, the places of a tree that hold no array."""
+    """Returns True for None and MaskedNode, which stand for a leaf without an array."""
     return x is None or isinstance(x, optax.MaskedNode)
 
 
@@ -49,7 +49,7 @@ def _key_names(path: Path) -> tuple[str, ...]:
 def replace_leaves(tree: Any, values: Iterable[Any]) -> Any:
     """Returns the tree with `values` in place of the leaves of `flatten(tree)`.
 
-    A value replaces a whole NNX variable.
+    Where the tree has an NNX variable, a value replaces the whole variable.
     """
 
     def is_variable(x: Any) -> bool:
@@ -184,7 +184,7 @@ def _check_leaf(path: Path, grad: Any, weight: Any) -> None:
 
 
 def check_parameter(path: Path, leaf: Any) -> None:
-    """Raises ValueError unless the leaf is a floating-point or complex value."""
+    """Raises ValueError unless a parameter is a floating-point or complex array."""
     # A class such as jnp.float32 has the attribute dtype too.
     is_array = hasattr(leaf, "dtype") and not isinstance(leaf, type)
     if is_array or isinstance(leaf, numbers.Number):

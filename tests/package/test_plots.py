@@ -204,7 +204,7 @@ def test_states_that_are_several_and_tracers_are_refused(ax):
         [state, (state, state)],
     )
     several = jax.tree.map(lambda x: jnp.stack([x, x]), state)
-    assert_refused(r"several states in one, of shape \(2,\)", plot, [several])
+    assert_refused(r"its count has shape \(2,\)", plot, [several])
     assert_refused(r"history\[0\] holds tracers", jax.jit(plot), [{"w": stats(1)}])
 
 
