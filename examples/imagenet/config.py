@@ -109,8 +109,8 @@ class Model(_Group):
 
     #: The network. Names that end in `_small` are for images of 28×28 pixels. The other
     #: AlexNets are for 227×227 pixels, the ResNet-50s for 224×224 pixels. AlexNets with
-    #: BatchNorm have `bn` in their name: `alexnet_bn_train_val` has it before each ReLU,
-    #: as a variant of `alexnet_bn`, the one of the LARS paper.
+    #: BatchNorm have `bn` in their name: `alexnet_bn` is that of the LARS paper, and a
+    #: variant, `alexnet_bn_train_val`, has BatchNorm before each ReLU.
     network: Network = option("alexnet_small", speed=True)
     #: Factor on the number of channels of every layer but the last; 1 for the original.
     width: float = option(1.0, speed=True, above=0)
