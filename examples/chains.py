@@ -1,11 +1,15 @@
-"""LARS as MLPerf, BYOL and SimCLR run it: three orders of rate, momentum and ratio.
+"""The LARS variants of MLPerf, BYOL and SimCLR, as chains of Optax transformations.
 
     python -m examples.chains
 
 Each is one `optax.chain` of `lars_optax.scale_by_lars` and Optax's own parts, to copy
-and to change. They differ in the ratio's denominator, in where the momentum stands, and
-in the schedule; all give biases and norm parameters neither a trust ratio nor weight
-decay, and train them with a ratio of 1 (`fallback_ratio=1.0`).
+and to change. They differ in the denominator of the trust ratio, in the place of the
+momentum, and in the learning rate schedule. In all of them the biases and the
+parameters of normalization layers have no weight decay and a trust ratio of 1.
+
+In the formulas w are the parameters of a layer, g is their gradient, a the momentum
+buffer, η the trust coefficient, γ the learning rate, β the weight decay, λ the trust
+ratio and μ the momentum coefficient.
 """
 
 from typing import Any
@@ -26,12 +30,13 @@ def mlperf(
     weight_decay: float = 1e-4,
     momentum: float = 0.929,
 ) -> optax.GradientTransformationExtraArgs:
-    """Scaled: a ← μa + γλ(g + βw), λ = η‖w‖/(‖g‖ + β‖w‖).
+    """MLPerf's LARS: a ← μa + γλ(g + βw), w ← w − a, with λ = η‖w‖/(‖g‖ + β‖w‖).
 
-    The defaults are batch 32,768 on ImageNet in 60 epochs, 18 of them warm-up (Google,
-    training results v1.0); `lars_optax.recipes` has this and the other batches.
+    The defaults are those of Google for ImageNet with batch size 32,768 in 60 epochs,
+    of which 18 are warm-up (MLPerf training results v1.0). `lars_optax.recipes` has
+    them, and those of other batch sizes.
     """
-    # MLPerf's polynomial ends a step after the run.
+    # MLPerf's polynomial decay ends one step after the run.
     rate = lars_optax.warmup_polynomial_decay_schedule(
         0.0, peak, warmup_steps, steps + 1, end_value=1e-4, power=2.0
     )
@@ -45,17 +50,15 @@ def mlperf(
 def byol(
     batch_size: int = 4096, num_examples: int = IMAGENET
 ) -> optax.GradientTransformationExtraArgs:
-    """Unscaled: a ← μa + λ(g + βw), w ← w − γa, λ = η‖w‖/‖g + βw‖.
+    """BYOL's LARS: a ← μa + λ(g + βw), w ← w − γa, with λ = η‖w‖/‖g + βw‖.
 
-    1000 epochs, 10 of them warm-up, then a cosine; γ = 0.2 for each 256 images
-    (Grill et al. 2020, arXiv:2006.07733; deepmind-research/byol/configs/byol.py).
+    It trains for 1000 epochs: 10 of warm-up, then cosine decay. The peak learning rate
+    is 0.2 for each 256 images of a batch. Source: Grill et al. 2020, arXiv:2006.07733,
+    and deepmind-research/byol/configs/byol.py.
     """
-    rate = optax.warmup_cosine_decay_schedule(
-        init_value=0.0,
-        peak_value=lars_optax.linear_scaling(0.2, batch_size, 256),
-        warmup_steps=10 * num_examples // batch_size,
-        decay_steps=1000 * num_examples // batch_size,
-    )
+    peak = lars_optax.linear_scaling(0.2, batch_size, 256)
+    warmup, steps = (epochs * num_examples // batch_size for epochs in (10, 1000))
+    rate = optax.warmup_cosine_decay_schedule(0.0, peak, warmup, steps)
     return optax.chain(
         lars_optax.scale_by_lars(1.5e-6, denominator="joint", fallback_ratio=1.0),
         optax.trace(0.9),
@@ -71,20 +74,19 @@ def simclr(
     head: str | None = None,
     classic_momentum: bool = True,
 ) -> optax.GradientTransformationExtraArgs:
-    """Scaled with λ = η‖w‖/‖g + βw‖, or post: a ← μa + g + βw, w ← w − γ(η‖w‖/‖a‖)a.
+    """SimCLR's LARS: a ← μa + γλ(g + βw), w ← w − a, with λ = η‖w‖/‖g + βw‖.
 
-    SimCLR trains with the first; `classic_momentum=False` of its optimizer, which is
-    TensorFlow Models' too, is the second. 10 epochs of warm-up, then a cosine; γ = 0.3
-    for each 256 images (Chen et al. 2020, arXiv:2002.05709; google-research/simclr).
-    Where a supervised head is trained beside, `head` is a pattern of its path: it takes
-    neither ratio nor decay.
+    SimCLR trains so. With `classic_momentum=False`, an option of its optimizer, the
+    rule is a ← μa + g + βw, w ← w − γ(η‖w‖/‖a‖)a. There are 10 epochs of warm-up, then
+    cosine decay; the peak learning rate is 0.3 for each 256 images of a batch. `head`
+    is a regular expression for the paths of a supervised head, which gets neither trust
+    ratio nor weight decay; None if there is no such head. Source: Chen et al. 2020,
+    arXiv:2002.05709, and google-research/simclr.
     """
-    rate = optax.warmup_cosine_decay_schedule(
-        init_value=0.0,
-        peak_value=lars_optax.linear_scaling(0.3, batch_size, 256),
-        warmup_steps=10 * num_examples // batch_size,
-        decay_steps=epochs * num_examples // batch_size + 1,  # as its own count
-    )
+    peak = lars_optax.linear_scaling(0.3, batch_size, 256)
+    warmup, steps = (n * num_examples // batch_size for n in (10, epochs))
+    # SimCLR's own code has one step more, too.
+    rate = optax.warmup_cosine_decay_schedule(0.0, peak, warmup, steps + 1)
 
     def mask(params: Any) -> Any:
         adapted = lars_optax.exclude_bias_and_norm(params)
@@ -113,7 +115,7 @@ def simclr(
 
 
 def main() -> None:
-    """Show what the order changes: the steps around a tenfold drop of the rate."""
+    """Prints each order's relative updates around a tenfold drop of the rate."""
     params = {"kernel": jnp.ones((8, 8)), "bias": jnp.ones(8)}
     rate = optax.scale_by_learning_rate(
         optax.piecewise_constant_schedule(1.0, {30: 0.1})
@@ -124,7 +126,8 @@ def main() -> None:
         "unscaled (BYOL, PyTorch)": (ratio, optax.trace(0.9), rate),
         "post (SimCLR, not classic)": (optax.trace(0.9), ratio, rate),
     }
-    print("1000 ‖Δw‖/‖w‖ at step        29      30      31      40      60")
+    print("The learning rate falls tenfold at step 30.")
+    print("1000 ‖update‖/‖w‖ at step    29      30      31      40      60")
     for name, parts in chains.items():
         steps = 1000 * relative_steps(optax.chain(*parts), params, grads=params)
         shown = "".join(f"{steps[n]:8.3f}" for n in (29, 30, 31, 40, 60))
@@ -132,7 +135,7 @@ def main() -> None:
 
 
 def relative_steps(tx: Any, params: Any, grads: Any) -> Any:
-    """‖Δw‖/‖w‖ of the kernel at 61 steps along the same gradients."""
+    """Returns ‖Δw‖/‖w‖ of the kernel in each of 61 steps with the same gradients."""
 
     def step(carry: Any, _: None) -> Any:
         old, state = carry

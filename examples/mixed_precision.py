@@ -1,11 +1,12 @@
-"""Why half-precision training keeps float32 weights: three ways, one network.
+"""Why half-precision training keeps float32 weights: one network trained in three ways.
 
     python -m examples.mixed_precision
 
-bfloat16's next number after 1 is 1.008, so weights kept in it stand still when a step
-is a smaller share of them, as LARS's are when the learning rate falls. Weights kept in
-float32 and cast inside the loss (master weights) do not. The optimizer needs no option:
-norms are float32 in each case, and gradients and updates have the weights' dtype.
+The bfloat16 number after 1 is 1.008. Weights in bfloat16 therefore stop moving when an
+update is much smaller than they are, as LARS's updates become when the learning rate
+falls. Weights in float32 that are cast inside the loss, called master weights, go on
+moving. The optimizer needs no option for this: it takes norms in float32 in any case,
+and gradients and updates have the dtype of the weights.
 """
 
 from typing import Any, NamedTuple
@@ -14,37 +15,37 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from sklearn.datasets import load_digits
 
 import lars_optax
-from examples.quickstart import Params, init, logits, loss
+from examples.quickstart import TRAIN, Params, digits, init, logits, loss
 
-TRAIN, BATCH, EPOCHS = 1500, 100, 20
+BATCH, EPOCHS = 100, 20
 STEPS = EPOCHS * TRAIN // BATCH
 
 
 class Result(NamedTuple):
-    loss: float  # on the training images, in float32
-    accuracy: float  # on the others
-    moved: Any  # share of the weights that each step changed
+    """What a training came to."""
+
+    loss: float  # on the training images, computed in float32
+    accuracy: float  # on the test images, a fraction
+    moved: Any  # [steps], the fraction of the weights that each step changed
 
 
 def cast(tree: Any, dtype: str) -> Any:
+    """Returns the tree with all its arrays converted to a dtype."""
     return jax.tree.map(lambda x: jnp.asarray(x, dtype), tree)
 
 
 def train(weights: str, compute: str) -> Result:
-    x, y = load_digits(return_X_y=True)
-    order = np.random.RandomState(0).permutation(len(x))
-    x, y = jnp.asarray(x[order] / 16, jnp.float32), jnp.asarray(y[order])
-
-    params = cast(init(jax.random.key(0)), weights)  # master weights, if float32
+    """Trains with weights of one dtype, and layers that compute in another."""
+    x, y = map(jnp.asarray, digits())
+    params = cast(init(jax.random.key(0)), weights)  # called master weights if float32
     rate = lars_optax.warmup_polynomial_decay_schedule(0.0, 2.0, STEPS // 10, STEPS)
     tx = lars_optax.lars(rate, weight_decay=5e-4)
     state = tx.init(params)
 
     def half_loss(params: Params, x: jax.Array, y: jax.Array) -> Any:
-        # The derivative of a cast casts back, to the weights' dtype.
+        # The derivative of a cast converts the gradient back to the weights' dtype.
         return loss(cast(params, compute), x.astype(compute), y)
 
     def step(carry: tuple[Params, optax.OptState], batch: jax.Array) -> Any:
@@ -66,14 +67,15 @@ def train(weights: str, compute: str) -> Result:
 
 
 def main() -> dict[tuple[str, str], Result]:
-    """Train in the three ways and print what came of each."""
+    """Trains in the three ways, prints a table, and returns the results."""
     tenth, results = STEPS // 10, {}
-    print("weights   compute    loss  accuracy  moved by a step: 2nd tenth  5th  last")
+    print("moved: share of the weights that one step changes, in a tenth of the run")
+    print("weights   compute    loss  accuracy  moved in the 2nd tenth  5th  last")
     ways = [("float32", "float32"), ("float32", "bfloat16"), ("bfloat16", "bfloat16")]
     for way in ways:
         result = results[way] = train(*way)
         shares = [np.mean(result.moved[n * tenth :][:tenth]) for n in (1, 4, 9)]
-        row = "{:9} {:9} {:.4f} {:9.1%} {:26.0%} {:4.0%} {:5.1%}"
+        row = "{:9} {:9} {:.4f} {:9.1%} {:22.0%} {:4.0%} {:5.1%}"
         print(row.format(*way, *result[:2], *shares))
     return results
 

@@ -2,8 +2,8 @@
 
     python -m examples.quickstart
 
-Shows what one adds to a training script: the mask to look at, the optimizer, and the
-layer table that tells what LARS does to each layer.
+Shows what LARS adds to a training script: a table of the parameters that it adapts, the
+optimizer, and a table of what it does to each layer.
 """
 
 from typing import Any
@@ -17,10 +17,18 @@ from sklearn.datasets import load_digits
 import lars_optax
 
 Params = dict[str, Any]
-BATCH, EPOCHS = 500, 60
+TRAIN, BATCH, EPOCHS = 1500, 500, 60
+
+
+def digits() -> tuple[Any, Any]:
+    """Returns the 1,797 digits of 8 × 8 pixels in scikit-learn, and their labels."""
+    x, y = load_digits(return_X_y=True)
+    order = np.random.RandomState(0).permutation(len(x))
+    return x[order].astype(np.float32) / 16, y[order]
 
 
 def init(key: jax.Array) -> Params:
+    """Returns the parameters of three dense layers."""
     keys = jax.random.split(key, 3)
     sizes = [(64, 128), (128, 64), (64, 10)]
     return {
@@ -33,26 +41,25 @@ def init(key: jax.Array) -> Params:
 
 
 def logits(params: Params, x: jax.Array) -> Any:
+    """Returns the network's output, a score for each image and class."""
     for name in ("dense0", "dense1"):
         x = jax.nn.relu(x @ params[name]["kernel"] + params[name]["bias"])
     return x @ params["dense2"]["kernel"] + params["dense2"]["bias"]
 
 
 def loss(params: Params, x: jax.Array, y: jax.Array) -> Any:
+    """Returns the mean cross-entropy."""
     scores = optax.softmax_cross_entropy_with_integer_labels(logits(params, x), y)
     return scores.mean()
 
 
 def main() -> float:
-    x, y = load_digits(return_X_y=True)  # 1,797 images of 8 × 8, shipped with the wheel
-    order = np.random.RandomState(0).permutation(len(x))
-    x, y = x[order].astype(np.float32) / 16, y[order]
-    test = slice(1500, None)
-
+    """Trains the network and returns its test accuracy, a fraction."""
+    x, y = digits()
     params = init(jax.random.key(0))
     print(lars_optax.describe_mask("exclude_bias_and_norm", params))
 
-    steps = EPOCHS * (1500 // BATCH)
+    steps = EPOCHS * (TRAIN // BATCH)
     rate = lars_optax.warmup_polynomial_decay_schedule(0.0, 10.0, steps // 10, steps)
     tx = lars_optax.lars(rate, weight_decay=5e-4)
     state = tx.init(params)
@@ -65,12 +72,12 @@ def main() -> float:
         return optax.apply_updates(params, updates), state, value, stats
 
     for epoch in range(EPOCHS):
-        shuffled = np.random.RandomState(epoch).permutation(1500)
+        shuffled = np.random.RandomState(epoch).permutation(TRAIN)
         for batch in shuffled.reshape(-1, BATCH):
             params, state, value, stats = step(params, state, x[batch], y[batch])
-    print(f"\ntraining loss {value:.4f}, the layers at the last step:")
+    print(f"\ntraining loss {value:.4f}; what LARS did to each layer at the last step:")
     print(lars_optax.format_layer_stats(stats))
-    accuracy = float((logits(params, x[test]).argmax(-1) == y[test]).mean())
+    accuracy = float((logits(params, x[TRAIN:]).argmax(-1) == y[TRAIN:]).mean())
     print(f"\ntest accuracy after {steps} updates: {accuracy:.1%}")
     return accuracy
 

@@ -35,7 +35,7 @@ LOWEST = {
 def sweep(method: str, data: Dataset, devices: list[jax.Device]) -> Record:
     runs, scores = [], {}
     for rate in (LOWEST[method] * 2**k for k in range(RATES)):
-        experiment = Experiment.of(configure(method, rate, "validation"), data, devices)
+        experiment = Experiment(configure(method, rate, "validation"), data, devices)
         some = [replace(RUN, seed=seed, out="runs/sweep") for seed in SEEDS]
         results = [fit(experiment, run) for run in some]
         runs += [

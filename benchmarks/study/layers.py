@@ -70,7 +70,7 @@ def first_update(images: np.ndarray, labels: np.ndarray) -> Record:
     )
     mean = tuple(images[:256].mean((0, 1, 2)).tolist())
     data = in_memory(split, split, split, CLASSES)._replace(pixel_mean=mean)
-    bound = Experiment.of(config, data, start_devices(1))
+    bound = Experiment(config, data, start_devices(1))
     _, metrics = bound.step(bound.init(0), bound.batch(0, 0))
     stats = metrics["layers"]
     norms = zip(stats.param_norm.tolist(), stats.grad_norm.tolist(), strict=True)

@@ -73,7 +73,7 @@ def measure(network: Any, dtype: str, batches: list[int]) -> Record:
         )
         out = LOGS / f"{network}-{batch}-{count}"
         run = Run(log_every=RECORD, checkpoints=0, out=str(out))
-        if fit(Experiment.of(config, data, devices[:count]), run).diverged:
+        if fit(Experiment(config, data, devices[:count]), run).diverged:
             raise SystemExit(f"error: {network} diverged at a batch of {batch}")
         logs.append(str(out))
     # The epochs are the paper's, and the noise has as many images as ImageNet.

@@ -68,7 +68,7 @@ def experiment(
         optimizer = replace(variant.optimizer, learning_rate=rate)
         config, make = replace(config, optimizer=optimizer), variant.make
     some = devices[: config.batching.devices]
-    return Experiment.of(config, data, some, make)
+    return Experiment(config, data, some, make)
 
 
 def run(job: Job, place: Place, about: Record, file: str) -> Record:

@@ -1,13 +1,15 @@
-"""`python -m examples.imagenet`.
+"""Runs `python -m examples.imagenet` and sets its exit status.
 
-Its exit status says where another start would end alike.
+Status 0 is success, 1 a failure, 2 an invalid flag or data, which would fail again, 3 a
+training that diverged, 75 a failed process, which may succeed when started again, and
+128 + n the end by signal n.
 """
 
 import sys
 
 from .cli import main
 
-REFUSED = 2  # flags or data that no other start takes either
+REFUSED = 2
 DIVERGED = 3
 
 if __name__ == "__main__":

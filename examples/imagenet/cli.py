@@ -1,7 +1,7 @@
-"""The command line of one run: flags to configuration, then devices, data, training.
+"""The command line of one run: from flags to settings, devices, data and training.
 
-Leaves `log.jsonl`, `curves.png` and checkpoints in `--out`. Bad input ends with a
-message that names the flag; nothing is written then.
+A run writes `log.jsonl`, `curves.png` and checkpoints into the folder --out. An invalid
+flag ends it before anything is written, with a message that names the flag.
 """
 
 import argparse
@@ -11,7 +11,6 @@ import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
 
 import jax
 import tyro
@@ -37,7 +36,7 @@ _PNG = "curves.png"
 
 
 def parse(arguments: Sequence[str] | None) -> Config:
-    """The flags over the defaults, or over those of the recipe that --recipe names."""
+    """Returns the settings: given flags, else those of --recipe, else the defaults."""
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     first.add_argument("--recipe", nargs="?")
     named, _ = first.parse_known_args(arguments)
@@ -51,53 +50,55 @@ def parse(arguments: Sequence[str] | None) -> Config:
 
 
 def main(arguments: Sequence[str] | None = None) -> Result | None:
-    """Trains one network once; returns what the last line prints, None if it is dry."""
-    # orbax logs the traceback of each thread of a failed save; NotSaved is a line.
+    """Trains one network and returns its result, or None after a dry run.
+
+    Errors raise SystemExit with a message or an exit status. A run of several processes
+    exits at once instead, because an orderly exit would wait for the other processes.
+    """
+    # orbax logs a traceback for each thread of a failed save; NotSaved is one line.
     logging.getLogger("absl").setLevel(logging.CRITICAL)
     try:
         return run(parse(arguments))
     except ValueError as error:
         raise SystemExit(f"error: {error}") from None
     except (DataLost, NotSaved, CopiesDiffer, OSError) as error:
-        _give_up(f"error: {error}", 1)
+        why, status = f"error: {error}", 1
     except KeyboardInterrupt:
-        why = (
-            "stopped; nothing is saved before the first update or with --checkpoints 0"
-        )
-        _give_up(why, 128 + signal.SIGINT)
+        why = "stopped by Ctrl-C; nothing saved (no update yet, or --checkpoints is 0)"
+        status = 128 + signal.SIGINT
     except jax.errors.JaxRuntimeError as error:
         if jax.process_count() == 1:
             raise
-        why = "error: a step failed, as when another process died or the network did"
-        _give_up(f"{why}: {error}", TRY_AGAIN)
-
-
-def _give_up(why: str, status: int) -> NoReturn:
+        why = "error: a training step failed, perhaps because another process died or"
+        why, status = f"{why} the network failed: {error}", TRY_AGAIN
     if jax.process_count() == 1:
         print(why, file=sys.stderr)
         raise SystemExit(status)
     print(f"process {jax.process_index()}: {why}", file=sys.stderr, flush=True)
-    # An orderly end would wait for the others, who wait for this one.
     os._exit(status)
 
 
 def run(config: Config) -> Result | None:
+    """Trains, or describes the run for --dry-run and returns None."""
     if not config.dry_run:
-        # First of all, as JAX counts its devices once.
-        join(config.cluster)
+        join(config.cluster)  # before anything else makes JAX look for devices
     experiment = raise_everywhere(lambda: bind(config))
-    # The first process speaks for all; each of them tells its own errors.
-    console = Console(quiet=experiment.process > 0)
-    if config.dry_run:
-        text = describe(experiment, changes(config))
-        console.print(text, highlight=False, soft_wrap=True)
-        return None
-    shared = {name: v for name, v in settings(config).items() if FACTS[name].shared}
-    named = {flag(FACTS[name].name): value for name, value in shared.items()}
-    check_agreement(named | experiment.identity())
+    # Every process raises its own errors; everything else only the first one prints.
     first = experiment.process == 0
+    console = Console(quiet=not first, highlight=False, soft_wrap=True)
+    if config.dry_run:
+        console.print(describe(experiment, changes(config)))
+        return None
+    values = settings(config).items()
+    shared = {flag(FACTS[k].name): v for k, v in values if FACTS[k].shared}
+    identity = experiment.identity()
+    check_agreement(shared | identity)
     raise_everywhere(lambda: _prepare_out(config.run) if first else None)
-    checkpoints = raise_everywhere(lambda: _checkpoints(config, experiment))
+    checkpoints: Checkpoints | None = None
+    if config.run.checkpoints:
+        checkpoints = raise_everywhere(
+            lambda: Checkpoints(config, identity, experiment.grouping())
+        )
     try:
         result = _train(config, experiment, checkpoints, console)
     except Stopped as stopped:
@@ -109,53 +110,41 @@ def run(config: Config) -> Result | None:
 
 
 def bind(config: Config) -> Experiment:
-    """The configuration's experiment, on its data and devices; nothing is compiled."""
-    devices = _devices(config)
-    pixels = config.data.pixels or image_pixels(config.model.network)
-    data = config.data
+    """Loads the data, finds the devices, and returns the experiment, not yet compiled.
+
+    Raises ValueError if settings, data and devices do not fit together.
+    """
+    data, devices = config.data, config.batching.devices
+    if config.dry_run and devices:
+        # A dry run has as many devices as it asks for, on any machine.
+        jax.config.update("jax_platforms", "cpu")
+    some = start_devices(devices)
+    pixels = data.pixels or image_pixels(config.model.network)
     dataset = load(
         data.source, data.validation_images, pixels, data.augment, data.workers
     )
-    experiment = Experiment.of(config, dataset, devices)
+    experiment = Experiment(config, dataset, some)
     check_run(experiment, config.run)
     return experiment
 
 
-def _devices(config: Config) -> list[jax.Device]:
-    if config.dry_run and config.batching.devices:
-        # As many as are asked for, whatever this machine has.
-        jax.config.update("jax_platforms", "cpu")
-    return start_devices(config.batching.devices)
-
-
 def _prepare_out(run: Run) -> None:
-    """A folder that is empty unless the run is to go on."""
+    """Creates the folder --out; deletes an earlier run in it if --existing says so."""
     try:
         Path(run.out).mkdir(parents=True, exist_ok=True)
+        earlier = exist(run.out)
+        if earlier and run.existing == "replace":
+            remove(run.out)
     except OSError as error:
-        raise ValueError(f"--out: {run.out!r}: {error.strerror}") from None
-    if exist(run.out):
-        if run.existing == "refuse":
-            raise ValueError(
-                f"--out: {run.out!r} holds an earlier run; give --existing resume to go"
-                " on from its newest checkpoint, --existing replace to delete it, or"
-                " another --out"
-            )
-        if run.existing == "replace":
-            try:
-                remove(run.out)
-            except OSError as error:
-                remedy = "delete it yourself, or give another --out"
-                raise ValueError(f"--out: {run.out!r}: {error}; {remedy}") from None
-        elif not run.checkpoints:
-            raise ValueError("--checkpoints: got 0; --existing resume needs 1 or more")
-
-
-def _checkpoints(config: Config, experiment: Experiment) -> Checkpoints | None:
-    """What is in it; None if none are kept."""
-    if not config.run.checkpoints:
-        return None
-    return Checkpoints(config, experiment.identity(), experiment.grouping())
+        raise ValueError(f"--out: {error}; give a folder that can be written") from None
+    if earlier and run.existing == "refuse":
+        raise ValueError(
+            f"--out: {run.out!r} holds an earlier run; give --existing resume to go on"
+            " from its newest checkpoint, --existing replace to delete it, or another"
+            " --out"
+        )
+    if earlier and run.existing == "resume" and not run.checkpoints:
+        raise ValueError("--checkpoints: got 0; --existing resume needs 1 or more")
 
 
 def _train(
@@ -167,19 +156,18 @@ def _train(
     run, algorithm = config.run, config.optimizer.algorithm
     out, batch = Path(run.out), config.batching.batch_size
     if run.existing == "resume" and checkpoints and not checkpoints.any:
-        console.print(f"no checkpoint in {run.out}: starting at update 0")
+        console.print(f"{run.out} holds no checkpoint: starting at update 0")
     processes, updates = experiment.plan.processes, experiment.schedule.updates
     of = f" of {processes} processes" if processes > 1 else ""
-    changed = checkpoints.changes if checkpoints else []
-    notes = [experiment.recipe.notes] if experiment.recipe.notes else []
-    for line in (
+    console.print(
         f"{config.model.network}, {algorithm}, batch {batch} over"
         f" {len(experiment.devices)} {experiment.devices[0].platform} devices{of},"
-        f" {updates} updates",
-        *(f"changed: {change}" for change in changed),
-        *(f"note: {note}" for note in (*notes, *experiment.dataset.notes)),
-    ):
-        console.print(line, highlight=False, soft_wrap=True)
+        f" {updates} updates"
+    )
+    for change in checkpoints.changes if checkpoints else []:
+        console.print(f"changed since the checkpoint: {change}")
+    for note in filter(None, (experiment.recipe.notes, *experiment.dataset.notes)):
+        console.print(f"note: {note}")
     with progress(algorithm, updates, console) as show:
         shows = [show, tensorboard(out / "tensorboard")] if run.tensorboard else [show]
 
@@ -199,18 +187,14 @@ def _report(result: Result, config: Config, console: Console) -> None:
     if broken := {record["path"] for record in log if record["kind"] == "broken"}:
         console.print(f"{len(broken)} images could not be read; {out / LOG} names them")
     if result.diverged:
-        lost = next(r for r in log if r["kind"] == "not_finite")
+        lost = next(record for record in log if record["kind"] == "not_finite")
         console.print(
-            f"stopped at update {lost['step']}: not finite, first {lost['where']};"
-            " the scores are of the last state",
-            highlight=False,
-            soft_wrap=True,
+            f"training diverged and stopped at update {lost['step']}: not finite, first"
+            f" in {lost['where']}; the accuracy below is that of the state before it"
         )
     console.print(
         f"{config.data.evaluate_on} accuracy {result.accuracy:.2%}, top-5"
         f" {result.top5_accuracy:.2%} on {result.count} images after"
         f" {result.updates} updates, {result.seconds:.1f} s\n"
-        f"log and curves: {out / LOG}, {out / _PNG}",
-        highlight=False,
-        soft_wrap=True,
+        f"log and curves: {out / LOG}, {out / _PNG}"
     )

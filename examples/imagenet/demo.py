@@ -1,8 +1,8 @@
 """`make train`: small-batch SGD, large-batch SGD and large-batch LARS on real digits.
 
-The same images, network and number of epochs for all; each learning rate is the one
-the committed sweep found best on the validation images. Accuracy is of the test
-images, which no choice has seen. Refuses a sweep made under another protocol.
+All methods have the same images, network and number of epochs. Each learning rate is
+the one that had the best validation accuracy in the sweep under benchmarks/results. The
+printed accuracy is on test images, which were not used to choose anything.
 """
 
 import json
@@ -20,8 +20,7 @@ from .data.sources import load
 from .log import LOG
 from .provenance import provenance
 from .report.figures import plot_runs
-from .report.page import Table, markdown_table
-from .report.page import show as show_page
+from .report.page import Table, markdown_table, show
 from .run.experiment import Experiment
 from .run.loop import Result, fit
 from .run.progress import progress
@@ -36,7 +35,7 @@ RUN = Run(log_every=100, layers_every=0)
 
 _SGD = Optimizer(algorithm="sgd", warmup_epochs=8, weight_decay=1e-3)
 _LARS = replace(_SGD, algorithm="lars", layers="all")
-# Name: optimizer without its rate, batch.
+# For each method, the optimizer without its learning rate, and the batch size.
 METHODS = {
     "SGD, small batch": (_SGD, 32),
     "SGD, large batch": (_SGD, 1_600),
@@ -46,7 +45,7 @@ METHODS = {
 
 
 def configure(method: str, learning_rate: float, evaluate_on: Split) -> Config:
-    """A method at a rate; the sweep and the demo differ in split and seeds alone."""
+    """Returns the settings of a method with this learning rate and evaluation split."""
     optimizer, batch = METHODS[method]
     return Config(
         data=Data(evaluate_on=evaluate_on),
@@ -58,7 +57,7 @@ def configure(method: str, learning_rate: float, evaluate_on: Split) -> Config:
 
 
 def protocol(method: str) -> dict[str, Any]:
-    """What a sweep of the method holds fixed, as JSON gives it back."""
+    """Returns a method's settings without the learning rate, as plain JSON data."""
     config = asdict(configure(method, 0.0, "validation"))
     del config["optimizer"]["learning_rate"], config["run"]["out"]
     plain: dict[str, Any] = json.loads(json.dumps(config))
@@ -66,33 +65,32 @@ def protocol(method: str) -> dict[str, Any]:
 
 
 def read_rates(path: Path) -> dict[str, float]:
-    """Each method's best rate, from a sweep made under this very protocol."""
+    """Returns each method's best learning rate from the file of a sweep.
+
+    Raises ValueError if the file is missing or the sweep had other settings.
+    """
     if not path.is_file():
         raise ValueError(f"{path} is missing; run from the repository's root")
     methods = json.loads(path.read_text())["methods"]
     for name in METHODS:
-        if name not in methods or not _agrees(
-            methods[name]["protocol"], protocol(name)
-        ):
+        swept = methods.get(name)
+        if not swept or not _agrees(swept["protocol"], protocol(name)):
             raise ValueError(
-                f"{path} swept {name!r} under another protocol;"
+                f"{path} has no learning rates of {name!r} with its present settings;"
                 " run python -m benchmarks.study.demo_sweep"
             )
     return {name: methods[name]["best"] for name in METHODS}
 
 
 def _agrees(recorded: Any, present: Any) -> bool:
-    """Whether all that a sweep recorded still holds; newer settings it cannot know."""
+    """Whether all recorded settings are still the same; later settings may be new."""
     if not isinstance(recorded, dict):
         return bool(recorded == present)
-    return all(
-        key in present and _agrees(value, present[key])
-        for key, value in recorded.items()
-    )
+    return all(k in present and _agrees(v, present[k]) for k, v in recorded.items())
 
 
 def row(method: str, rate: float, results: list[Result]) -> dict[str, Any]:
-    """One method's line: accuracies as fractions, the spread over seeds as an SD."""
+    """Returns one method's numbers, over all seeds. Accuracies are fractions."""
     accuracies = [result.accuracy for result in results]
     p = mean(accuracies)
     return {
@@ -113,6 +111,7 @@ _HEAD = ("method", "batch", "updates", "rate", "test acc.", "s.e.", "time")
 
 
 def cells(r: dict[str, Any]) -> tuple[str, ...]:
+    """Returns a row of the table: the numbers of one method as texts."""
     return (
         r["method"],
         f"{r['batch']:,}",
@@ -126,61 +125,61 @@ def cells(r: dict[str, Any]) -> tuple[str, ...]:
 
 
 def caption(devices: int) -> str:
+    """Returns the note below the table."""
     return (
         f"{EPOCHS} epochs of 3,200 images on {devices} devices. Test accuracy: mean ±"
-        f" standard deviation over {len(SEEDS)} seeds, on 1,000 images; s.e.:"
-        " that mean's binomial standard error. Rate: best on validation, of as many"
-        " for each method. Time: of one run's training."
+        f" standard deviation over {len(SEEDS)} seeds, on 1,000 images. s.e.: binomial"
+        " standard error of that mean. Rate: the learning rate with the best validation"
+        " accuracy, among equally many for each method. Time: training of one run."
     )
 
 
 def markdown(rows: list[dict[str, Any]]) -> str:
+    """Returns the table in Markdown."""
     return markdown_table([_HEAD, *map(cells, rows)])
 
 
 def run_method(
     method: str, experiment: Experiment, console: Console
 ) -> tuple[list[Result], list[Path]]:
-    """One run a seed, compiled once; a folder of runs for the method."""
+    """Trains once for each seed, and returns the results and the paths of the logs."""
     folder = OUT / method.lower().replace(",", "").replace(" ", "-")
-    results, logs = [], []
+    results, logs, updates = [], [], experiment.schedule.updates
     for seed in SEEDS:
         run = replace(RUN, seed=seed, out=str(folder / f"seed{seed}"))
-        updates = experiment.schedule.updates
-        with progress(f"{method}, seed {seed}", updates, console, lines=1) as show:
-            results.append(fit(experiment, run, show))
+        with progress(f"{method}, seed {seed}", updates, console, lines=1) as on_record:
+            results.append(fit(experiment, run, on_record))
         logs.append(Path(run.out) / LOG)
     return results, logs
 
 
 def main() -> None:
-    start, console = time.perf_counter(), Console()
+    start, console = time.perf_counter(), Console(highlight=False)
     try:
         rates = read_rates(SWEEP)
         devices, data = start_devices(None), load("mnist")
         experiments = {
-            method: Experiment.of(configure(method, rate, "test"), data, devices)
+            method: Experiment(configure(method, rate, "test"), data, devices)
             for method, rate in rates.items()
         }
     except ValueError as error:
         raise SystemExit(f"error: {error}") from None
     rows, logs = [], {}
     for method, experiment in experiments.items():
-        results, logs[method] = run_method(method, experiment, console)
+        results, files = run_method(method, experiment, console)
+        logs[f"{method} ({METHODS[method][1]:,})"] = files
         rows.append(row(method, rates[method], results))
     note = caption(len(devices))
-    labels = {name: f"{name} ({METHODS[name][1]:,})" for name in logs}
-    plot_runs({labels[name]: paths for name, paths in logs.items()}, OUT / "curves.png")
+    plot_runs(logs, OUT / "curves.png")
     (OUT / "table.md").write_text(f"{markdown(rows)}\n{note}\n")
     record = provenance() | {"protocol": note, "seeds": SEEDS, "rows": rows}
     record["seconds"] = time.perf_counter() - start
     (OUT / "table.json").write_text(json.dumps(record, indent=1) + "\n")
-    show_page([Table("", _HEAD, list(map(cells, rows)), note)], console)
+    show([Table("", _HEAD, list(map(cells, rows)), note)], console)
     console.print(
         f"{record['seconds']:.0f} s in all, on {devices[0].platform}\n"
         f"table: {OUT / 'table.md'}, {OUT / 'table.json'}\n"
-        f"picture: {OUT / 'curves.png'}",
-        highlight=False,
+        f"picture: {OUT / 'curves.png'}"
     )
 
 

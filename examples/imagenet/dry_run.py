@@ -1,4 +1,4 @@
-"""What a run would be: `--dry-run`. Trains nothing and allocates no network."""
+"""The text that --dry-run prints. Trains nothing and allocates no parameters."""
 
 from collections.abc import Sequence
 from functools import lru_cache, partial
@@ -13,15 +13,17 @@ from lars_optax.recipes import Recipe
 
 from .plan import Plan
 from .run.experiment import Experiment
-from .step.step import TrainState, init_state
+from .step.step import TrainState, forward, init_state
 
 
 def describe(experiment: Experiment, changed: Sequence[str] = ()) -> str:
-    """The run in words and numbers, for `--dry-run`."""
+    """Returns a description of the run: network, optimizer, batch, memory, rates.
+
+    `changed` are lines that say where the run departs from its recipe.
+    """
     recipe, plan, model = experiment.recipe, experiment.plan, experiment.model
-    dataset, schedule = experiment.dataset, experiment.schedule
-    examples, updates = dataset.train.size, schedule.updates
-    state = experiment.shapes
+    dataset, state = experiment.dataset, experiment.shapes
+    examples, updates = dataset.train.size, experiment.schedule.updates
     parameters = sum(leaf.size for leaf in jax.tree.leaves(state.params))
     side = "×".join(str(n) for n in dataset.image_shape)
     lines = [
@@ -41,29 +43,31 @@ def describe(experiment: Experiment, changed: Sequence[str] = ()) -> str:
         f"{'step':>9}  {'epoch':>7}  learning rate",
     ]
     for step in _knots(recipe, examples, updates):
-        rate = float(schedule.rates[step])
-        lines.append(f"{step:>9,}  {experiment.epoch(step):>7.2f}  {rate:.6g}")
+        epoch, rate = experiment.epoch(step), experiment.schedule.rates[step]
+        lines.append(f"{step:>9,}  {epoch:>7.2f}  {rate:.6g}")
     return "\n".join(lines)
 
 
 def _optimizer(recipe: Recipe) -> str:
     nesterov = "Nesterov " if recipe.nesterov else ""
-    inside = "inside" if recipe.momentum_order == "scaled" else "after"
-    leaves = "all leaves" if recipe.mask is True else "all but biases and norms"
-    lars = (
-        f", trust coefficient {recipe.trust_coefficient:g}, fallback ratio"
-        f" {recipe.fallback_ratio:g}"
+    order = "before" if recipe.momentum_order == "scaled" else "after"
+    decayed = "all parameters" if recipe.mask is True else "all but biases and norms"
+    text = (
+        f"{recipe.algorithm}, {nesterov}momentum {recipe.momentum:g} with the learning"
+        f" rate applied {order} it, weight decay {recipe.weight_decay:g} on {decayed}"
     )
-    return (
-        f"{recipe.algorithm}, {nesterov}momentum {recipe.momentum:g} with the rate"
-        f" {inside} it, weight decay {recipe.weight_decay:g} of {leaves}"
-        f"{lars if recipe.algorithm == 'lars' else ''}, label smoothing"
-        f" {recipe.label_smoothing:g}"
-    )
+    if recipe.algorithm == "lars":
+        text += f", trust coefficient {recipe.trust_coefficient:g}"
+        text += f", fallback ratio {recipe.fallback_ratio:g}"
+    return f"{text}, label smoothing {recipe.label_smoothing:g}"
 
 
 def _knots(recipe: Recipe, examples: int, updates: int) -> list[int]:
-    """Start, both sides of the end of warm-up and of each boundary, tenths, the end."""
+    """Returns the steps whose learning rate is printed.
+
+    They are each tenth of the run, its last step, and the two steps around the end of
+    the warm-up and around each boundary.
+    """
     turns = [recipe.warmup_epochs or 0, *recipe.boundaries]
     steps = [epochs_to_steps(turn, examples, recipe.batch_size) for turn in turns]
     steps += [step - 1 for step in steps] + [updates - 1]
@@ -74,46 +78,40 @@ def _knots(recipe: Recipe, examples: int, updates: int) -> list[int]:
 def _memory(
     state: TrainState, plan: Plan, model: Any, image_shape: tuple[int, ...]
 ) -> str:
-    """An estimate for one device: what stays, and what a pass over its slots keeps."""
+    """Estimates the memory of one device: state, gradients and activations."""
     images = plan.solvers * plan.images_per_slot
-    # Beside the state its gradients, and a sum of them or the update they become.
+    # Besides the state: the gradients, and either their sum or the update.
     held = size(state) + 2 * size(state.params)
-    kept = images * kept_per_image(model.clone(bn_axis_name=None), image_shape)
+    kept = images * _kept_per_image(model.clone(bn_axis_name=None), image_shape)
     unit, name = (2**30, "GiB") if held + kept >= 2**30 else (2**20, "MiB")
     return (
         f"about {(held + kept) / unit:,.1f} {name} on each device:"
         f" {held / unit:,.1f} of state and gradients, {kept / unit:,.1f} of activations"
-        f" of {images:,} images (XLA on a CPU: within a third of it)"
+        f" of {images:,} images (on a CPU, XLA allocates this within a third)"
     )
 
 
 @lru_cache
-def kept_per_image(model: Any, image_shape: tuple[int, ...]) -> int:
-    """Bytes that reverse-mode differentiation keeps of an image's forward pass."""
+def _kept_per_image(model: Any, image_shape: tuple[int, ...]) -> int:
+    """Returns the bytes of an image's activations that the backward pass needs."""
     init = partial(init_state, 0, model, optax.identity(), image_shape)
     state = jax.eval_shape(init)
-    # What does not grow with the images, weights above all, is held anyway.
-    one, two = (_kept(model, state, (images, *image_shape)) for images in (1, 2))
-    return two - one
 
+    def backward(images: Any, state: TrainState) -> Any:
+        def logits(params: Any) -> Any:
+            key = jax.random.key(0)
+            return forward(model, params, state.batch_stats, images, key)[0]
 
-def _kept(model: Any, state: TrainState, shape: tuple[int, ...]) -> int:
-    def backward(state: TrainState, images: Any, key: Any) -> Any:
-        def forward(params: Any) -> Any:
-            return model.apply(
-                {"params": params, "batch_stats": state.batch_stats},
-                images,
-                train=True,
-                mutable=["batch_stats"],
-                rngs={"dropout": key},
-            )[0]
+        return jax.vjp(logits, state.params)[1]
 
-        return jax.vjp(forward, state.params)[1]
+    def kept(images: int) -> int:
+        shape = jax.ShapeDtypeStruct((images, *image_shape), jnp.uint8)
+        return size(jax.eval_shape(backward, shape, state))
 
-    images = jax.ShapeDtypeStruct(shape, jnp.uint8)
-    return size(jax.eval_shape(backward, state, images, jax.random.key(0)))
+    # The difference leaves out what does not grow with the images, such as weights.
+    return kept(2) - kept(1)
 
 
 def size(tree: Any) -> int:
-    """Bytes of all arrays, or shapes of arrays, in the tree."""
+    """Returns the bytes of all arrays, or shapes of arrays, in a tree."""
     return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(tree))

@@ -1,13 +1,15 @@
-"""What every check of a value says: its name, the value and what to give instead."""
+"""Checks of values, whose errors name the flag, the value and what to give instead."""
 
 import math
 
 
 def flag(name: str) -> str:
+    """Returns the flag of a field: "batch_size" becomes "--batch-size"."""
     return "--" + name.replace("_", "-")
 
 
 def check(ok: bool, name: str, value: object, remedy: str) -> None:
+    """Raises ValueError unless `ok`; the message has flag, value and remedy."""
     if not ok:
         raise ValueError(f"{flag(name)}: got {value!r}; {remedy}")
 
@@ -20,9 +22,9 @@ def check_number(
     above: float = -math.inf,
     below: float = math.inf,
 ) -> None:
-    """Raises ValueError unless the number is finite and within its bounds.
+    """Raises ValueError unless the value is finite, ≥ low, > above and < below.
 
-    It is to be at least `low`, more than `above` and less than `below`.
+    The message begins with `name`. A bound that is left out does not apply.
     """
     if low <= value < below and above < value < math.inf:
         return

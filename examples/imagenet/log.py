@@ -1,7 +1,7 @@
-"""A run's log: JSON lines always, TensorBoard's event files where asked for.
+"""A run's log: a file of JSON lines, and TensorBoard event files with --tensorboard.
 
-Every record has a `kind`; `report` reads them. A run that goes on from a checkpoint
-goes on in the same log: what an earlier process logged beyond it is dropped.
+Every line is a record with a `kind`, such as "step" or "epoch". A run that resumes from
+a checkpoint first removes the records of updates after the checkpoint.
 """
 
 import json
@@ -12,24 +12,23 @@ from pathlib import Path
 from typing import Any
 
 Record = dict[str, Any]
+Show = Callable[[Record], None]
 LOG = "log.jsonl"
-# Records of one update, not of what is done.
+# In these kinds `step` is the number of one update, from 0; in the others it is the
+# number of updates done.
 _COUNTED_FROM_0 = ("step", "layers", "not_finite")
-_LAST = ("result", "stopped")  # of a process
+_LAST = ("result", "stopped")  # kinds of the last record of a process
 
 
 class Log:
-    """Appends records to a file and hands each to `show`; use it as a context.
+    """A context manager that writes records to a file and passes each to `show`.
 
-    `path`: None drops the records, as all processes but the first do. `resume_at`: the
-    number of updates after which to go on; None starts a new log.
+    With path None it does nothing, as in all processes but the first. `resume_at` is
+    the number of updates after which to continue the log; None starts a new one.
     """
 
     def __init__(
-        self,
-        path: Path | None,
-        show: Callable[[Record], None],
-        resume_at: int | None = None,
+        self, path: Path | None, show: Show, resume_at: int | None = None
     ) -> None:
         self._show, self._file = show, None
         if path is None:
@@ -49,48 +48,50 @@ class Log:
             self._file.write(strict_json(record) + "\n")
             self._file.flush()
         except OSError as error:
-            raise OSError(f"--out: {self._file.name}: {error.strerror}") from error
+            name, why = self._file.name, error.strerror
+            raise OSError(f"--out: cannot write to {name}: {why}") from error
 
     def __enter__(self) -> "Log":
         return self
 
     def __exit__(self, kind: object, *error: object) -> None:
-        # What a full disk did not take is still there to be written, and fails again.
+        # After a failed write, closing tries to write the rest and fails once more.
         with suppress(OSError) if kind else nullcontext():
             if self._file:
                 self._file.close()
 
 
 def read_log(path: Path) -> list[Record]:
-    """The records; a last line that a killed process left unfinished is none.
+    """Returns the records of a log, none if there is no file.
 
-    Raises ValueError on any other line that is no JSON.
+    Ignores an incomplete last line, which a killed process may leave. Raises ValueError
+    if another line is not JSON.
     """
     if not path.exists():
         return []
     *lines, _unfinished = path.read_text().split("\n")
-    return [_record(path, number, line) for number, line in enumerate(lines, 1)]
-
-
-def _record(path: Path, number: int, line: str) -> Record:
-    try:
-        record: Record = json.loads(line)
-    except json.JSONDecodeError:
-        raise ValueError(
-            f"{path}: line {number} is no JSON: {line[:40]!r}; take it out"
-        ) from None
-    return record
+    records = []
+    for number, line in enumerate(lines, 1):
+        try:
+            records.append(json.loads(line))
+        except json.JSONDecodeError:
+            raise ValueError(
+                f"{path}: line {number} is not JSON: {line[:40]!r}; delete the line"
+            ) from None
+    return records
 
 
 def _cut(path: Path, updates: int) -> None:
+    """Removes from a log what was written after its first `updates` updates."""
     kept = [record for record in read_log(path) if _updates_done(record) <= updates]
-    # Beside the log and then in its place, so that no kill leaves half of it.
+    # Renamed into place, so that a kill leaves either the old log or the new one.
     beside = path.with_suffix(".cut")
     beside.write_text("".join(json.dumps(record) + "\n" for record in kept))
     beside.replace(path)
 
 
 def _updates_done(record: Record) -> float:
+    """Returns the number of updates after which the record was written."""
     if record["kind"] == "result":
         return math.inf
     step: int = record.get("step", 0)
@@ -98,7 +99,7 @@ def _updates_done(record: Record) -> float:
 
 
 def strict_json(record: Record) -> str:
-    """On one line. JSON has no NaN: what is not finite becomes null."""
+    """Returns the record as one line of JSON, with null for NaN and infinity."""
     return json.dumps(_strict(record), allow_nan=False)
 
 
@@ -109,11 +110,13 @@ def _strict(value: Any) -> Any:
     return None if lost else value
 
 
-def tensorboard(folder: Path) -> Callable[[Record], None]:
-    """A function that writes each record's numbers as TensorBoard scalars.
+def tensorboard(folder: Path) -> Show:
+    """Returns a function that writes a record's numbers as TensorBoard scalars.
 
-    TensorBoard drops what an earlier process wrote beyond the first record's step.
+    When a resumed run writes its first record, TensorBoard hides the values of later
+    steps that the earlier process wrote.
     """
+    from flax.traverse_util import flatten_dict
     from tensorboardX import SummaryWriter
 
     writer = None
@@ -123,25 +126,18 @@ def tensorboard(folder: Path) -> Callable[[Record], None]:
         kind, step = record["kind"], record.get("step")
         if writer is None:
             start = step or 0
-            # Of its own, a file's name tells no two starts in one second apart.
+            # The default file name has seconds: two quick starts would share it.
             writer = SummaryWriter(
                 str(folder), purge_step=start, filename_suffix=f".{start}"
             )
         if step is not None:
-            for name, value in _scalars(record.get("layers", record)):
-                writer.add_scalar(f"{kind}/{name}", value, step)
+            numbers = record.get("layers", record)
+            flat = flatten_dict(numbers, sep="/")  # type: ignore[no-untyped-call]
+            for name, value in flat.items():
+                if isinstance(value, int | float) and name != "step":
+                    writer.add_scalar(f"{kind}/{name}", value, step)
         if kind in _LAST:
             # A flush would leave behind what waits in the writer's queue.
             writer.close()
 
     return write
-
-
-def _scalars(record: Record, prefix: str = "") -> list[tuple[str, float]]:
-    found = []
-    for key, value in record.items():
-        if isinstance(value, dict):
-            found += _scalars(value, f"{prefix}{key}/")
-        elif isinstance(value, int | float) and key != "step":
-            found.append((prefix + key, float(value)))
-    return found

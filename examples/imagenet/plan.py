@@ -1,4 +1,4 @@
-"""How a batch is split over what works on it. Refuses one that does not divide."""
+"""Splits a batch evenly over processes and devices, or says which sizes would do."""
 
 import math
 from typing import NamedTuple
@@ -7,44 +7,42 @@ from .config import Batching
 
 
 class Plan(NamedTuple):
-    """batch = processes · devices · solvers · accumulate · images_per_slot."""
+    """The factors into which a batch is split; their product is the batch size.
+
+    Each device processes its images in parts, called slots, which have BatchNorm
+    statistics of their own: `solvers` slots at a time, `accumulate` times in turn.
+    """
 
     processes: int
     devices: int  # of each process
-    solvers: int  # slots side by side on each device
-    accumulate: int  # slots one after the other
-    images_per_slot: int  # images that share BatchNorm moments [images]
+    solvers: int
+    accumulate: int
+    images_per_slot: int
 
     def __str__(self) -> str:
-        return (
-            f"processes {self.processes} × devices {self.devices}"
-            f" × solvers {self.solvers} × accumulate {self.accumulate}"
-            f" × {self.images_per_slot:,} images"
-        )
+        factors = self._asdict().items()
+        return " × ".join(f"{name.replace('_', ' ')} {n:,}" for name, n in factors)
 
 
 def make_plan(
     batching: Batching, devices: int, examples: int, processes: int = 1
 ) -> Plan:
-    """The split of a batch that divides evenly; ValueError with the nearest that do."""
+    """Returns the even split of a batch over `processes` with `devices` each.
+
+    Raises ValueError, with the nearest batch sizes that are possible, if the batch does
+    not divide evenly or has more images than the `examples` of the training set.
+    """
     batch = batching.batch_size
-    parts = Plan(
-        processes, devices, batching.solvers_per_device, batching.accumulate, 1
-    )
-    slots = math.prod(parts)
+    factors = (processes, devices, batching.solvers_per_device, batching.accumulate)
+    slots = math.prod(factors)
     if batch % slots == 0 and batch <= examples:
-        return parts._replace(images_per_slot=batch // slots)
-    over = f"{slots} devices" if slots == devices else f"{slots} slots ({parts})"
-    # The largest that is not above, the smallest that is, of those there are images for
+        return Plan(*factors, batch // slots)
+    # The nearest sizes below and above, as far as there are images.
     low, high = min(batch, examples) // slots * slots, batch // slots * slots + slots
-    near = [str(n) for n in (low, high) if 0 < n <= examples]
-    if not near:
-        problem = f"one image for each of {over} exceeds the {examples} training images"
-        remedy = "give fewer of them"
-    elif batch > examples:
-        problem = f"{batch} exceeds the {examples} training images"
-        remedy = f"give at most {low}"
-    else:
-        problem = f"{batch} does not divide over {over}"
-        remedy = f"the nearest sizes that do: {', '.join(near)}"
-    raise ValueError(f"--batch-size: {problem}; {remedy}")
+    near = " or ".join(str(size) for size in (low, high) if 0 < size <= examples)
+    raise ValueError(
+        f"--batch-size: got {batch}; it must be at most {examples}, the number of"
+        f" training images, and divisible by {slots} = {' × '.join(map(str, factors))}"
+        " (processes × devices × --solvers-per-device × --accumulate);"
+        f" give {near or 'fewer devices, or smaller values of these flags'}"
+    )

@@ -1,8 +1,8 @@
-"""Checks a data directory before a run is spent on it, or makes ImageNet's first.
+"""Checks a folder of images before training on it; can unpack ImageNet's archives.
 
-`python -m examples.imagenet.prepare DIR` counts the images of each split and class and
-decodes every one in full. Exit status 0: nothing is missing or broken; 1: something is,
-and it is named. Changes nothing in DIR but what --archives unpacks.
+`python -m examples.imagenet.prepare DIR` counts the images of each split and class, and
+decodes every image completely. The exit status is 0 if no image is missing or broken,
+else 1. Only --archives writes to DIR.
 """
 
 import os
@@ -10,17 +10,17 @@ import re
 import signal
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import Annotated, NamedTuple
 
 import numpy as np
 import tyro
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
+from rich.progress import track
 from rich.table import Table
 
 from .data.archives import HOW_TO, ILSVRC2012, unpack
@@ -31,20 +31,23 @@ from .data.index import Index, Tree, read_index
 from .data.pixels import BrokenImage, decode, kind
 from .flags import check, check_number
 
-_CHUNK = 64  # images a thread decodes in one go
-_SHOWN = 20  # broken files printed
+_CHUNK = 64  # images that a thread decodes in one go
+_SHOWN = 20  # the most broken images to print
 _BY_SUFFIX = {".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WebP"}
 
 
 @dataclass(frozen=True)
 class Arguments:
-    #: With train/CLASS/IMAGE, and the same under val and test; or MNIST's IDX files.
+    #: Folder with images as train/CLASS/IMAGE, and the same under val, test or both; or
+    #: with the IDX files of MNIST or Fashion-MNIST.
     folder: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="DIR")]
-    #: Folder with ILSVRC2012's three archives: unpack them into DIR first.
+    #: Folder with the three archives of ImageNet (ILSVRC2012) to unpack into DIR first.
+    #: If not given, nothing is unpacked.
     archives: Annotated[str | None, tyro.conf.arg(metavar="FOLDER")] = None
-    #: Threads that decode.
+    #: Number of threads that decode images; by default one for each CPU core.
     workers: int = os.cpu_count() or 1
-    #: File for the list of broken images: path, tab, reason.
+    #: File to write the list of broken images to: path, tab, reason. If not given, the
+    #: list is not written.
     report: Annotated[str | None, tyro.conf.arg(metavar="FILE")] = None
 
     def __post_init__(self) -> None:
@@ -58,17 +61,17 @@ class Arguments:
 
 
 class Image(NamedTuple):
-    """One that was decoded."""
+    """An image that was decoded."""
 
     pixels: int
     size: str
     path: str
-    odd: str | None  # what it is, where its name says otherwise
+    odd: str | None  # its format, if that is unusual for the file's suffix
 
 
 @dataclass
 class Survey:
-    """What the images turned out to be."""
+    """The broken and unusual images, and the smallest and the largest one."""
 
     broken: list[Broken] = field(default_factory=list)
     odd: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
@@ -86,13 +89,13 @@ class Survey:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Returns the exit status."""
+    """Returns the exit status. Errors raise SystemExit with a message."""
     console = Console(markup=False, highlight=False, soft_wrap=True)
     try:
         options = tyro.cli(
             Arguments,
             prog="python -m examples.imagenet.prepare",
-            description="Check a data directory; unpack ImageNet's archives first.",
+            description="Check a folder of images, and unpack ImageNet's archives.",
             args=arguments,
         )
         if options.archives:
@@ -101,18 +104,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (ValueError, OSError) as error:
         raise SystemExit(f"error: {error}") from None
     except KeyboardInterrupt:
-        console.print("stopped; the same command goes on, or starts the check again")
+        console.print(
+            "stopped; the same command continues to unpack, or starts the check again"
+        )
         raise SystemExit(128 + signal.SIGINT) from None
 
 
 def _unpack(archives: Path, folder: Path, console: Console) -> None:
-    written = there = 0
-    total = ILSVRC2012.train + ILSVRC2012.validation
-    with _bar("unpacking", total, console) as advance:
-        for new in unpack(archives, folder, ILSVRC2012):
-            written, there = written + new, there + (not new)
-            advance(1)
-    console.print(f"unpacked {written:,} images; {there:,} were there already")
+    total, hidden = ILSVRC2012.train + ILSVRC2012.validation, not console.is_terminal
+    images = unpack(archives, folder, ILSVRC2012)
+    new = sum(track(images, "unpacking", total, console=console, disable=hidden))
+    console.print(f"unpacked {new:,} images; {total - new:,} were there already")
 
 
 def _check(options: Arguments, console: Console) -> int:
@@ -145,6 +147,7 @@ def _check(options: Arguments, console: Console) -> int:
 
 
 def _table(trees: dict[str, Tree], classes: int) -> Table:
+    """Returns the images of each split, and the fewest, median and most of a class."""
     table = Table("split", "images", "classes", "fewest", "median", "most")
     for split, tree in trees.items():
         each = np.bincount(tree.labels, minlength=classes)
@@ -155,22 +158,19 @@ def _table(trees: dict[str, Tree], classes: int) -> Table:
 
 
 def _missing(index: Index, trees: dict[str, Tree]) -> list[str]:
-    """Classes without an image, and images of ImageNet."""
+    """Returns a text for each split without some class, or without all of ImageNet."""
     classes, found = len(index.classes), []
     for split, tree in trees.items():
-        absent = classes - len(np.unique(tree.labels))
-        if absent:
-            found.append(f"images of {absent} of {classes} classes in {split}")
-    if classes == ILSVRC2012.classes and all(
-        re.fullmatch(r"n\d{8}", name) for name in index.classes
-    ):
+        if absent := classes - len(np.unique(tree.labels)):
+            found.append(f"{absent} of {classes} classes have no image in {split}")
+    names = all(re.fullmatch(r"n\d{8}", name) for name in index.classes)
+    if classes == ILSVRC2012.classes and names:
         for split in ("train", "validation"):
             size = trees[split].size if split in trees else 0
             expected = getattr(ILSVRC2012, split)
             if size != expected:
-                found.append(
-                    f"ImageNet has {expected:,} images in {split}, not {size:,}"
-                )
+                text = f"ImageNet has {expected:,} images in {split}, not {size:,}"
+                found.append(text)
     return found
 
 
@@ -180,11 +180,10 @@ def _decode_all(trees: list[Tree], workers: int, console: Console) -> Survey:
     chunks = [(t, i) for t in trees for i in range(0, t.size, _CHUNK)]
     pool = ThreadPoolExecutor(workers)
     try:
-        with _bar("decoding", total, console) as advance:
-            for images in pool.map(lambda chunk: _inspect(*chunk), chunks):
-                for image in images:
-                    survey.add(image)
-                advance(len(images))
+        images = chain.from_iterable(pool.map(_inspect, *zip(*chunks, strict=True)))
+        hidden = not console.is_terminal
+        for image in track(images, "decoding", total, console=console, disable=hidden):
+            survey.add(image)
     finally:
         pool.shutdown(cancel_futures=True)
     seconds = time.monotonic() - start
@@ -195,12 +194,12 @@ def _decode_all(trees: list[Tree], workers: int, console: Console) -> Survey:
 
 
 def _inspect(tree: Tree, start: int) -> list[Image | Broken]:
+    """Decodes `_CHUNK` images of the tree, from number `start` on."""
     found: list[Image | Broken] = []
     for i in range(start, min(start + _CHUNK, tree.size)):
         path = tree.path(i)
         try:
-            with open(path, "rb") as file:
-                raw = file.read()
+            raw = Path(path).read_bytes()
             height, width, _ = decode(raw).shape
         except (OSError, BrokenImage) as error:
             found.append(Broken(path, explain(tree, error)))
@@ -215,24 +214,14 @@ def _inspect(tree: Tree, start: int) -> list[Image | Broken]:
 def _print_survey(survey: Survey, console: Console) -> None:
     for what, image in (("smallest", survey.smallest), ("largest", survey.largest)):
         if image:
-            console.print(f"{what}: {image.size}, {image.path!r}")
+            console.print(f"{what}: {image.size} pixels, {image.path!r}")
     for what, paths in sorted(survey.odd.items()):
-        console.print(f"odd but fine: {what}: {len(paths)}, {paths[0]!r}")
+        console.print(
+            f"unusual but readable: {len(paths)} × {what}, for example {paths[0]!r}"
+        )
     for path, reason in survey.broken[:_SHOWN]:
         console.print(f"broken: {path!r}: {reason}")
     console.print(f"{len(survey.broken):,} broken images")
-
-
-@contextmanager
-def _bar(what: str, total: int, console: Console) -> Iterator[Callable[[int], None]]:
-    """A function to call with the images done; shows them on a terminal."""
-    columns = (BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    hidden = not console.is_terminal
-    with Progress(
-        "{task.description}", *columns, console=console, disable=hidden
-    ) as bar:
-        task = bar.add_task(what, total=total)
-        yield lambda done: bar.advance(task, done)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
-"""Where and with what a result was made."""
+"""The commit, machine and package versions with which a result was made."""
 
 import os
 import platform
+import re
 import subprocess
 from importlib.metadata import version
 from pathlib import Path
@@ -9,14 +10,14 @@ from typing import Any
 
 
 def versions() -> dict[str, str]:
-    """Of Python and of the packages a result may depend on."""
+    """Returns the versions of Python and of the packages that results may depend on."""
     packages = ("jax", "jaxlib", "optax", "flax", "numpy")
     found = {package: version(package) for package in packages}
     return {"python": platform.python_version()} | found
 
 
 def provenance() -> dict[str, Any]:
-    """Commit, machine and versions, to stand beside every number that is kept."""
+    """Returns the commit, machine and versions, to save beside a result."""
     return {
         "commit": _commit(),
         "machine": {
@@ -29,31 +30,28 @@ def provenance() -> dict[str, Any]:
 
 
 def _commit() -> str:
-    def git(*arguments: str) -> str:
-        folder = Path(__file__).parent
-        run = subprocess.run(
-            ["git", *arguments],
-            cwd=folder,
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        return run.stdout.strip() if run.returncode == 0 else ""
-
-    try:
-        head = git("rev-parse", "--verify", "HEAD")
-        # Of several results the first ones kept are no change to the next.
-        but = (":(top)", ":(top,exclude)benchmarks/results")
-        changed = git("status", "--porcelain", "--untracked-files=no", "--", *but)
-    except OSError:  # no git here
+    """Returns the commit, with " + changes" if tracked files differ from it."""
+    head = _git("rev-parse", "--verify", "HEAD")
+    if not head:
         return "uncommitted"
-    return (head or "uncommitted") + (" + changes" if head and changed else "")
+    # A benchmark that writes several results must not see the first ones as changes.
+    files = (":(top)", ":(top,exclude)benchmarks/results")
+    changed = _git("status", "--porcelain", "--untracked-files=no", "--", *files)
+    return head + (" + changes" if changed else "")
+
+
+def _git(*arguments: str) -> str:
+    """Returns what git prints, "" if it fails or is not installed."""
+    command, folder = ["git", *arguments], Path(__file__).parent
+    try:
+        run = subprocess.run(command, cwd=folder, capture_output=True, text=True)
+    except OSError:
+        return ""
+    return run.stdout.strip() if run.returncode == 0 else ""
 
 
 def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor()
-    names = [line.split(":")[1].strip() for line in lines if "model name" in line]
-    return names[0] if names else platform.processor()
+    """Returns the processor's model, from Linux's /proc where there is one."""
+    path = Path("/proc/cpuinfo")
+    model = path.exists() and re.search(r"model name\s*: (.*)", path.read_text())
+    return model[1].strip() if model else platform.processor()

@@ -1,7 +1,7 @@
-"""Between a published recipe and a configuration: what a run's optimizer is.
+"""Conversions between a published recipe and the trainer's configuration.
 
-A recipe fills in the configuration, flags replace single values, and what results is
-a recipe again, which makes schedule and optimizer. Refuses values left unstated.
+A recipe fills in a configuration, and flags replace single values of it. The result
+becomes a recipe again, which makes the learning rate schedule and the optimizer.
 """
 
 from dataclasses import fields
@@ -12,12 +12,15 @@ from lars_optax import recipes
 from .config import FACTS, Batching, Config, Data, Model, Optimizer, settings
 from .flags import flag
 
-# Fields of the same name and meaning in both.
+# Fields of the same name and meaning in a recipe and in `Optimizer`.
 _SHARED = [field.name for field in fields(Optimizer) if field.name != "layers"]
 
 
 def configure(recipe_name: str | None) -> Config:
-    """The defaults, or what the recipe of that name makes of them."""
+    """Returns the configuration of the named recipe, or the default one for None.
+
+    Raises ValueError if there is no recipe of that name.
+    """
     if recipe_name is None:
         return Config()
     try:
@@ -25,10 +28,10 @@ def configure(recipe_name: str | None) -> Config:
     except ValueError as error:
         raise ValueError(f"--recipe: {error}") from None
     network: Any = recipe.network
-    by_scale = recipe.name.startswith(("goyal", "mlperf"))
+    random_resized = recipe.name.startswith(("goyal", "mlperf"))
     return Config(
         recipe=recipe.name,
-        data=Data(augment="rrc" if by_scale else "caffe"),
+        data=Data(augment="rrc" if random_resized else "caffe"),
         model=Model(network=network),
         optimizer=Optimizer(
             layers="all" if recipe.mask is True else "weights",
@@ -39,8 +42,10 @@ def configure(recipe_name: str | None) -> Config:
 
 
 def to_recipe(config: Config) -> recipes.Recipe:
-    """The run's hyper-parameters; ValueError names each that nobody has stated."""
-    source = recipes.get(config.recipe) if config.recipe else None
+    """Returns the run's hyper-parameters as a recipe.
+
+    Raises ValueError, naming the flags, if a value that the optimizer needs is None.
+    """
     optimizer = config.optimizer
     values: dict[str, Any] = {
         "network": config.model.network,
@@ -48,25 +53,26 @@ def to_recipe(config: Config) -> recipes.Recipe:
         "batch_size": config.batching.batch_size,
         "epochs": config.batching.epochs,
     } | {name: getattr(optimizer, name) for name in _SHARED}
-    if source is None:
+    if config.recipe is None:
         recipe = recipes.Recipe(name="flags", source="the command line", **values)
     else:
+        source = recipes.get(config.recipe)
         changed = {k: v for k, v in values.items() if v != getattr(source, k)}
         recipe = source.replace(**changed)
     if gaps := recipe.missing():
-        hints = {gap: recipe.hints.get(gap) for gap in gaps}
-        known = (
-            flag(gap) + (f" ({hint})" if hint else "") for gap, hint in hints.items()
-        )
+        needed = [
+            flag(gap) + (f" ({recipe.hints[gap]})" if gap in recipe.hints else "")
+            for gap in gaps
+        ]
         raise ValueError(
-            f"{flag(gaps[0])}: {recipe.name} ({recipe.source}) has no value for it;"
-            f" give {', '.join(known)}"
+            f"{flag(gaps[0])}: {recipe.name} ({recipe.source}) has no value for it, and"
+            f" training needs one; give {', '.join(needed)}"
         )
     return recipe
 
 
 def changes(config: Config) -> list[str]:
-    """The flags that depart from the recipe, with both values."""
+    """Returns a line for each flag that departs from the recipe, with both values."""
     if config.recipe is None:
         return []
     before = settings(configure(config.recipe))

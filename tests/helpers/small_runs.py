@@ -45,7 +45,7 @@ def config(**run):
 def experiment():
     """That of `config`, compiled once for all runs."""
     parts = data.in_memory(split(0, 128), split(1, 32), split(2, 32), 10)
-    return Experiment.of(config(), parts, jax.local_devices()[:2])
+    return Experiment(config(), parts, jax.local_devices()[:2])
 
 
 def train(out, show=lambda record: None, make=Checkpoints, **run):

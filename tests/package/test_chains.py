@@ -81,7 +81,7 @@ def test_simclr_refuses_a_head_that_is_not_there():
 
 def test_the_orders_part_when_the_rate_drops(capsys):
     chains.main()
-    rows = [line.split()[-5:] for line in capsys.readouterr().out.splitlines()[1:]]
+    rows = [line.split()[-5:] for line in capsys.readouterr().out.splitlines()[2:]]
     before, after = np.array(rows, float)[:, :2].T
     # The scaled buffer holds steps of the old rate; post has no 1/(1 - μ).
     np.testing.assert_allclose(after / before, [0.92, 0.10, 0.10], atol=0.01)

@@ -200,8 +200,8 @@ def test_a_batch_cut_otherwise_is_told_and_not_refused(old):
     with Checkpoints(config, *of([*words, "--devices", "4"])) as checkpoints:
         assert checkpoints.any
         assert checkpoints.changes == [
-            "devices: 4, and 2 until now",
-            "images of which BatchNorm takes the moments: 4, and 8 until now",
+            "devices: 4 instead of 2",
+            "images over which BatchNorm takes its statistics: 4 instead of 8",
         ]
 
 

@@ -122,7 +122,7 @@ def test_a_disk_that_fills_up_ends_the_run_and_loses_no_checkpoint(start, whole)
     # tensorstore prints tracebacks of its own before and after it.
     error = re.search(
         r"error: --out: a checkpoint could not be saved \(.*File too large.*\);"
-        r" the newest whole one is of step (\d+)",
+        r" .* complete checkpoint \(after update: (\d+)\)",
         process.stderr,
     )
     assert error, process.stderr

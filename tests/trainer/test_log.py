@@ -75,7 +75,7 @@ def test_a_half_written_last_line_is_none(tmp_path, cut):
 def test_another_line_that_is_no_json_is_named(tmp_path):
     path = tmp_path / "log.jsonl"
     path.write_text('{"kind": "config"}\n\0\0\n{"kind": "result"}\n')
-    with pytest.raises(ValueError, match=r"log\.jsonl: line 2 is no JSON: .*take it"):
+    with pytest.raises(ValueError, match=r"log\.jsonl: line 2 is not JSON: .*delete"):
         write(path, [], resume_at=4)
 
 

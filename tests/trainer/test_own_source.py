@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import small_runs as runs
 
-from examples.imagenet.config import Batching, Data, Model, Optimizer, Run
+from examples.imagenet.config import Batching, Config, Model, Optimizer, Run
 from examples.imagenet.data.dataset import Batch, Dataset, Share
 from examples.imagenet.run.checkpoint import Checkpoints
 from examples.imagenet.run.experiment import Experiment
@@ -50,14 +50,12 @@ class Stripes:
 def experiment():
     held = Stripes(30)
     stripes = Dataset(Stripes(96), held, held, 10, SHAPE, 60.0, 50.0)
-    return Experiment(
-        Data(),
-        Model(network="alexnet_small", width=0.5),
-        Optimizer("sgd", learning_rate=0.05, warmup_epochs=0),
-        Batching(batch_size=16, epochs=8, eval_batch_size=20),
-        stripes,
-        jax.local_devices()[:2],
+    config = Config(
+        model=Model(network="alexnet_small", width=0.5),
+        optimizer=Optimizer("sgd", learning_rate=0.05, warmup_epochs=0),
+        batching=Batching(batch_size=16, epochs=8, eval_batch_size=20),
     )
+    return Experiment(config, stripes, jax.local_devices()[:2])
 
 
 def train(experiment, out, show=lambda record: None):

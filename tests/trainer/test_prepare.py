@@ -30,11 +30,11 @@ def test_a_sound_tree_is_counted_and_ends_with_status_0(tmp_path, capsys):
     out = capsys.readouterr().out
     assert re.search(r"train\W+13\W+3\W+3\W+4\W+6\W", out)
     assert re.search(r"validation\W+6\W+3\W+2\W+2\W+2\W", out)
-    assert re.search(r"smallest: 2×3, '.*small.bmp'", out)
-    assert re.search(r"largest: 90×20, '.*wide.PNG'", out)
+    assert re.search(r"smallest: 2×3 pixels, '.*small.bmp'", out)
+    assert re.search(r"largest: 90×20 pixels, '.*wide.PNG'", out)
     assert "decoded 19 images" in out
     assert "0 broken images" in out
-    assert "odd" not in out
+    assert "unusual" not in out
 
 
 def test_each_flaw_is_counted_and_named_and_ends_with_status_1(tmp_path, capsys):
@@ -44,17 +44,17 @@ def test_each_flaw_is_counted_and_named_and_ends_with_status_1(tmp_path, capsys)
     for line in (
         r"train: classes without an image: 1 \('eel'\)",
         r"test: classes without an image: 2 \('dog', 'eel'\)",
-        r"odd but fine: CMYK JPEG named \.jpeg: 1, '.*cmyk\.JPEG'",
-        r"odd but fine: PNG named \.jpg: 1, '.*really_png\.jpg'",
-        r"odd but fine: grey JPEG named \.jpg: 1, '.*grey\.jpg'",
+        r"unusual but readable: 1 × CMYK JPEG named \.jpeg, .* '.*cmyk\.JPEG'",
+        r"unusual but readable: 1 × PNG named \.jpg, .* '.*really_png\.jpg'",
+        r"unusual but readable: 1 × grey JPEG named \.jpg, .* '.*grey\.jpg'",
         r"broken: '.*cut\.jpg': Premature end of JPEG file",
         r"broken: '.*corrupt\.jpg': .+",
         r"broken: '.*empty\.jpg': an empty file",
         r"broken: '.*words\.jpg': no image.*",
         r"broken: '.*dangling\.png': No such file or directory",
         "5 broken images",
-        "missing: images of 1 of 3 classes in train",
-        "missing: images of 2 of 3 classes in test",
+        "missing: 1 of 3 classes have no image in train",
+        "missing: 2 of 3 classes have no image in test",
     ):
         assert len(re.findall(f"^{line}$", out, re.MULTILINE)) == 1, line
     rows = [line.split("\t") for line in report.read_text().splitlines()]

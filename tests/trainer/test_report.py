@@ -36,8 +36,9 @@ def test_without_a_terminal_a_line_a_minute_says_when_it_will_end(monkeypatch, c
             now[0] = float(number)
             show({"kind": "speed", "step": number} | said)
     first, second = capsys.readouterr().out.splitlines()
-    assert first == "lars: step 70, 1,234 img/s/device, 25% data, 9 min left"
-    assert second == "lars: step 140, 1,234 img/s/device, 25% data, 8 min left"
+    speed = "1,234 img/s/device, 25% waiting for data"
+    assert first == f"lars: step 70, {speed}, 9 min left"
+    assert second == f"lars: step 140, {speed}, 8 min left"
 
 
 def test_tables_8_and_9_come_back_from_logs_of_the_papers_speeds():
@@ -170,7 +171,7 @@ def test_a_report_holds_what_the_logs_hold_and_says_what_they_do_not(tmp_path, c
         ('{"kind": "config"', "the log is empty; wait"),
         (
             json.dumps(config()) + '\n{"kind": "st\n{}\n',
-            r"line 2 is no JSON: '\{\"kind\": \"st'; take it out",
+            r"line 2 is not JSON: '\{\"kind\": \"st'; delete the line",
         ),
         ("1\n", "not a run's log; give"),
         (json.dumps(step(0)) + "\n", "no config record .* give the whole log"),

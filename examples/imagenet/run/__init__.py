@@ -1,1 +1,1 @@
-"""A whole run: its loop, its checkpoints, its processes, what it shows."""
+"""A whole run: the training loop, checkpoints, processes, progress and profile."""

@@ -1,8 +1,7 @@
-"""Checkpoints of a run with orbax: the newest few and the best, written meanwhile.
+"""Checkpoints of a run with orbax: the newest few and the one of the best accuracy.
 
-A checkpoint holds the whole `TrainState` (its step is the position in the data) and a
-record of the run. Refuses to go on with one of another network, recipe or data; says
-what else changes.
+A checkpoint holds the whole `TrainState`, whose step is the position in the data, and
+the settings. A run with another network, optimizer or data cannot resume from it.
 """
 
 import math
@@ -17,11 +16,7 @@ from typing import Any
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
-from orbax.checkpoint.checkpoint_managers import (
-    AnyPreservationPolicy,
-    BestN,
-    LatestN,
-)
+from orbax.checkpoint import checkpoint_managers as policies
 
 from ..config import FACTS, Config, settings
 from ..flags import flag
@@ -31,55 +26,50 @@ from ..step.step import TrainState
 
 _FOLDER = "checkpoints"
 _ACCURACY = "accuracy"
-# What is compared beside the flags.
+# How messages call the facts of the data that must match, besides the flags.
 _NAMES = {
     "images": "the number of training images",
     "content": "what --data holds (a fingerprint)",
 }
 
 
-# As in " [os_error_code='28']", which tensorstore adds behind its messages: of an array
-# that could not be opened the whole description.
-_ADDED = re.compile(r""" \[[\w ]+='(?:[^'\\]|\\.)*'\]""")
+# tensorstore adds details such as " [os_error_code='28']" to its messages; those of an
+# array that could not be opened are pages long.
+_DETAILS = re.compile(r""" \[[\w ]+='(?:[^'\\]|\\.)*'\]""")
 
 
 class NotSaved(Exception):
-    """A checkpoint could not be written; those before it are whole."""
+    """A checkpoint could not be written. Earlier checkpoints are unharmed."""
 
 
 def cause(error: Exception) -> str:
-    """The end of the message in one line: orbax and tensorstore name the cause last."""
-    text = _ADDED.sub("", " ".join(str(error).split()))
+    """Returns the end of an error's message, where orbax and tensorstore say why."""
+    text = _DETAILS.sub("", " ".join(str(error).split()))
     return text if len(text) <= 160 else f"… {text[-160:]}"
 
 
 class Checkpoints:
-    """The checkpoints in a run's folder; close it, or use it as a context.
+    """A context manager that saves and restores the checkpoints of a run's folder.
 
-    `same`: of the data, compared with the configuration; ValueError if the newest
-    checkpoint is of another run, which names every difference. `reported`: what may
-    change on resume but affects the results; `changes` says what did. Every process
-    saves.
+    `same` are facts about the data that must match on resume, like the settings. Raises
+    ValueError, with every difference, if those of the newest checkpoint do not.
+    `reported` may differ, although it affects the results; `changes` lists how. Every
+    process must save.
     """
 
     def __init__(
-        self,
-        config: Config,
-        same: Mapping[str, Any],
-        reported: Mapping[str, Any],
+        self, config: Config, same: Mapping[str, Any], reported: Mapping[str, Any]
     ) -> None:
         self._config, self._reported = settings(config) | dict(same), dict(reported)
-        newest, best = (
-            LatestN(config.run.checkpoints),
-            BestN(get_metric_fn=_accuracy, n=1),
-        )
+        newest = policies.LatestN(config.run.checkpoints)
+        best = policies.BestN(get_metric_fn=_accuracy, n=1)
         self._manager = ocp.CheckpointManager(
             (Path(config.run.out) / _FOLDER).absolute(),
             options=ocp.CheckpointManagerOptions(
-                preservation_policy=AnyPreservationPolicy([newest, best]),
-                # Without it orbax forgets the metrics when the process ends.
+                preservation_policy=policies.AnyPreservationPolicy([newest, best]),
+                # Makes orbax keep the metrics on disk, for a run that resumes.
                 best_fn=_accuracy,
-                # What a killed run was writing.
+                # Deletes the incomplete checkpoint that a killed run leaves.
                 cleanup_tmp_directories=True,
             ),
         )
@@ -90,12 +80,12 @@ class Checkpoints:
     def save(
         self, state: TrainState, step: int, seconds: float, accuracy: float | None
     ) -> None:
-        """Copies the state to host memory and goes on; a thread writes it to disk.
+        """Copies the state to host memory, and returns while a thread writes it.
 
-        Waits for the checkpoint before this one. `accuracy` is None where the state has
-        not been evaluated.
+        Waits first until the checkpoint before is written. `accuracy` is None if the
+        state has not been evaluated.
         """
-        # Arrays of NumPy, which any process can write and any number of devices take.
+        # NumPy arrays can be restored to any number of processes and devices.
         state = jax.tree.map(np.array, state)
         record = {
             "config": self._config,
@@ -108,37 +98,37 @@ class Checkpoints:
             self._manager.save(
                 step,
                 args=ocp.args.Composite(
-                    state=ocp.args.StandardSave(state),
-                    run=ocp.args.JsonSave(record),
+                    state=ocp.args.StandardSave(state), run=ocp.args.JsonSave(record)
                 ),
                 metrics={_ACCURACY: accuracy},
                 force=True,
             )
 
     def restore(self, like: TrainState) -> tuple[TrainState, dict[str, Any]] | None:
-        """The newest state, on the host, and its record; None if there is none."""
+        """Returns the newest state, in host memory, and the record saved with it.
+
+        Returns None if there is no checkpoint. `like` gives shapes and dtypes.
+        """
         if self._record is None:
             return None
         abstract = jax.tree.map(lambda x: np.empty(x.shape, x.dtype), like)
-        saved = self._manager.restore(
-            self._manager.latest_step(),
-            args=ocp.args.Composite(state=ocp.args.StandardRestore(abstract)),
-        )
+        what = ocp.args.Composite(state=ocp.args.StandardRestore(abstract))
+        saved = self._manager.restore(self.newest, args=what)
         return saved["state"], self._record
 
     @property
     def any(self) -> bool:
-        """Whether there was one to go on from."""
+        """Whether there was a checkpoint to resume from."""
         return self._record is not None
 
     @property
     def newest(self) -> int | None:
-        """The step of the newest."""
+        """The number of updates of the newest checkpoint, None if there is none."""
         step: int | None = self._manager.latest_step()
         return step
 
     def check(self) -> None:
-        """Raises NotSaved if the checkpoint under way has failed."""
+        """Raises NotSaved if the checkpoint that is being written has failed."""
         with self._explained():
             self._manager.check_for_errors()
 
@@ -146,44 +136,38 @@ class Checkpoints:
     def _explained(self) -> Iterator[None]:
         try:
             yield
-        except jax.errors.JaxRuntimeError:  # of the processes, not of the disk
+        except jax.errors.JaxRuntimeError:  # another process failed, not the disk
             raise
-        # Of orbax's threads and of tensorstore's, whose kinds of error are many.
+        # The threads of orbax and tensorstore raise many kinds of errors.
         except Exception as error:
-            whole = self._whole()
-            left = f"the newest whole one is of step {whole}"
-            if whole is None:
-                left = "there is none"
+            names = os.listdir(self._manager.directory)
+            left = max((int(name) for name in names if name.isdigit()), default="none")
             raise NotSaved(
-                f"--out: a checkpoint could not be saved ({cause(error)}); {left}"
+                f"--out: a checkpoint could not be saved ({cause(error)}); remove the"
+                f" cause, then --existing resume continues from the newest complete"
+                f" checkpoint (after update: {left})"
             ) from error
 
-    def _whole(self) -> int | None:
-        """The newest checkpoint on disk."""
-        names = os.listdir(self._manager.directory)
-        return max((int(name) for name in names if name.isdigit()), default=None)
-
     def _read_record(self) -> dict[str, Any] | None:
-        """Of the newest checkpoint; ValueError names every setting that differs."""
-        step = self._manager.latest_step()
+        """Returns what the newest checkpoint says of its run, after comparing it."""
+        step = self.newest
         if step is None:
             return None
         what = ocp.args.Composite(run=ocp.args.JsonRestore())
         record: dict[str, Any] = self._manager.restore(step, args=what)["run"]
-        old = record["config"]
-        if changes := list(_differences(old, self._config)):
+        if changes := list(_differences(record["config"], self._config)):
             raise ValueError(
-                f"--existing resume: the checkpoint of step {step} is of another run:"
-                f" {'; '.join(changes)}. Give the same flags, or another --out"
+                f"--existing resume: the checkpoint in --out has other settings:"
+                f" {'; '.join(changes)}; give the same ones, or another --out"
             )
-        reported = record["reported"]
         for name, value in self._reported.items():
-            if value != reported.get(name, value):
-                self.changes.append(f"{name}: {value}, and {reported[name]} until now")
+            old = record["reported"].get(name, value)
+            if value != old:
+                self.changes.append(f"{name}: {value} instead of {old}")
         return record
 
     def close(self) -> None:
-        """Waits for what is still being written, by all processes."""
+        """Waits until all processes have written their checkpoints."""
         if self._closed:
             return
         self._closed = True
@@ -195,20 +179,19 @@ class Checkpoints:
         return self
 
     def __exit__(self, kind: object, *error: object) -> None:
-        # Of several processes an error may end one alone, which must not wait for what
-        # the others would have to finish with it.
+        # Closing waits for all processes, of which an error may have ended only this.
         if kind is None or jax.process_count() == 1:
             self.close()
 
 
 def exist(out: str | Path) -> bool:
-    """Whether an earlier run left checkpoints there, whole ones or not, or a log."""
+    """Whether the folder holds a log or checkpoints, complete or not."""
     folder, log = Path(out) / _FOLDER, Path(out) / LOG
     return log.exists() or (folder.is_dir() and any(folder.iterdir()))
 
 
 def remove(out: str | Path) -> None:
-    """Deletes checkpoints and log."""
+    """Deletes the checkpoints and the log in the folder."""
     if (folder := Path(out) / _FOLDER).is_dir():
         shutil.rmtree(folder)
     (Path(out) / LOG).unlink(missing_ok=True)
@@ -220,6 +203,7 @@ def _accuracy(metrics: dict[str, float | None]) -> float:
 
 
 def _differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[str]:
+    """Yields a text for each setting that differs and must not change on resume."""
     for key, value in new.items():
         facts = FACTS.get(key)
         # A tuple comes back from JSON as a list.

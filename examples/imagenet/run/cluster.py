@@ -1,6 +1,7 @@
-"""Several processes that train together: how they find each other, agree and end.
+"""Several processes that train together: how they connect, agree, and end.
 
-One that dies ends the others within --heartbeat-timeout; one that is stuck ends itself.
+When one dies, the others end within --heartbeat-timeout. A process that hangs ends
+itself after --step-timeout.
 """
 
 import faulthandler
@@ -17,66 +18,65 @@ from jax.experimental import multihost_utils
 
 from ..config import Cluster
 
-TRY_AGAIN = 75  # exit status where another start may go on: EX_TEMPFAIL
+TRY_AGAIN = 75  # exit status (EX_TEMPFAIL) if another start may succeed
 _T = TypeVar("_T")
-_MEETING = 300  # for all to start [s]
+_MEETING = 300  # time within which all processes must start [s]
 
 
 def join(cluster: Cluster) -> None:
-    """Meets the other processes, if there are any; call before JAX counts devices."""
-    if cluster.processes is not None:
-        who: dict[str, Any] = {
-            "coordinator_address": cluster.coordinator,
-            "num_processes": cluster.processes,
-            "process_id": cluster.process,
-            "cluster_detection_method": "deactivate",
-        }
-    elif int(os.environ.get("SLURM_STEP_NUM_TASKS", 1)) > 1:  # set by srun
-        who = {"cluster_detection_method": "slurm"}
-    else:
-        return
+    """Connects to the other processes, if there are any.
+
+    It must be called before anything else makes JAX look for devices. Raises ValueError
+    if it cannot connect.
+    """
+    by_flags = cluster.processes is not None
+    if not by_flags and int(os.environ.get("SLURM_STEP_NUM_TASKS", 1)) == 1:
+        return  # neither flags nor Slurm's srun started several processes
     if cluster.process == 0:
         where = f"{cluster.processes} processes at {cluster.coordinator}"
         print(f"waiting for {where}, at most {_MEETING} s", flush=True)
     try:
         jax.distributed.initialize(
-            **who,
+            coordinator_address=cluster.coordinator,
+            num_processes=cluster.processes,
+            process_id=cluster.process,
+            cluster_detection_method="deactivate" if by_flags else "slurm",
             heartbeat_timeout_seconds=cluster.heartbeat_timeout,
             initialization_timeout=_MEETING,
             shutdown_timeout_seconds=cluster.heartbeat_timeout,
         )
-    except RuntimeError as error:  # as where another program has the port
-        raise ValueError(f"--coordinator: {error}") from error
+    except RuntimeError as error:  # for example if another program uses the port
+        remedy = "give all processes the address of process 0, with a free port"
+        raise ValueError(f"--coordinator: {error}; {remedy}") from error
 
 
 def raise_everywhere(act: Callable[[], _T]) -> _T:
-    """What `act` returns; ValueError in every process if it cannot do it in any."""
-    problems: list[str] = []
-    result = None
+    """Calls `act` in each process; if it fails in one, all raise ValueError."""
+    problems, result = [], None
     try:
         result = act()
     except (ValueError, OSError) as error:
-        problems.append(str(error))
+        problems = [str(error)]
     if problems := gather(problems):
         raise ValueError(problems[0])
     return cast(_T, result)
 
 
 def check_agreement(settings: Mapping[str, Any]) -> None:
-    """ValueError, in every process, naming what is not the same in all of them."""
+    """Raises ValueError in all processes if the settings are not the same in all."""
     lines = "\n".join(f"{name} {value!r}" for name, value in settings.items())
     first, *others = gather([lines])
     for other in others:
         pairs = zip(first.split("\n"), other.split("\n"), strict=True)
         if differs := [f"{a} and {b}" for a, b in pairs if a != b]:
             raise ValueError(
-                f"the processes differ: {'; '.join(differs)}; give all the same flags"
-                " and data"
+                f"the processes differ: {'; '.join(differs)}; start all with the same"
+                " flags, except --process, and the same data"
             )
 
 
 def gather(texts: Sequence[str]) -> list[str]:
-    """Those of all processes, in their order; every process must call it."""
+    """Returns the texts of all processes, in their order; each process must call it."""
     if jax.process_count() == 1:
         return list(texts)
     raw = np.frombuffer("\0".join(texts).encode(errors="surrogateescape"), np.uint8)
@@ -93,9 +93,10 @@ def gather(texts: Sequence[str]) -> list[str]:
 
 
 class StopSignals:
-    """SIGTERM and SIGINT, noted, and agreed on by all processes; use as a context.
+    """A context manager that notes SIGTERM and SIGINT, to stop after the current step.
 
-    A second signal acts at once, but for SIGTERM of several processes, which is JAX's.
+    A second signal has its usual effect at once. With several processes JAX, and not
+    this class, handles SIGTERM.
     """
 
     def __init__(self) -> None:
@@ -103,10 +104,10 @@ class StopSignals:
         self._before: dict[int, Any] = {}
 
     def agreed(self, step: int) -> int | None:
-        """The signal after which all processes are to stop at this step, if any."""
+        """Returns the signal for which all processes stop at this step, else None."""
         if jax.process_count() == 1:
             return self._received[0] if self._received else None
-        # JAX itself catches SIGTERM here, and finds a step that none has passed.
+        # JAX catches SIGTERM itself, and finds a step that no process has passed yet.
         stop = multihost_utils.reached_preemption_sync_point(step)
         return signal.SIGTERM if stop else None
 
@@ -124,7 +125,7 @@ class StopSignals:
     def __enter__(self) -> "StopSignals":
         alone = jax.process_count() == 1
         signums = (signal.SIGINT, signal.SIGTERM) if alone else (signal.SIGINT,)
-        # Python lets the main thread alone handle signals.
+        # Python only lets the main thread handle signals.
         if threading.current_thread() is threading.main_thread():
             for signum in signums:
                 self._before[signum] = signal.signal(signum, self._receive)
@@ -135,10 +136,10 @@ class StopSignals:
 
 
 class Watchdog:
-    """Ends this process, saying so, if `feed` is not called for so many seconds.
+    """A context manager that ends the process if `feed` is not called for some time.
 
-    Then a collective waits for a process that will never come, or a disk that will
-    never answer; nothing but the end of the process gives its GPUs back.
+    Otherwise it could wait forever for a process that died or a disk that does not
+    answer, and keep its GPUs. `seconds` is that time; 0 switches the watchdog off.
     """
 
     def __init__(self, seconds: float) -> None:
@@ -150,19 +151,15 @@ class Watchdog:
     def feed(self) -> None:
         self._fed.set()
 
-    def close(self) -> None:
-        self._closed = True
-        self.feed()
-
     def _watch(self) -> None:
         while self._fed.wait(self._seconds):
             if self._closed:
                 return
             self._fed.clear()
         print(
-            f"error: --step-timeout: no step in {self._seconds:g} s; give more if one"
-            " takes that long, else another process is stuck or gone, or the data does"
-            " not come. Where this one is:",
+            f"error: --step-timeout: no training step in {self._seconds:g} s; another"
+            " process or the storage may hang; give more if a step can take that long."
+            " This process was here:",
             file=sys.stderr,
             flush=True,
         )
@@ -173,4 +170,5 @@ class Watchdog:
         return self
 
     def __exit__(self, *error: object) -> None:
-        self.close()
+        self._closed = True
+        self.feed()

@@ -1,7 +1,7 @@
-"""An experiment: settings bound to a data set and devices, without a seed."""
+"""An experiment: settings, a data set and devices, to train with any seed."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -12,7 +12,7 @@ import numpy as np
 from lars_optax import epochs_to_steps
 from lars_optax.recipes import Recipe
 
-from ..config import Batching, Config, Data, Model, Optimizer, Run
+from ..config import Config, Model, Run
 from ..data.dataset import Batch, Batches, Broken, Dataset, Share, Source
 from ..data.sources import fingerprint
 from ..flags import check, flag
@@ -20,15 +20,17 @@ from ..models import make_model, published_pixel_std
 from ..plan import make_plan
 from ..provenance import versions
 from ..recipe import to_recipe
-from ..step.devices import AXIS, Parallel, parallelize
+from ..step.devices import AXIS, parallelize
 from ..step.diagnose import named_leaves
 from ..step.step import SOLVERS, TrainState, eval_step, init_state, train_step
 
 
 @dataclass(frozen=True)
 class Scores:
+    """Means over the evaluated images. Accuracies are fractions."""
+
     loss: float
-    accuracy: float  # top-1, as a fraction
+    accuracy: float  # top-1
     top5_accuracy: float
     count: int  # images evaluated
 
@@ -36,162 +38,135 @@ class Scores:
 class Schedule(NamedTuple):
     """When a run evaluates, and the learning rate of each of its updates."""
 
-    updates: int
-    epochs: Mapping[int, float]  # at the end of each: updates done to epochs done
+    updates: int  # of the whole run
+    epochs: Mapping[int, float]  # where an epoch ends: updates done to epochs done
     rates: np.ndarray  # [updates]
 
 
 def make_schedule(recipe: Recipe, images: int) -> Schedule:
-    """Raises ValueError if the recipe's epochs are less than one update."""
+    """Returns the schedule of a recipe for a number of training images.
+
+    Raises ValueError if that leaves no update.
+    """
 
     def steps(epochs: float) -> int:
         return epochs_to_steps(epochs, images, recipe.batch_size)
 
     epochs, updates = recipe.epochs, steps(recipe.epochs)
-    remedy = f"half an update of {recipe.batch_size} or less; give more, or a smaller"
-    check(updates > 0, "epochs", epochs, f"{remedy} --batch-size")
+    remedy = f"that is at most half an update of {recipe.batch_size} images; give more"
+    check(updates > 0, "epochs", epochs, f"{remedy} epochs, or a smaller --batch-size")
     ends = {steps(k): k for k in range(1, int(epochs) + 1)} | {updates: epochs}
     rates = jax.jit(jax.vmap(recipe.schedule(images)))(np.arange(updates))
     return Schedule(updates, ends, np.asarray(rates))
 
 
 class Experiment:
-    """What the settings train and evaluate, on a data set and devices.
+    """Settings, a data set and devices, which `loop.fit` can train with any seed.
 
-    Its step is compiled at its first call; `loop.fit` then runs it with any seed.
+    The seed and the output folder are those of the `Run` given to `fit`, not those of
+    `config`. The training step is compiled once, for all seeds.
 
-    `recipe` is the name of the recipe that the settings began with. `processes` is for
-    a dry run, whose other processes are not there. `make_optimizer` takes the settings
-    as a recipe, and the number of training images. One of your own may use the recipe's
-    schedule alone; the log does not know it.
+    `make_optimizer` takes the settings as a recipe, and the number of training images.
+    It may be a function of your own; the log does not record which.
     """
 
     def __init__(
         self,
-        data: Data,
-        model: Model,
-        optimizer: Optimizer,
-        batching: Batching,
-        dataset: Dataset,
-        devices: Sequence[jax.Device],
-        *,
-        recipe: str | None = None,
-        processes: int | None = None,
-        make_optimizer: Callable[[Recipe, int], Any] = Recipe.optimizer,
-    ) -> None:
-        self._settings: dict[str, Any] = {
-            "recipe": recipe,
-            "data": data,
-            "model": model,
-            "optimizer": optimizer,
-            "batching": batching,
-        }
-        self.data, self.batching = data, batching
-        self.dataset, self.devices = dataset, devices
-        self.process = jax.process_index()
-        together = len({device.process_index for device in devices})
-        each, images = len(devices) // together, dataset.train.size
-        self.plan = make_plan(batching, each, images, processes or together)
-        self.recipe = to_recipe(self.config(Run()))
-        self.eval_split = _evaluated(data, dataset)
-        # Rounded up to a size every device gets an equal share of.
-        self.eval_batch = -(-batching.eval_batch_size // len(devices)) * len(devices)
-        self.schedule = make_schedule(self.recipe, images)
-        self.model = build_model(model, dataset)
-        self.tx = make_optimizer(self.recipe, images)
-        self.step, self.eval_step = self._steps()
-        self.shapes = jax.eval_shape(self.init, 0)
-        self.layer_names = [name for name, _ in named_leaves(self.shapes.params)]
-        self._compiled = False
-
-    @classmethod
-    def of(
-        cls,
         config: Config,
         dataset: Dataset,
         devices: Sequence[jax.Device],
         make_optimizer: Callable[[Recipe, int], Any] = Recipe.optimizer,
-    ) -> "Experiment":
-        """Of a whole configuration, whatever it says of the run."""
-        return cls(
-            config.data,
-            config.model,
-            config.optimizer,
-            config.batching,
-            dataset,
-            devices,
-            recipe=config.recipe,
-            processes=config.cluster.processes or 1 if config.dry_run else None,
-            make_optimizer=make_optimizer,
+    ) -> None:
+        self._config, self.dataset, self.devices = config, dataset, devices
+        self.data, self.batching = data, batching = config.data, config.batching
+        self.process, images = jax.process_index(), dataset.train.size
+        together = len({device.process_index for device in devices})
+        # A dry run describes processes that are not there.
+        processes = config.cluster.processes if config.dry_run else None
+        each = len(devices) // together
+        self.plan = make_plan(batching, each, images, processes or together)
+        self.recipe = to_recipe(config)
+        self.eval_split: Source = getattr(dataset, data.evaluate_on)
+        none = (
+            f"{data.source!r} has no {data.evaluate_on} images; give the other split,"
         )
-
-    def _steps(self) -> tuple[Parallel, Parallel]:
-        """An update and an evaluation of one batch, on all devices."""
+        remedy = f"{none} or more than 0 --validation-images"
+        check(self.eval_split.size > 0, "evaluate_on", data.evaluate_on, remedy)
+        # Rounded up, so that every device gets as many images.
+        self.eval_batch = -(-batching.eval_batch_size // len(devices)) * len(devices)
+        self.schedule = make_schedule(self.recipe, images)
+        self.model = build_model(config.model, dataset)
+        self.tx = make_optimizer(self.recipe, images)
         update = partial(
             train_step,
             model=self.model,
             tx=self.tx,
-            accumulate=self.batching.accumulate,
-            solvers=self.batching.solvers_per_device,
+            accumulate=batching.accumulate,
+            solvers=batching.solvers_per_device,
             label_smoothing=self.recipe.label_smoothing,
             layer_stats=self.recipe.layer_stats,
-            platform=self.devices[0].platform,
+            platform=devices[0].platform,
         )
-        evaluate = partial(eval_step, model=self.model)
-        spread = partial(parallelize, devices=self.devices, engine=self.batching.engine)
-        return spread(update, donate_state=True), spread(evaluate)
+        spread = partial(parallelize, devices=devices, engine=batching.engine)
+        self.step = spread(update, donate_state=True)
+        self.eval_step = spread(partial(eval_step, model=self.model))
+        self.shapes = jax.eval_shape(self.init, 0)
+        self.layer_names = [name for name, _ in named_leaves(self.shapes.params)]
+        self._compiled = False
 
     def config(self, run: Run, **others: Any) -> Config:
-        """The whole configuration of one of its runs."""
-        return Config(run=run, **self._settings, **others)
+        """Returns all settings, with the group `run`, and others if given, replaced."""
+        return replace(self._config, run=run, **others)
 
     def facts(self) -> dict[str, Any]:
-        """What the configuration leaves to the machine."""
-        found: dict[str, Any] = {"plan": self.plan._asdict(), "versions": versions()}
-        found["platform"] = self.devices[0].platform
-        return found | {"images": self.dataset.train.size}
+        """Returns what the log records besides the settings, such as versions."""
+        return {
+            "plan": self.plan._asdict(),
+            "versions": versions(),
+            "platform": self.devices[0].platform,
+            "images": self.dataset.train.size,
+        }
 
     def identity(self) -> dict[str, Any]:
-        """What of the data makes it this run."""
+        """Returns facts about the data that must match when a run resumes."""
         images, content = self.dataset.train.size, fingerprint(self.dataset)
         return {"images": images, "content": content}
 
     def grouping(self) -> dict[str, Any]:
-        """How a batch is cut, where that has an effect beyond roundings."""
-        plan, sync = self.plan, self._settings["model"].bn == "sync"
+        """Returns how a batch is split, as far as that affects the results."""
+        plan, sync = self.plan, self._config.model.bn == "sync"
         devices = plan.processes * plan.devices
         found = {"devices": devices}
         if self.shapes.batch_stats:
             together = plan.images_per_slot * (devices * plan.solvers if sync else 1)
-            found["images of which BatchNorm takes the moments"] = together
+            found["images over which BatchNorm takes its statistics"] = together
         if getattr(self.model, "dropout", 0):
             slots = devices * plan.solvers * plan.accumulate
-            found["slots with dropout masks of their own"] = slots
+            found["parts of a batch with their own random dropout"] = slots
         return found
 
     def epoch(self, step: int) -> float:
-        """Epochs before update `step`."""
+        """Returns the number of epochs done before update `step`, counted from 0."""
         return step * self.batching.batch_size / self.dataset.train.size
 
     def init(self, seed: int) -> TrainState:
-        return self.place(
-            init_state(seed, self.model, self.tx, self.dataset.image_shape)
-        )
+        """Returns the state before the first update, on every device."""
+        shape = self.dataset.image_shape
+        return self.place(init_state(seed, self.model, self.tx, shape))
 
     def place(self, state: TrainState) -> TrainState:
-        """A copy on every device."""
+        """Returns a copy of the state on every device."""
         copies: TrainState = self.step.place(state)
         return copies
 
     def batches(self, seed: int, done: int = 0) -> Batches:
-        """This process's share of what the updates from number `done` on train on."""
+        """Yields this process's share of each batch after the first `done` updates."""
         share = self._share(self.batching.batch_size)
-        return self.dataset.train.training(
-            seed, range(done, self.schedule.updates), share
-        )
+        steps = range(done, self.schedule.updates)
+        return self.dataset.train.training(seed, steps, share)
 
     def batch(self, seed: int, step: int) -> Batch:
-        """What all processes together train on in update `step`, counted from 0."""
+        """Returns the batch of all processes in update number `step`, from 0."""
         share, steps = Share(self.batching.batch_size), range(step, step + 1)
         return next(self.dataset.train.training(seed, steps, share))[0]
 
@@ -199,7 +174,7 @@ class Experiment:
         return Share(size, self.process, self.plan.processes)
 
     def compile(self) -> None:
-        """Runs one step and one evaluation on a state that is thrown away."""
+        """Compiles the step and the evaluation by running each once, without effect."""
         if self._compiled:
             return
         share = self._share(self.batching.batch_size)
@@ -214,9 +189,9 @@ class Experiment:
         state: TrainState,
         watch: Callable[[tuple[Broken, ...]], None] = lambda broken: None,
     ) -> Scores:
-        """Means over every image of the split, each exactly once.
+        """Returns means over all images of the evaluated split, each counted once.
 
-        `watch` is called after each batch with what of it was unreadable.
+        After each batch `watch` is called with its images that could not be read.
         """
         total = {"loss": 0.0, "correct": 0, "top5": 0, "count": 0}
         share = self._share(self.eval_batch)
@@ -226,23 +201,21 @@ class Experiment:
             total = {name: total[name] + sums[name].item() for name in total}
         count = int(total["count"])
         if count != self.eval_split.size:
-            raise RuntimeError(f"evaluated {count} images of {self.eval_split.size}")
+            raise RuntimeError(
+                f"the evaluation counted {count} images instead of"
+                f" {self.eval_split.size}: the data must yield each image exactly once"
+            )
         loss, accuracy, top5 = (total[k] / count for k in ("loss", "correct", "top5"))
         return Scores(loss, accuracy, top5, count)
 
 
-def _evaluated(data: Data, dataset: Dataset) -> Source:
-    split: Source = getattr(dataset, data.evaluate_on)
-    if not split.size:
-        raise ValueError(
-            f"--evaluate-on: got {data.evaluate_on!r}, of which {data.source!r} has no"
-            " images; give the other split, or more than 0 --validation-images"
-        )
-    return split
-
-
 def build_model(model: Model, dataset: Dataset) -> nn.Module:
-    """The network for the data's pixels: the published divisor, or their own."""
+    """Returns the network, which normalizes the pixels of the data set.
+
+    It subtracts the data's mean and divides by the published standard deviation of the
+    network, or by the data's own if there is none. Raises ValueError for a flag that
+    the network does not have.
+    """
     axes = {"local": None, "sync": (AXIS, SOLVERS)}[model.bn]
     try:
         return make_model(
@@ -256,6 +229,7 @@ def build_model(model: Model, dataset: Dataset) -> nn.Module:
             zero_init_last_bn=model.zero_init_last_bn,
             bn_axis_name=axes,
         )
-    except ValueError as error:  # "bn_axis_name: …" becomes "--bn: …"
+    except ValueError as error:
+        # Name the flag: "bn_axis_name: …" becomes "--bn: …".
         name, _, rest = str(error).replace(repr(axes), repr(model.bn)).partition(":")
         raise ValueError(f"{flag(name.removesuffix('_axis_name'))}:{rest}") from None

@@ -1,12 +1,11 @@
-"""The loop: updates, an exact evaluation after each epoch, checkpoints, a log of all.
+"""The training loop: updates, an evaluation after each epoch, checkpoints and a log.
 
 A loss or gradient that is not finite ends the run: the log says where it arose, and the
-result is that of the last state. A state that is not finite is never saved. A signal,
-and images that cannot be read, end the run with a checkpoint.
+result is that of the state before. A state that is not finite is never saved. A signal,
+or an image that cannot be read, ends the run after a checkpoint.
 """
 
 import signal
-from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -14,7 +13,7 @@ from pathlib import Path
 from ..config import Cluster, Run
 from ..data.dataset import DataLost
 from ..flags import check
-from ..log import LOG, Log, Record
+from ..log import LOG, Log, Show
 from ..provenance import versions
 from ..step.devices import assert_replicated
 from ..step.step import TrainState
@@ -27,39 +26,42 @@ from .recorder import Recorder
 
 @dataclass(frozen=True)
 class Result(Scores):
+    """How a run ended: the scores of its last state."""
+
     updates: int
     diverged: bool
-    seconds: float  # of training, without compilation, evaluation and saving
+    seconds: float  # of training, without compilation, evaluation and checkpoints
 
 
 class Stopped(Exception):
-    """A signal ended the run, after a checkpoint if it keeps any."""
+    """A signal ended the run, after it saved a checkpoint if it keeps any."""
 
     def __init__(self, signum: int, updates: int, saved: bool) -> None:
-        then = "--existing resume goes on from there" if saved else "nothing was saved"
+        then = "--existing resume continues from there" if saved else "nothing is saved"
         name = signal.Signals(signum).name
-        super().__init__(f"{name} after update {updates}; {then}")
+        super().__init__(f"stopped by {name} after update {updates}; {then}")
         self.signum, self.updates = signum, updates
 
 
 def check_run(experiment: Experiment, run: Run) -> None:
-    """Raises ValueError if the run asks for updates that the experiment lacks."""
+    """Raises ValueError if --profile names updates that the experiment lacks."""
     updates, profiled = experiment.schedule.updates, run.profiled
-    remedy = f"the run has {updates} updates; give two of them"
+    remedy = f"the run has {updates} updates; give a range within them"
     check(not profiled or profiled.stop <= updates, "profile", run.profile, remedy)
 
 
 def fit(
     experiment: Experiment,
     run: Run,
-    show: Callable[[Record], None] = lambda record: None,
+    show: Show = lambda record: None,
     checkpoints: Checkpoints | None = None,
     cluster: Cluster | None = None,
 ) -> Result:
-    """Trains from the run's seed, or from the newest checkpoint; logs to its folder.
+    """Trains from the newest of `checkpoints`, or from scratch if there is none.
 
-    With `checkpoints`, SIGTERM and SIGINT save one and raise `Stopped`; so do several
-    processes, with or without. All of them save, and the first logs.
+    The first process logs to the run's folder and calls `show` with every record.
+    Raises Stopped on SIGTERM or SIGINT, after saving a checkpoint, if there are
+    `checkpoints` or several processes; otherwise signals have their usual effect.
     """
     check_run(experiment, run)
     experiment.compile()
@@ -77,7 +79,7 @@ def fit(
                 kind="resume",
                 step=done,
                 versions=versions(),
-                saved_by=restored[1]["versions"],
+                saved_by=record["versions"],
                 changes=checkpoints.changes,
             )
         else:
@@ -89,44 +91,38 @@ def fit(
         stack.enter_context(profile)
         watchdog = stack.enter_context(Watchdog(cluster.patience))
         recorder = Recorder(experiment, run, log, seconds, watchdog.feed)
-        training = TrainingRun(
-            experiment, run, state, done, recorder, profile, checkpoints
-        )
+        training = TrainingRun(recorder, profile, checkpoints, state, done)
         if checkpoints:
             stack.enter_context(checkpoints)
-        # Alone and without checkpoints a signal has its usual effect.
-        listens = checkpoints or experiment.plan.processes > 1
-        stops = stack.enter_context(StopSignals()) if listens else None
-        if restored and not restored[1]["evaluated"]:
+        stops = None
+        if checkpoints or experiment.plan.processes > 1:
+            stops = stack.enter_context(StopSignals())
+        if restored and not record["evaluated"]:
             training.evaluate_epoch()
             recorder.restart_clock()
         return training.run(stops)
 
 
+@dataclass
 class TrainingRun:
-    """A run on its way: the state after `done` updates, and its scores once known."""
+    """A training in progress: its state after `done` updates."""
 
-    def __init__(
-        self,
-        experiment: Experiment,
-        run: Run,
-        state: TrainState,
-        done: int,
-        recorder: Recorder,
-        profile: Profile,
-        checkpoints: Checkpoints | None,
-    ) -> None:
-        self.experiment, self.schedule = experiment, experiment.schedule
-        self._log_every, self._save_every = run.log_every, run.checkpoint_every
-        self.recorder, self.profile, self.checkpoints = recorder, profile, checkpoints
-        self.state, self.done = state, done
-        self.batches = experiment.batches(run.seed, done)
-        self.scores: Scores | None = None
+    recorder: Recorder
+    profile: Profile
+    checkpoints: Checkpoints | None
+    state: TrainState
+    done: int
+    scores: Scores | None = None  # of the state, once it is evaluated
+
+    def __post_init__(self) -> None:
+        self.experiment, self.settings = self.recorder.experiment, self.recorder.run
+        self.epochs = self.experiment.schedule.epochs
+        self.batches = self.experiment.batches(self.settings.seed, self.done)
 
     def run(self, stops: StopSignals | None = None) -> Result:
-        """Updates to the end, to a signal, or to a number that is not finite."""
+        """Trains until the end, a signal, or a value that is not finite."""
         try:
-            while self.done < self.schedule.updates:
+            while self.done < self.experiment.schedule.updates:
                 self._update()
                 stop = stops.agreed(self.done) if stops else None
                 if not (stop or self._due()):
@@ -134,73 +130,60 @@ class TrainingRun:
                 if not self.recorder.flush(self.state):
                     return self._diverged()
                 self.evaluate_epoch()
-                self._save_if(bool(stop) or self._save_due())
+                if self.checkpoints:
+                    self.checkpoints.check()  # raises if the last one was not saved
+                    if stop or self._save_due():
+                        self._save(self.checkpoints)
                 if stop:
-                    raise self._stopped(stop)
+                    self.recorder.log.write(kind="stopped", step=self.done)
+                    if self.checkpoints:
+                        self.checkpoints.close()
+                    raise Stopped(stop, self.done, self.checkpoints is not None)
                 self.recorder.restart_clock()
             return self._result(diverged=False)
         except DataLost:
-            # Of several processes none can save without the others.
-            if self.experiment.plan.processes == 1:
-                self._save_what_is_done()
+            # One of several processes cannot save without the others.
+            if self.checkpoints and self.experiment.plan.processes == 1:
+                self.recorder.log_broken(self.done)
+                finite = self.recorder.flush(self.state)
+                if finite and self.checkpoints.newest != self.done:
+                    self._save(self.checkpoints)
             raise
 
     def _due(self) -> bool:
-        """Whether to log now: the log is full, an epoch ends, or a save is due."""
-        full = self.recorder.unlogged == self._log_every
-        return full or self.done in self.schedule.epochs or self._save_due()
+        """Whether to write to the log now."""
+        full = self.recorder.unlogged == self.settings.log_every
+        return full or self.done in self.epochs or self._save_due()
 
     def _save_due(self) -> bool:
-        every = self._save_every
-        asked = every > 0 and self.done % every == 0
-        return bool(self.checkpoints) and (asked or self.done in self.schedule.epochs)
+        every = self.settings.checkpoint_every
+        due = self.done in self.epochs or (every > 0 and self.done % every == 0)
+        return due and self.checkpoints is not None
 
     def _update(self) -> None:
         with self.profile.step(self.done, self.state):
-            with self.recorder.waiting():
-                batch, broken = next(self.batches)
-            self.recorder.watch(broken)
+            batch = self.recorder.next_batch(self.batches)
             self.state, metrics = self.experiment.step(self.state, batch)
             self.recorder.add(self.done, metrics)
         self.done += 1
         self.scores = None
-
-    def _save_if(self, wanted: bool) -> None:
-        """Also raises NotSaved if the checkpoint before has failed."""
-        if self.checkpoints:
-            self.checkpoints.check()
-            if wanted:
-                self._save(self.checkpoints)
 
     def _save(self, checkpoints: Checkpoints) -> None:
         self.recorder.log_broken(self.done)
         accuracy = self.scores.accuracy if self.scores else None
         checkpoints.save(self.state, self.done, self.recorder.seconds, accuracy)
 
-    def _save_what_is_done(self) -> None:
-        if not self.checkpoints:
-            return
-        self.recorder.log_broken(self.done)
-        if self.recorder.flush(self.state) and self.checkpoints.newest != self.done:
-            self._save(self.checkpoints)
-
-    def _stopped(self, signum: int) -> Stopped:
-        self.recorder.log.write(kind="stopped", step=self.done)
-        if self.checkpoints:
-            self.checkpoints.close()
-        return Stopped(signum, self.done, self.checkpoints is not None)
-
     def _diverged(self) -> Result:
-        """The scores are those of the last update that counted."""
+        """Evaluates the last finite state, which the failed update left unchanged."""
         self.done = int(self.state.step)
         epoch = self.experiment.epoch(self.done)
-        self._evaluate(self.schedule.epochs.get(self.done, epoch))
+        self._evaluate(self.epochs.get(self.done, epoch))
         return self._result(diverged=True)
 
     def evaluate_epoch(self) -> None:
-        """If the updates done end one."""
-        if self.done in self.schedule.epochs:
-            self._evaluate(self.schedule.epochs[self.done])
+        """Evaluates the state and logs its scores if the last update ended an epoch."""
+        if self.done in self.epochs:
+            self._evaluate(self.epochs[self.done])
 
     def _evaluate(self, epoch: float) -> None:
         assert_replicated(self.state)
@@ -216,14 +199,11 @@ class TrainingRun:
         )
 
     def _result(self, *, diverged: bool) -> Result:
-        scores = self.scores or self.experiment.evaluate(
-            self.state, self.recorder.watch
-        )
+        watch, seconds = self.recorder.watch, self.recorder.seconds
+        scores = self.scores or self.experiment.evaluate(self.state, watch)
+        updates = int(self.state.step)
         result = Result(
-            **asdict(scores),
-            updates=int(self.state.step),
-            diverged=diverged,
-            seconds=self.recorder.seconds,
+            **asdict(scores), updates=updates, diverged=diverged, seconds=seconds
         )
         self.recorder.log.write(kind="result", **asdict(result))
         return result

@@ -1,4 +1,4 @@
-"""`--profile`: a trace of some steps, for TensorBoard and Perfetto."""
+"""Traces some training steps for --profile, to view in TensorBoard or Perfetto."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,7 +9,10 @@ import jax
 
 
 class Profile:
-    """Traces the first process's steps of a range; use it as a context."""
+    """A context manager that lets JAX's profiler trace the given steps.
+
+    Only the first process does so.
+    """
 
     def __init__(self, steps: range | None, folder: Path, process: int = 0) -> None:
         self._steps = steps if steps and process == 0 else range(0)
@@ -17,24 +20,21 @@ class Profile:
 
     @contextmanager
     def step(self, step: int, state: Any) -> Iterator[None]:
-        """Around what begins a step; `state` is ready when those before have ended."""
-        if step in self._steps and not self._tracing:
-            jax.block_until_ready(state)
-            jax.profiler.start_trace(self._folder, create_perfetto_trace=True)
-            self._tracing = True
-        elif self._tracing and step not in self._steps:
-            jax.block_until_ready(state)
-            self._stop()
+        """A context manager for one step; `state` is what the step before returned."""
+        wanted = step in self._steps
+        if wanted != self._tracing:
+            jax.block_until_ready(state)  # the steps before have ended
+            if wanted:
+                jax.profiler.start_trace(self._folder, create_perfetto_trace=True)
+            else:
+                jax.profiler.stop_trace()
+            self._tracing = wanted
         with jax.profiler.StepTraceAnnotation("train", step_num=step):
             yield
-
-    def _stop(self) -> None:
-        jax.profiler.stop_trace()
-        self._tracing = False
 
     def __enter__(self) -> "Profile":
         return self
 
     def __exit__(self, *error: object) -> None:
         if self._tracing:
-            self._stop()
+            jax.profiler.stop_trace()

@@ -1,44 +1,31 @@
-"""What a run says while it goes: a bar on a terminal, else about ten plain lines."""
+"""Shows how a run progresses: a bar on a terminal, otherwise a few plain lines."""
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TextColumn,
-    TimeRemainingColumn,
-)
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
 
-from ..log import Record
+from ..log import Record, Show
 
-_QUIET = 60.0  # seconds after which a run without a terminal says where it is
+_QUIET = 60.0  # without a terminal, at least one line in this time [s]
 
 
 @contextmanager
 def progress(
     label: str, steps: int, console: Console, lines: int = 10
-) -> Iterator[Callable[[Record], None]]:
-    """A function to call with each logged record.
+) -> Iterator[Show]:
+    """Yields a function that shows progress, to be called with each logged record.
 
-    A bar that moves with the steps on a terminal, else about `lines` plain lines.
+    It moves a progress bar on a terminal, and otherwise prints about `lines` lines.
     """
     if not console.is_terminal:
         yield _lines(label, steps, console, lines)
         return
-    names = ("loss", "accuracy", "speed")
-    texts = [TextColumn(f"{{task.fields[{name}]}}") for name in names]
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-        *texts,
-    )
-    with Progress(*columns, console=console) as bar:
+    bars = (BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    texts = [f"{{task.fields[{name}]}}" for name in ("loss", "accuracy", "speed")]
+    with Progress("{task.description}", *bars, *texts, console=console) as bar:
         task = bar.add_task(label, total=steps, loss="compiling", accuracy="", speed="")
 
         def show(record: Record) -> None:
@@ -56,10 +43,8 @@ def progress(
         yield show
 
 
-def _lines(
-    label: str, steps: int, console: Console, lines: int
-) -> Callable[[Record], None]:
-    """Prints after about every `lines`-th part of the steps, and once a minute."""
+def _lines(label: str, steps: int, console: Console, lines: int) -> Show:
+    """Returns a function that prints about `lines` lines, and one each minute."""
     printed, speed = 0, ""
     first: tuple[int, float] | None = None  # step and time of the first speed
     said = time.monotonic()
@@ -74,7 +59,7 @@ def _lines(
         now, step = time.monotonic(), record.get("step", 0)
         match record["kind"]:
             case "resume":
-                say(f"going on after update {step}")
+                say(f"resumed after update {step}")
             case "speed":
                 speed = _speed(record)
                 first = first or (step, now)
@@ -83,7 +68,11 @@ def _lines(
                     say(f"step {step}, {speed}, {left / 60:.0f} min left")
             case "epoch" if step * lines // steps > printed:
                 printed = step * lines // steps
-                say(f"{_epoch_line(record)}, {speed}")
+                say(
+                    f"epoch {record['epoch']:g}, step {step}, {record['split']} loss"
+                    f" {record['loss']:.3f}, accuracy {record['accuracy']:.2%},"
+                    f" {record['seconds']:.1f} s, {speed}"
+                )
 
     return line
 
@@ -91,13 +80,5 @@ def _lines(
 def _speed(record: Record) -> str:
     return (
         f"{record['images_per_second_per_device']:,.0f} img/s/device,"
-        f" {record['data_wait']:.0%} data"
-    )
-
-
-def _epoch_line(record: Record) -> str:
-    return (
-        f"epoch {record['epoch']:g}, step {record['step']}, {record['split']}"
-        f" loss {record['loss']:.3f}, accuracy {record['accuracy']:.2%},"
-        f" {record['seconds']:.1f} s"
+        f" {record['data_wait']:.0%} waiting for data"
     )

@@ -1,8 +1,8 @@
-"""What a run's updates leave in the log, fetched from the devices now and then."""
+"""Writes the metrics of updates to the log, and measures the time of training."""
 
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import jax
@@ -11,32 +11,27 @@ import numpy as np
 from lars_optax import LayerStats
 
 from ..config import Run
-from ..data.dataset import Broken, DataLost
+from ..data.dataset import Batch, Batches, Broken, DataLost
 from ..log import Log
 from ..step.diagnose import first_not_finite, leaf_not_finite
 from ..step.step import TrainState
 from .cluster import gather
 from .experiment import Experiment
 
-_IN_FLIGHT = 2  # steps behind the one just begun that need not have ended
+_IN_FLIGHT = 2  # steps that may be unfinished when the next one begins
 
 
+@dataclass
 class Recorder:
-    """Keeps what is not logged yet, and the clock of training alone.
+    """Collects the metrics of updates on the devices, and logs several at once."""
 
-    `seconds`: of training before; `alive` is called whenever there is progress.
-    """
+    experiment: Experiment
+    run: Run
+    log: Log
+    seconds: float  # of training so far, without evaluation and checkpoints
+    alive: Callable[[], None]  # called at each sign of progress
 
-    def __init__(
-        self,
-        experiment: Experiment,
-        run: Run,
-        log: Log,
-        seconds: float,
-        alive: Callable[[], None],
-    ) -> None:
-        self.experiment, self.run, self.log = experiment, run, log
-        self.seconds, self._alive = seconds, alive
+    def __post_init__(self) -> None:
         self._pending: list[tuple[int, dict[str, Any]]] = []
         self._broken: list[Broken] = []
         self.restart_clock()
@@ -46,47 +41,47 @@ class Recorder:
 
     @property
     def unlogged(self) -> int:
-        """Updates not logged yet."""
+        """Number of updates that are not in the log yet."""
         return len(self._pending)
 
-    @contextmanager
-    def waiting(self) -> Iterator[None]:
-        """Counts the time within as waiting for data."""
+    def next_batch(self, batches: Batches) -> Batch:
+        """Returns the next batch; the time this takes counts as waiting for data."""
         start = time.perf_counter()
-        yield
+        batch, broken = next(batches)
         self._waited += time.perf_counter() - start
+        self.watch(broken)
+        return batch
 
     def add(self, step: int, metrics: dict[str, Any]) -> None:
-        """An update on its way."""
+        """Keeps the metrics of an update, which the devices may still be computing."""
         self._pending.append((step, metrics))
-        # A step that waits for its turn on a GPU holds its images there.
+        # Steps that wait for a GPU hold their images in its memory.
         if len(self._pending) > _IN_FLIGHT:
             jax.block_until_ready(self._pending[-1 - _IN_FLIGHT][1])
 
     def watch(self, broken: tuple[Broken, ...]) -> None:
-        """What of a batch could not be read; with --broken stop, DataLost."""
-        self._alive()
+        """Notes unreadable images of a batch; raises DataLost if --broken is stop."""
+        self.alive()
         self._broken += broken
         if broken and self.experiment.data.broken == "stop":
             path, reason = broken[0]
             raise DataLost(
-                f"{path!r}: {reason}; mend or replace it (without it this would be"
-                " another run), or give --broken blank; python -m"
-                " examples.imagenet.prepare DIR names all such files"
+                f"cannot read the image {path!r}: {reason}; put back a good copy (the"
+                " data must not change during a run), or give --broken blank; python"
+                " -m examples.imagenet.prepare DIR lists all such images"
             )
 
     def log_broken(self, done: int) -> None:
-        """Names every image that was not read since, of every process."""
-        texts = [f"{path}\t{reason}" for path, reason in self._broken]
-        for text in gather(texts):
+        """Logs the unreadable images of all processes since the last call."""
+        for text in gather([f"{path}\t{reason}" for path, reason in self._broken]):
             path, reason = text.rsplit("\t", 1)
             self.log.write(kind="broken", step=done, path=path, reason=reason)
         self._broken = []
 
     def flush(self, state: TrainState) -> bool:
-        """Fetches and logs the pending steps; False if one, or the state, is lost.
+        """Logs the updates kept so far; returns whether they and the state are finite.
 
-        An update can overflow though its loss and its gradients did not.
+        The state can overflow although loss and gradients are finite.
         """
         if not self._pending:
             return True
@@ -95,15 +90,10 @@ class Recorder:
         seconds = time.perf_counter() - self._start
         self.seconds += seconds
         for (step, _), metrics in zip(self._pending, fetched, strict=True):
-            rate = experiment.schedule.rates[step].item()
-            self.log.write(
-                kind="step",
-                step=step,
-                epoch=experiment.epoch(step),
-                learning_rate=rate,
-                loss=metrics["loss"].item(),
-                accuracy=metrics["accuracy"].item(),
-            )
+            epoch, rate = experiment.epoch(step), experiment.schedule.rates[step].item()
+            scores = {name: metrics[name].item() for name in ("loss", "accuracy")}
+            when = {"step": step, "epoch": epoch, "learning_rate": rate}
+            self.log.write(kind="step", **when, **scores)
             layers = metrics["layers"]
             if not metrics["finite"]:
                 where = self._where(state, step, layers.grad_norm)
@@ -112,21 +102,21 @@ class Recorder:
             if every and step % every == 0:
                 table = self._table(layers, rate)
                 self.log.write(kind="layers", step=step, layers=table)
-        images = len(self._pending) * experiment.batching.batch_size
+        speed = len(self._pending) * experiment.batching.batch_size / seconds
+        last, self._pending = self._pending[-1][0], []
         self.log.write(
             kind="speed",
-            step=self._pending[-1][0] + 1,
-            images_per_second=images / seconds,
-            images_per_second_per_device=images / seconds / len(experiment.devices),
+            step=last + 1,
+            images_per_second=speed,
+            images_per_second_per_device=speed / len(experiment.devices),
             data_wait=self._waited / seconds,
         )
-        last, self._pending = self._pending[-1][0], []
         if name := leaf_not_finite(state):
             self.log.write(kind="not_finite", step=last, where=f"the new {name}")
         return name is None
 
     def _table(self, layers: LayerStats, rate: float) -> dict[str, dict[str, float]]:
-        """Each leaf's ‖w‖, ‖g‖, λ and γλ."""
+        """Returns each parameter's ‖w‖, ‖g‖, trust ratio λ, and γλ at the rate γ."""
         columns = layers._asdict() | {"local_rate": rate * layers.trust_ratio}
         return {
             name: {key: column[i].item() for key, column in columns.items()}
@@ -134,19 +124,14 @@ class Recorder:
         }
 
     def _where(self, state: TrainState, step: int, grad_norm: np.ndarray) -> str:
-        """The first layer that was not finite: found by running the step again."""
-        experiment = self.experiment
-        batch, slot = (
-            experiment.batch(self.run.seed, step),
-            experiment.plan.images_per_slot,
-        )
+        """Runs the step again and returns where a value that is not finite arose."""
+        experiment, slot = self.experiment, self.experiment.plan.images_per_slot
+        batch = experiment.batch(self.run.seed, step)
         # On the host, as one process cannot compute with the others' copies.
         state = jax.device_get(state)
-        found = first_not_finite(experiment.model, state, batch, slot, self._alive)
-        if found:
-            return found
+        found = first_not_finite(experiment.model, state, batch, slot, self.alive)
+        if found or np.isfinite(grad_norm).all():
+            return found or "the loss"
         lost = np.flatnonzero(~np.isfinite(grad_norm))
-        if not lost.size:
-            return "the loss"
-        names = [experiment.layer_names[i] for i in lost]
-        return f"the gradients of {len(names)} leaves, {names[0]} among them"
+        first = experiment.layer_names[lost[0]]
+        return f"the gradients of {len(lost)} parameters, {first} among them"

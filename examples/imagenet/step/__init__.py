@@ -1,1 +1,1 @@
-"""One update: as a pure function, on all devices, and what to look at if it fails."""
+"""The training step: a pure function, its run on all devices, and its diagnosis."""

@@ -1,9 +1,7 @@
-"""Which devices run a step, how a batch is spread over them, how many are in flight.
+"""Runs a step on all devices, with `pmap` or `shard_map`.
 
-`pmap` or `shard_map` over the devices of all processes, the state replicated and
-without a leading axis; each process brings its own share of a batch. On a CPU split
-into virtual devices at most one step runs at a time. Refuses more devices than there
-are, and a state whose copies have drifted apart.
+Every device holds a copy of the state, without a leading axis, and each process brings
+its own share of a batch. On virtual devices of one CPU only one step runs at a time.
 """
 
 import hashlib
@@ -11,6 +9,8 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
+from itertools import groupby
+from operator import attrgetter
 from typing import Any
 
 import jax
@@ -23,51 +23,47 @@ from ..config import Engine
 AXIS = "batch"
 VIRTUAL_CPU_DEVICES = 4
 _SHARED = PartitionSpec(AXIS)
+_BUG = ", although training keeps them equal; a device may be faulty: resume without it"
 
 
 def start_devices(wanted: int | None) -> list[jax.Device]:
-    """The devices to train on; call before anything else touches JAX.
+    """Returns the devices to train on: `wanted` of each process, or all if None.
 
-    A CPU becomes `wanted` virtual devices (4 by default); GPUs are taken as they are.
-    Of several processes each brings as many, in the processes' order.
+    A CPU becomes `wanted` virtual devices, 4 if None; this needs a call before anything
+    else uses JAX. Raises ValueError if a process has fewer devices than needed.
     """
-    # Refused once a backend runs: its devices are then counted as they are.
+    # Without effect once JAX has looked for devices.
     with suppress(RuntimeError):
         jax.config.update("jax_num_cpu_devices", wanted or VIRTUAL_CPU_DEVICES)
-    owners: dict[int, list[jax.Device]] = {}
-    for device in jax.devices():
-        owners.setdefault(device.process_index, []).append(device)
-    few = min(owners.values(), key=len)
-    if wanted is not None and wanted > len(few):
+    owner = attrgetter("process_index")
+    devices = sorted(jax.devices(), key=owner)
+    groups = [list(group) for _, group in groupby(devices, owner)]
+    counts = [len(group) for group in groups]
+    fewest = min(counts)
+    if wanted is not None and wanted > fewest:
+        kind = devices[0].platform
         raise ValueError(
-            f"--devices: got {wanted}; JAX has {len(few)} {few[0].platform} devices"
-            f" {'here' if len(owners) == 1 else 'in a process'}, give at most that"
+            f"--devices: got {wanted}; JAX has {fewest} {kind} devices in a process;"
+            f" give at most {fewest}"
         )
-    each = wanted or len(few)
-    if max(map(len, owners.values())) > each and wanted is None:
-        counts = ", ".join(str(len(owners[i])) for i in sorted(owners))
+    if wanted is None and max(counts) > fewest:
         raise ValueError(
-            f"--devices: the processes have {counts} devices; give at most {each}"
+            f"--devices: the processes have {', '.join(map(str, counts))} devices; all"
+            f" need equally many: give {fewest} or fewer"
         )
-    return [device for i in sorted(owners) for device in owners[i][:each]]
-
-
-def local(devices: Sequence[jax.Device]) -> list[jax.Device]:
-    """Those of this process."""
-    return [d for d in devices if d.process_index == jax.process_index()]
+    return [device for group in groups for device in group[: wanted or fewest]]
 
 
 @dataclass(frozen=True)
 class Parallel:
-    """A function of (state, batch) over devices: state whole, batch shared out.
+    """A function of a state and this process's share of a batch, run on all devices.
 
-    The batch is this process's share of it. `place` copies a state to every device, as
-    the function takes and returns it.
+    Each device gets the whole state, and an equal part of the batch.
     """
 
-    mapped: Any  # what pmap or jit returned
-    place: Callable[[Any], Any]
-    spread: Callable[[Any], Any]  # lays a batch out as `mapped` takes it
+    mapped: Any  # the function that pmap or jit returned
+    place: Callable[[Any], Any]  # copies a state to every device, as `mapped` takes it
+    spread: Callable[[Any], Any]  # cuts a batch into parts, as `mapped` takes it
     devices: Sequence[jax.Device]
 
     def __call__(self, state: Any, batch: Any) -> Any:
@@ -81,9 +77,10 @@ def parallelize(
     engine: Engine = "pmap",
     donate_state: bool = False,
 ) -> Parallel:
-    """`fn(state, batch, *, axis_name)`, run by `jax.pmap` or by `jax.shard_map`.
+    """Returns `fn(state, batch, *, axis_name)` run by `jax.pmap` or `jax.shard_map`.
 
-    What `fn` returns must be equal on all of them; `assert_replicated` checks a state.
+    `fn` must return the same on all devices, which `assert_replicated` can check.
+    `donate_state` lets the new state take the memory of the old one.
     """
     fn = partial(fn, axis_name=AXIS)
     donate = (0,) if donate_state else ()
@@ -96,42 +93,41 @@ def parallelize(
             devices=devices,
             donate_argnums=donate,
         )
-        # Each process holds a state of its own, which pmap takes for the same.
-        here = local(devices)
+        # pmap takes the copies of this process, and assumes all others to be equal.
+        here = [d for d in devices if d.process_index == jax.process_index()]
+        n = len(here)
+        # Each array [images, …] becomes [devices, images / devices, …].
+        spread = partial(jax.tree.map, lambda x: x.reshape(n, -1, *x.shape[1:]))
         place = partial(replicate, devices=here)
-        return Parallel(mapped, place, partial(shares, devices=len(here)), devices)
-    whole, shared = _layout(devices, PartitionSpec()), _layout(devices, _SHARED)
-    # Without check_vma: with it the gradient of replicated parameters is already a sum
-    # over the devices, and a mean of it would be too large by their number.
-    sharded = jax.shard_map(
-        fn,
-        mesh=whole.mesh,
-        in_specs=(whole.spec, shared.spec),
-        out_specs=whole.spec,
-        check_vma=False,
-    )
-    mapped = jax.jit(sharded, donate_argnums=donate)
-    place = partial(replicate, devices=devices)
-    return Parallel(mapped, place, partial(_join_shares, sharding=shared), devices)
+    else:
+        whole, shared = _layout(devices, PartitionSpec()), _layout(devices, _SHARED)
+        # With check_vma the gradient of replicated parameters is already summed over
+        # the devices, and its mean would be too large by their number.
+        sharded = jax.shard_map(
+            fn,
+            mesh=whole.mesh,
+            in_specs=(whole.spec, shared.spec),
+            out_specs=whole.spec,
+            check_vma=False,
+        )
+        mapped = jax.jit(sharded, donate_argnums=donate)
+        # The shares of all processes become one array, and stay where they are.
+        join = partial(jax.make_array_from_process_local_data, shared)
+        spread = partial(jax.tree.map, join)
+        place = partial(replicate, devices=devices)
+    return Parallel(mapped, place, spread, devices)
 
 
 def _layout(devices: Sequence[jax.Device], spec: PartitionSpec) -> NamedSharding:
-    """An array over a row of devices."""
+    """Returns the sharding of an array over a row of devices."""
     return NamedSharding(Mesh(np.asarray(devices), (AXIS,)), spec)
 
 
-def _join_shares(batch: Any, sharding: NamedSharding) -> Any:
-    """The shares of all processes as one array, without moving them."""
-    return jax.tree.map(
-        partial(jax.make_array_from_process_local_data, sharding), batch
-    )
-
-
 def one_in_flight(outputs: Any, devices: Sequence[jax.Device]) -> Any:
-    """Waits for a step's outputs where a second step in flight could dead-lock.
+    """Returns a step's outputs; on virtual CPU devices, only once they are computed.
 
-    Collectives of two steps wait for each other when the virtual devices of one CPU
-    share too few threads. GPUs queue their steps in order, and stay asynchronous.
+    Two steps at once could deadlock there: their collectives wait for each other when
+    the devices share too few threads. GPUs run their steps in order, asynchronously.
     """
     if len(devices) > 1 and devices[0].platform == "cpu":
         jax.block_until_ready(outputs)
@@ -139,37 +135,29 @@ def one_in_flight(outputs: Any, devices: Sequence[jax.Device]) -> Any:
 
 
 def replicate(state: Any, devices: Sequence[jax.Device]) -> Any:
-    """A copy of the state on every device, laid out as a step returns it."""
+    """Returns the state with a copy on every device, as a step takes and returns it."""
     return jax.device_put(state, _layout(devices, PartitionSpec()))
 
 
-def shares(batch: Any, devices: int) -> Any:
-    """[n, …] to [devices, n / devices, …] for every array of the batch."""
-    return jax.tree.map(lambda x: x.reshape(devices, -1, *x.shape[1:]), batch)
-
-
 class CopiesDiffer(RuntimeError):
-    """A state that ought to be equal on all devices is not."""
+    """The copies of a state, which should be equal on all devices, differ."""
 
 
 def assert_replicated(state: Any) -> None:
-    """Raises naming the first leaf whose copies differ in any bit between devices.
+    """Raises CopiesDiffer if a leaf's copies on the devices differ in any bit.
 
-    Every process must call it, with as many leaves.
+    Every process must call it, with equally many leaves.
     """
-    digests = []
+    names, digests = [], []
     for path, leaf in jax.tree_util.tree_leaves_with_path(state):
+        names.append(f"state{jax.tree_util.keystr(path)}")
         first, *others = (np.asarray(s.data).tobytes() for s in leaf.addressable_shards)
         if any(first != other for other in others):
-            name = jax.tree_util.keystr(path)
-            raise CopiesDiffer(f"state{name} differs between the devices")
+            raise CopiesDiffer(f"the copies of {names[-1]} on the devices differ{_BUG}")
         digests.append(hashlib.blake2b(first, digest_size=8).digest())
     if jax.process_count() == 1:
         return
     mine = np.frombuffer(b"".join(digests), np.uint32).reshape(-1, 2)
     every = multihost_utils.process_allgather(mine)
-    lost = np.flatnonzero((every != every[0]).any(axis=(0, 2)))
-    if lost.size:
-        path, _ = jax.tree_util.tree_leaves_with_path(state)[lost[0]]
-        name = jax.tree_util.keystr(path)
-        raise CopiesDiffer(f"state{name} differs between the processes")
+    for i in np.flatnonzero((every != every[0]).any(axis=(0, 2))):
+        raise CopiesDiffer(f"the copies of {names[i]} in the processes differ{_BUG}")

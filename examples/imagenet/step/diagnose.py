@@ -1,6 +1,6 @@
-"""Where a number that is not finite first appears in a network, by running it again.
+"""Finds where a value that is not finite first appears, by running the network again.
 
-Slow, as every layer runs on its own: for the one step that ends a run.
+It is slow, because every layer runs on its own, and used only when a run diverges.
 """
 
 from collections.abc import Callable
@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from ..data.dataset import Batch
-from .step import TrainState, mirrored
+from .step import TrainState, forward, mirrored
 
 
 def first_not_finite(
@@ -21,11 +21,10 @@ def first_not_finite(
     slot: int,
     alive: Callable[[], None] = lambda: None,
 ) -> str | None:
-    """The first parameter, else the first layer's output, that is not finite.
+    """Returns the first parameter, or else layer output, that is not finite.
 
-    Runs the batch forward in slots of so many images; layers come in the order in
-    which they finish. None if all is finite, as where only a gradient overflows.
-    `alive` is called for each slot.
+    Returns None if all are finite; then only a gradient overflowed. The batch runs
+    forward in parts of `slot` images, and `alive` is called before each part.
     """
     if name := leaf_not_finite(state.params):
         return f"the parameter {name}"
@@ -33,24 +32,18 @@ def first_not_finite(
 
     def look(layer: Any, args: Any, kwargs: Any, context: Any) -> Any:
         output = layer(*args, **kwargs)
-        whole = context.method_name == "__call__"  # not a network's helper
-        if whole and not jnp.isfinite(output).all():
+        layer_done = context.method_name == "__call__"  # else a method within a layer
+        if layer_done and not jnp.isfinite(output).all():
             found.append("/".join(context.module.path) or "the network")
         return output
 
-    alone = model.clone(bn_axis_name=None)
-    variables = {"params": state.params, "batch_stats": state.batch_stats}
+    alone, key = model.clone(bn_axis_name=None), jax.random.key(0)
     images = mirrored(batch.images, batch.mirror)
     for start in range(0, len(batch.labels), slot):
         alive()
         with nn.intercept_methods(look):
-            alone.apply(
-                variables,
-                images[start : start + slot],
-                train=True,
-                mutable=["batch_stats"],
-                rngs={"dropout": jax.random.key(0)},
-            )
+            part = images[start : start + slot]
+            forward(alone, state.params, state.batch_stats, part, key)
         if found:
             return f"the output of {found[0]}"
     return None
@@ -62,15 +55,14 @@ def _finite(tree: Any) -> Any:
 
 
 def leaf_not_finite(tree: Any) -> str | None:
-    """The path of the first leaf of the tree with a value that is not finite."""
+    """Returns the path of the first leaf with a value that is not finite, or None."""
     found = named_leaves(jax.device_get(_finite(tree)))
     return next((name for name, finite in found if not finite), None)
 
 
 def named_leaves(tree: Any) -> list[tuple[str, Any]]:
-    """Each leaf of the tree with its path, the parts of which are joined by "/"."""
-    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    """Returns the leaves of a tree, each with its path, joined by "/"."""
     return [
         (jax.tree_util.keystr(path, simple=True, separator="/"), leaf)
-        for path, leaf in leaves
+        for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
     ]

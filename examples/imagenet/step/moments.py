@@ -1,27 +1,28 @@
-"""BatchNorm's moments: merged over slots exactly, and averaged over time."""
+"""BatchNorm's means and variances, averaged over parts of a batch and over time."""
 
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-Array = Any  # of JAX, or of NumPy
-_RUNNING = 0.9  # share of the running moments that outlives a step
+Array = Any  # a JAX or a NumPy array
+_RUNNING = 0.9  # decay of the running averages
 
 
 def age(running: Any, new: Any, first: Array) -> Any:
-    """0.9 of the running moments + 0.1 of the batch's; the first batch's as they are.
+    """Returns the running averages after a batch: 0.9 × the old ones + 0.1 × the new.
 
-    As borisgin/nvcaffe-0.16's batch_norm_layer with moving_average_fraction 0.9.
+    After the first batch they are those of the batch. This is what batch_norm_layer in
+    borisgin/nvcaffe-0.16 does with moving_average_fraction 0.9.
     """
     keep = jnp.where(first, 0.0, _RUNNING)
     return jax.tree.map(lambda old, x: keep * old + (1 - keep) * x, running, new)
 
 
 def to_moments(stats: Any) -> Any:
-    """(mean, var) of every BatchNorm to (E x, E x²), which average over equal shares.
+    """Converts the mean and variance of every BatchNorm to mean and mean square.
 
-    The mean of variances is not the variance: it lacks the spread of the means.
+    Unlike variances, these can be averaged over equal parts of a batch exactly.
     """
     return jax.tree.map(
         lambda s: {"mean": s["mean"], "square": s["var"] + s["mean"] ** 2},
@@ -31,7 +32,7 @@ def to_moments(stats: Any) -> Any:
 
 
 def from_moments(moments: Any) -> Any:
-    """(E x, E x²) back to (mean, var)."""
+    """Converts the mean and mean square of every BatchNorm to mean and variance."""
 
     def split(m: dict[str, Array]) -> dict[str, Array]:
         # Rounding can leave a constant channel's difference just below zero.

@@ -1,8 +1,7 @@
-"""One update and one evaluation, as pure functions of state and batch.
+"""One update and one evaluation, as pure functions of a state and a batch.
 
-The same functions run under `pmap` and `shard_map` (axis_name set: the batch is one
-device's share) and under `jit` (axis_name None: the batch is the whole one, however it
-is sharded). They know no devices, files or clocks.
+Under `pmap` and `shard_map` the batch is one device's share, and `axis_name` the name
+of the device axis. Under `jit` the batch is the whole one, and `axis_name` is None.
 """
 
 from collections.abc import Callable
@@ -19,16 +18,18 @@ import lars_optax
 from ..data.dataset import Array, Batch
 from .moments import age, from_moments, to_moments
 
-SOLVERS = "solvers"  # the axis of slots side by side
+SOLVERS = "solvers"  # the vmap axis of the parts that a device processes at once
 
 
 class TrainState(NamedTuple):
-    step: jax.Array  # int32 []
-    rng: jax.Array  # uint32 [2], a key that never changes; steps and slots fold in
+    """The state of training: all that an update changes, and the random key."""
+
+    step: jax.Array  # int32 [], number of updates done
+    rng: jax.Array  # uint32 [2], a constant key, from which all random keys are derived
     params: optax.Params
-    batch_stats: Any  # running moments of BatchNorm; {} without it
+    batch_stats: Any  # BatchNorm's running means and variances; {} without BatchNorm
     opt_state: optax.OptState
-    finite: jax.Array  # bool [], False from the first update on that was not
+    finite: jax.Array  # bool [], whether all updates so far were finite
 
 
 def init_state(
@@ -37,8 +38,8 @@ def init_state(
     tx: optax.GradientTransformation,
     image_shape: tuple[int, ...],
 ) -> TrainState:
-    """The state before the first update; `image_shape` is that of one image."""
-    # XLA takes twelve seconds to compile the default generator on a CPU.
+    """Returns the state before the first update; `image_shape` is that of one image."""
+    # On a CPU, XLA takes twelve seconds to compile JAX's default generator.
     key = jax.random.key(seed, impl="rbg")
     variables = _init_variables(key, model, image_shape)
     params = variables["params"]
@@ -52,7 +53,7 @@ def init_state(
     )
 
 
-# Apart from the optimizer's state, so that one compilation serves every optimizer.
+# Without the optimizer's state, so that it is compiled once for all optimizers.
 @partial(jax.jit, static_argnames=("model", "image_shape"))
 def _init_variables(
     key: jax.Array, model: nn.Module, image_shape: tuple[int, ...]
@@ -74,19 +75,19 @@ def train_step(
     layer_stats: Callable[[Any, Any], Any] = lars_optax.layer_stats,
     platform: str = "cpu",
 ) -> tuple[TrainState, dict[str, jax.Array]]:
-    """One update on the mean loss of the whole batch; metrics are of that batch.
+    """Returns the state after one update, and the metrics of its batch.
 
-    The batch is cut into `accumulate` × `solvers` slots of equal size, worked through
-    in turn and side by side. A slot has BatchNorm moments of its own, and a dropout
-    key from its place among all slots of all devices: on which device, and when, it is
-    computed changes nothing but roundings. Norms are taken on the mean gradient. On the
-    `platform` "cpu" the slots in turn are unrolled; on others they are a loop.
+    The update follows the gradient of the mean loss over the whole batch. Each device
+    cuts its share into `accumulate` × `solvers` equal parts, called slots: `accumulate`
+    groups in turn, of `solvers` slots at a time. A slot has its own BatchNorm
+    statistics, and a dropout key that depends on its number among the slots of all
+    devices. Where and when it is computed changes rounding errors only. On `platform`
+    "cpu" the groups are unrolled, elsewhere they are a loop.
 
-    A loss or a gradient that is not finite leaves the state as it was but for its
-    `finite`, and so does every update after it.
+    If the loss or a gradient is not finite, only `finite` changes, from then on.
 
-    Metrics: "loss", "accuracy" []; "layers", a `LayerStats` of vectors, one value for
-    each leaf of the parameters in their order; "finite" [], whether it was an update.
+    The metrics are the scalars "loss", "accuracy" and "finite", which is whether the
+    state was updated, and "layers": `LayerStats` of vectors over the parameters.
     """
     slots = accumulate * solvers
     here = 0 if axis_name is None else slots * jax.lax.axis_index(axis_name)
@@ -100,7 +101,7 @@ def train_step(
     def gradient(xs: tuple[Array, ...]) -> tuple[Any, ...]:
         def mean_loss(params: optax.Params) -> tuple[Array, Any]:
             over_slots = jax.vmap(partial(loss_fn, params), axis_name=SOLVERS)
-            losses, aux = over_slots(*xs)
+            losses, aux = over_slots(xs)
             return losses.mean(), jax.tree.map(lambda x: x.mean(0), aux)
 
         (loss, aux), grads = jax.value_and_grad(mean_loss, has_aux=True)(state.params)
@@ -114,15 +115,13 @@ def train_step(
 
     layers = _stack(layer_stats(grads, state.params))
     updates, opt_state = tx.update(grads, state.opt_state, state.params)
-    new = TrainState(
-        state.step + 1,
-        state.rng,
-        optax.apply_updates(state.params, updates),
-        age(state.batch_stats, from_moments(moments), state.step == 0),
-        opt_state,
-        state.finite,
+    new = state._replace(
+        step=state.step + 1,
+        params=optax.apply_updates(state.params, updates),
+        batch_stats=age(state.batch_stats, from_moments(moments), state.step == 0),
+        opt_state=opt_state,
     )
-    # Not of `new`: that would take another pass over all of it.
+    # `new` itself is not checked, which would take another pass over all parameters.
     finite = jnp.isfinite(loss) & jnp.isfinite(layers.grad_norm).all() & state.finite
     stays = state._replace(finite=finite)
     state = jax.tree.map(partial(jnp.where, finite), new, stays)
@@ -135,19 +134,12 @@ def _loss(
     label_smoothing: float,
     batch_stats: Any,
     params: optax.Params,
-    key: Array,
-    images: Array,
-    labels: Array,
-    mirror: Array,
+    slot: tuple[Array, ...],
 ) -> tuple[Array, Any]:
-    """One slot's mean loss, and (accuracy, moments of its BatchNorms)."""
-    logits, new = model.apply(
-        {"params": params, "batch_stats": batch_stats},
-        mirrored(images, mirror),
-        train=True,
-        mutable=["batch_stats"],
-        rngs={"dropout": jax.random.wrap_key_data(key, impl="threefry2x32")},
-    )
+    """Returns one slot's mean loss, and (accuracy, moments of its BatchNorms)."""
+    key, images, labels, mirror = slot
+    key = jax.random.wrap_key_data(key, impl="threefry2x32")
+    logits, new = forward(model, params, batch_stats, mirrored(images, mirror), key)
     losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
     if label_smoothing:
         spread = -jax.nn.log_softmax(logits).mean(-1)
@@ -157,84 +149,93 @@ def _loss(
     return loss, (accuracy, to_moments(new.get("batch_stats", {})))
 
 
+def forward(
+    model: nn.Module, params: Any, batch_stats: Any, images: Array, key: Array
+) -> Any:
+    """Runs a network in training mode; returns its output and new BatchNorm state.
+
+    `key` is the random key of dropout.
+    """
+    return model.apply(
+        {"params": params, "batch_stats": batch_stats},
+        images,
+        train=True,
+        mutable=["batch_stats"],
+        rngs={"dropout": key},
+    )
+
+
 def mirrored(images: Array, mirror: Array) -> Array:
-    """[n, height, width, channels], with those images turned whose mirror is True."""
+    """Returns images [n, height, width, channels], flipped left to right by `mirror`.
+
+    `mirror` is a bool for each image, or None for no flips.
+    """
     if mirror is None:
         return images
     return jnp.where(mirror[:, None, None, None], images[:, :, ::-1], images)
 
 
 def _slot_keys(state: TrainState, slots: Array) -> Array:
-    """uint32 [slots, 2]: a key for each slot of this step, the same on any device."""
+    """Returns the random keys, uint32 [slots, 2], of the slots with these numbers."""
     key = jax.random.wrap_key_data(state.rng, impl="threefry2x32")
     key = jax.random.fold_in(key, state.step)
     return jax.vmap(lambda i: jax.random.key_data(jax.random.fold_in(key, i)))(slots)
 
 
 def _mean_in_turn(fn: Callable[[Any], Any], xs: Any, n: int, platform: str) -> Any:
-    """The mean of fn over the n leading slices of integer arrays, one after the other.
+    """Returns the mean of fn over the n leading slices of integer arrays, in turn.
 
-    XLA's convolutions are ten times slower inside a loop on a CPU, so there the slices
-    are unrolled; elsewhere they are not, as n copies of a network take long to compile.
+    On a CPU the slices are unrolled, because XLA's convolutions are ten times slower
+    inside a loop there. Elsewhere they are a loop, because n copies of a network take
+    long to compile.
     """
+    first = jax.tree.map(lambda x: x[0], xs)
     if n == 1:
-        return fn(_slice(xs, 0))
-    total = (_sum_unrolled if platform == "cpu" else _sum_scanned)(fn, xs, n)
+        return fn(first)
+    if platform == "cpu":
+        total = fn(first)
+        for i in range(1, n):
+            total = optax.tree.add(total, fn(_slice_after(total, xs, i)))
+    else:
+        zeros = optax.tree.zeros_like(jax.eval_shape(fn, first))
+        total, _ = jax.lax.scan(
+            lambda total, x: (optax.tree.add(total, fn(x)), None), zeros, xs
+        )
     return jax.tree.map(lambda x: x / n, total)
 
 
-def _sum_unrolled(fn: Callable[[Any], Any], xs: Any, n: int) -> Any:
-    """Each slice after the one before, which XLA would else hold in memory at once."""
-    total = fn(_slice(xs, 0))
-    for i in range(1, n):
-        total = _add(total, fn(_slice_after(total, xs, i)))
-    return total
-
-
-def _sum_scanned(fn: Callable[[Any], Any], xs: Any, n: int) -> Any:
-    shapes = jax.eval_shape(fn, _slice(xs, 0))
-    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
-    total, _ = jax.lax.scan(lambda total, x: (_add(total, fn(x)), None), zeros, xs)
-    return total
-
-
 def _slice_after(done: Any, xs: Any, i: int) -> Any:
-    """Slice i of integers, made to need what is done: 0 times its floats is added.
+    """Returns slice i of integer arrays, computed only after `done`.
 
-    XLA drops a barrier before it orders its operations, but not a sum.
+    Otherwise XLA would hold all slices in memory at once. XLA ignores a barrier here,
+    so 0 times the floats of `done` is added.
     """
     zero = 0.0 * sum(x.ravel()[0] for x in jax.tree.leaves(done))
     return jax.tree.map(lambda x: x[i] + zero.astype(x.dtype), xs)
 
 
-def _slice(xs: Any, i: int) -> Any:
-    return jax.tree.map(lambda x: x[i], xs)
-
-
-def _add(total: Any, more: Any) -> Any:
-    return jax.tree.map(jnp.add, total, more)
-
-
 def _stack(stats: Any) -> lars_optax.LayerStats:
-    """A tree of LayerStats to one LayerStats of vectors over its leaves."""
+    """Returns one LayerStats of vectors for a tree of LayerStats of scalars."""
     leaves = jax.tree.leaves(
         stats, is_leaf=lambda x: isinstance(x, lars_optax.LayerStats)
     )
-    stacked: lars_optax.LayerStats = jax.tree.map(lambda *x: jnp.stack(x), *leaves)
-    return stacked
+    return lars_optax.LayerStats(*map(jnp.stack, zip(*leaves, strict=True)))
 
 
 def eval_step(
     state: TrainState, batch: Batch, *, model: nn.Module, axis_name: str | None
 ) -> dict[str, jax.Array]:
-    """Sums over the batch's unmasked images: loss, correct, top-5 correct, count."""
+    """Returns sums over the images whose mask is True, on all devices.
+
+    They are the loss, the number of correct and of top-5 correct images, and the count.
+    """
     variables = {"params": state.params, "batch_stats": state.batch_stats}
     logits: Array = model.apply(variables, batch.images, train=False)
     losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch.labels)
     _, best = jax.lax.top_k(logits, min(5, logits.shape[-1]))
     hits = best == batch.labels[:, None]
     sums = {
-        # `where`, not a product: a padded row's loss may be NaN.
+        # Not a product with the mask: the loss of a padded row may be NaN.
         "loss": jnp.where(batch.mask, losses, 0.0).sum(),
         "correct": (batch.mask & hits[:, 0]).sum(),
         "top5": (batch.mask & hits.any(-1)).sum(),
