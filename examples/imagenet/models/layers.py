@@ -73,21 +73,21 @@ def batch_norm(train: bool, dtype: Any, axis_name: Any, **options: Any) -> nn.Ba
 
 
 class Conv(nn.Module):
-    """Convolution with a square kernel and symmetric padding, in one or more groups.
+    """Convolution with a square kernel that pads all sides alike, as Caffe does.
 
-    Its parameters are float32: kernel [side, side, channels / groups, features] and
-    bias [features]. All groups share one kernel, so LARS treats them as one layer, as
-    it does in Caffe.
+    Flax's padding "SAME" may pad one side more than the other. The parameters are
+    float32: kernel [side, side, channels / groups, features] and bias [features]. All
+    groups share one kernel, so LARS treats them as one layer, as it does in Caffe.
     """
 
-    features: int
-    side: int
+    features: int  # number of output channels
+    side: int  # of the kernel [pixels]
     stride: int
-    padding: int
-    groups: int
-    bias: float | None  # initial value; None for no bias
+    padding: int  # on each side [pixels]
+    groups: int = 1
+    bias: float | None = None  # initial value; None for no bias
     kernel_init: Any = HE
-    dtype: Any = jnp.float32
+    dtype: Any = jnp.float32  # of activations and products
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
