@@ -47,19 +47,20 @@ class ImageFolder(Indexed):
     def content(self) -> Iterable[bytes]:
         return self.tree.names.tobytes(), self.tree.labels.tobytes()
 
-    def take(self, index: np.ndarray) -> Loaded:
-        return self._load(index)
-
     def take_augmented(
         self, index: np.ndarray, seed: int, epochs: np.ndarray
     ) -> Loaded:
         if self.augment == "center":
             return self.take(index)
         seeds = np.column_stack([np.full(len(index), seed), epochs, index])
-        return self._load(index, seeds)
+        return self.take(index, seeds)
 
-    def _load(self, index: np.ndarray, seeds: np.ndarray | None = None) -> Loaded:
-        """Reads images; given seeds, augments image `index[i]` with `seeds[i]`."""
+    def take(self, index: np.ndarray, seeds: np.ndarray | None = None) -> Loaded:
+        """Returns the images of these indices.
+
+        They are as in evaluation if `seeds` is None. Otherwise image `index[i]` is
+        augmented as in training, with `seeds[i]` for the random numbers.
+        """
         images = np.empty((len(index), self.pixels, self.pixels, 3), np.uint8)
         mirror = np.zeros(len(index), np.bool_)
         random = np.random.RandomState()  # seeded anew for each image, which is cheaper

@@ -214,7 +214,8 @@ def _read_split(
     names = []
     for c in classes:
         listing = lister.read(f"{split}/{c}") if c in here else _Listing([])
-        names.append(_names(f"{c}/", listing.images))
+        images = [os.fsencode(f"{c}/{image}") for image in _parts(listing.images)]
+        names.append(np.array(images, np.bytes_))
         others += [f"{c}/{other}" for other in _parts(listing.others)]
         nested += [f"{c}/{inner}" for inner in _parts(listing.folders)]
         empty += [] if listing.images else [c]
@@ -230,11 +231,8 @@ def _read_split(
 
 
 def _parts(joined: str) -> list[str]:
+    """Returns the names of a `_Listing`'s field."""
     return joined.split("/") if joined else []
-
-
-def _names(prefix: str, joined: str) -> np.ndarray:
-    return np.array([os.fsencode(prefix + name) for name in _parts(joined)], np.bytes_)
 
 
 def _hidden(name: str) -> bool:

@@ -30,14 +30,15 @@ _SHOWN = {"epoch": "evaluation", "layers": "norms", "speed": "speed"}
 
 @dataclass(frozen=True)
 class Arguments:
-    #: Runs to report on: the folder that the trainer's --out named, or a .jsonl file.
+    #: Training runs to report on: for each the folder that the trainer wrote with its
+    #: option --out, or the log file in it (.jsonl).
     runs: tyro.conf.Positional[
         Annotated[tuple[str, ...], tyro.conf.arg(metavar="RUN…")]
     ]
     #: Folder to write report.md, report.json and the pictures to.
     out: str = "runs/report"
-    #: Number of epochs of which the training time is projected from the speed. Default:
-    #: the number of epochs of each run [epochs].
+    #: Length of training for which a time is projected from the measured speed [epochs].
+    #: None: the length for which each run was started.
     epochs: float | None = None
 
     def __post_init__(self) -> None:
@@ -59,13 +60,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
             raise ValueError(
                 "RUN: got none; give the folder of a run or its .jsonl file"
             )
-        try:
-            out.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise ValueError(
-                f"--out: got {asked.out!r}, which cannot be made a folder:"
-                f" {error.strerror}; give another one"
-            ) from None
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        reason = f"{error.filename!r} cannot be made a folder: {error.strerror}"
+        raise SystemExit(f"error: --out: {reason}; give another folder") from None
     except ValueError as error:
         raise SystemExit(f"error: {error}") from None
     labelled = list(zip(runs, labels(runs), strict=True))
