@@ -79,8 +79,8 @@ def test_validation_that_leaves_nothing_to_train_on_is_refused(tmp_path):
     [
         ("magic", "IDX file of unsigned bytes, but it starts with 010008"),
         ("type", "IDX file of unsigned bytes, but it starts with 00000d"),
-        ("values", "asks for 40 bytes, not 39"),
-        ("surplus", "asks for 40 bytes, not 41"),
+        ("values", "takes 40 bytes, and it has 39"),
+        ("surplus", "takes 40 bytes, and it has 41"),
         ("header", "truncated in its header"),
         ("empty", "nothing"),
     ],

@@ -166,8 +166,8 @@ def test_a_report_holds_what_the_logs_hold_and_says_what_they_do_not(tmp_path, c
     ("text", "message"),
     [
         (None, "there is no log there; give"),
-        ("", "the log is empty; wait"),
-        ('{"kind": "config"', "the log is empty; wait"),
+        ("", "the log is empty; wait until"),
+        ('{"kind": "config"', "the log is empty; wait until"),
         (
             json.dumps(config()) + '\n{"kind": "st\n{}\n',
             r"line 2 is no JSON: '\{\"kind\": \"st'; take it out",

@@ -57,7 +57,10 @@ class Index(NamedTuple):
 
 
 class _Listing(NamedTuple):
-    """The names in a folder, sorted and joined by "/", which no name contains."""
+    """The images, other files and subfolders in a folder, by name.
+
+    The names of each are sorted and joined by "/", which no name contains.
+    """
 
     stamp: list[int]  # the folder's times and inode when it was listed
     images: str = ""
@@ -66,7 +69,7 @@ class _Listing(NamedTuple):
 
 
 class _Lister:
-    """Lists the folders of a tree, or returns their cached listings if still valid."""
+    """Lists the folders of a tree, from a cache if they have not changed."""
 
     def __init__(self, root: str, cache: Path) -> None:
         self._root, self._cache = os.path.abspath(root), cache
@@ -134,7 +137,7 @@ def cache_folder() -> Path:
 
 
 def recall(cache: Path, name: str, key: str) -> Any:
-    """Returns the value that `remember` stored under `name`.
+    """Returns the value that `remember` stored under `name` in the folder `cache`.
 
     Returns None if there is no such value or if it was stored with another key.
     """
@@ -166,7 +169,7 @@ def _file(cache: Path, name: str) -> Path:
 
 
 def read_index(folder: str, cache: Path | None = None) -> Index:
-    """Returns the images in the splits of a folder.
+    """Returns the images and labels in the training and other splits of a folder.
 
     Listings are cached in the folder `cache`; None for the user's cache folder. Raises
     ValueError if there are no training images, no validation images in a validation
@@ -201,7 +204,7 @@ def read_index(folder: str, cache: Path | None = None) -> Index:
 def _read_split(
     lister: _Lister, root: Path, split: str, classes: Sequence[str], notes: list[str]
 ) -> Tree:
-    """Returns the images of one split, and adds to `notes` what was left out."""
+    """Returns the images of one split; adds to `notes` which files were left out."""
     top = lister.read(split)
     folders = _parts(top.folders)
     here = set(folders)
@@ -231,7 +234,7 @@ def _read_split(
 
 
 def _parts(joined: str) -> list[str]:
-    """Returns the names of a `_Listing`'s field."""
+    """Returns the names that are joined by "/" in a field of `_Listing`."""
     return joined.split("/") if joined else []
 
 
@@ -240,7 +243,7 @@ def _hidden(name: str) -> bool:
 
 
 def _some(items: list[str]) -> str:
-    """Returns how many items there are, and the first three of them."""
+    """Returns a text with the number of items and the first three of them."""
     return f"{len(items)} ({', '.join(map(repr, items[:3]))}{', …' * (len(items) > 3)})"
 
 

@@ -98,9 +98,9 @@ def _decode_other(raw: bytes) -> np.ndarray:
 
 
 def _critical_chunks(raw: bytes) -> bytes:
-    """Returns a PNG without its optional chunks, after checking the other checksums.
+    """Returns a PNG without its optional chunks, after checking the others' checksums.
 
-    Otherwise libpng would print warnings about faulty chunks of either sort.
+    Otherwise libpng, which decodes it, would print warnings about faulty chunks.
     """
     kept, start, name = [_PNG], len(_PNG), b""
     while name != b"IEND":

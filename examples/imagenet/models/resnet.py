@@ -1,6 +1,6 @@
 """ResNet with bottleneck blocks in the versions v1 and v1.5, by default ResNet-50.
 
-It is that of He et al. 2015, Table 1, as the LARS authors build it in Caffe
+It is that of He et al. 2015, Table 1, as the LARS paper's authors build it in Caffe
 (borisgin/nvcaffe-0.16, models/resnet50). The small form, for images of 28×28 or 32×32
 pixels, starts with a 3×3 convolution and has no pooling after it.
 """
@@ -50,7 +50,7 @@ class Bottleneck(nn.Module):
 
 
 class ResNet(Network):
-    """Stages of bottleneck blocks; each stage but the first halves height and width."""
+    """ResNet of bottleneck blocks, whose stages except the first halve the image."""
 
     blocks: tuple[int, ...] = (3, 4, 6, 3)  # number of blocks in each stage
     # The convolution that halves height and width: the first one, 1×1, in version v1 of
