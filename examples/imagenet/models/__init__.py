@@ -62,10 +62,9 @@ def make_model(
       network: name of the network, one of `networks()`.
       classes: number of classes, and so of logits.
       pixel_mean: subtracted from the pixels, which are 0 to 255; one number, or one for
-        each channel. The networks of the LARS paper subtract the
-        training images' mean.
+        each channel. The LARS paper's networks subtract the training images' mean.
       pixel_std: divides the pixels after that; one number, or one for each channel. It
-        is 1 in BVLC's AlexNet and 256 in the authors' AlexNet-BN and ResNet-50.
+        is 1 in BVLC's AlexNet, and 256 in the LARS authors' AlexNet-BN and ResNet-50.
       width: multiplies the number of channels of every layer but the last; 1 for the
         network as published.
       dtype: dtype of activations and products, "float32" or "bfloat16". Parameters,

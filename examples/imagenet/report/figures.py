@@ -29,7 +29,7 @@ _FEW = 24  # most leaves that are all drawn; of more, only the kernels are
 _PANELS = (
     ("‖w‖ / ‖∇L‖", "norm_ratio", "trust_ratio"),
     ("trust ratio λ", "trust_ratio", "trust_ratio"),
-    ("local rate γλ", "trust_ratio", "local_rate"),
+    ("layer's learning rate γλ", "trust_ratio", "local_rate"),
 )
 _COLOURS = ("#08306b", "#d94801", "#238b45", "#756bb1", "#000000", "#e7298a", "#1b9e9e",
             "#b8860b", "#8c8c8c")  # fmt: skip
@@ -95,7 +95,7 @@ def plot_logs(runs: Mapping[str, Sequence[Sequence[Record]]], out: Path) -> None
     left.set_ylabel(f"{' or '.join(splits) or 'evaluation'} accuracy")
     left.set(xlabel="epoch")
     spread_accuracies(left)
-    right.set(xlabel="epoch", ylabel="training loss, mean of the epoch")
+    right.set(xlabel="epoch", ylabel="mean training loss in the epoch")
     if finite:  # a log axis cannot show only NaN and 0
         right.set_yscale("log")
     for axes in (left, right):
@@ -164,7 +164,7 @@ def plot_layers(log: Sequence[Record], heading: str, out: Path) -> None:
     norms = [record["layers"] for record in tables]
     names = list(norms[0])
     drawn = [n for n in names if len(names) <= _FEW or n.endswith("/kernel")]
-    what = "" if len(drawn) == len(names) else f"; the weights of {len(names)} leaves"
+    what = "" if len(drawn) == len(names) else f"; kernels of {len(names)} leaves"
     figure = Figure(figsize=(13, 4.2), layout="constrained")
     figure.suptitle(f"{heading}{what}")
     parts = figure.subplots(1, 3, sharex=True)
