@@ -97,6 +97,4 @@ class Dataset(NamedTuple):
     image_shape: tuple[int, ...]  # (height, width, channels)
     pixel_mean: Pixels  # of the training images, on the scale 0 to 255
     pixel_std: Pixels  # standard deviation of the same pixels
-    notes: tuple[
-        str, ...
-    ] = ()  # irregularities in the data that the user should know of
+    notes: tuple[str, ...] = ()  # irregularities in the data, for the user to read

@@ -27,9 +27,9 @@ class Network(nn.Module):
     Parameters, "batch_stats" and logits are float32 whatever `dtype` is.
     """
 
-    classes: int  # number of logits
-    pixel_mean: Pixels  # subtracted from pixels 0 to 255
-    pixel_std: Pixels  # divides them after that
+    classes: int  # number of classes, and so of logits
+    pixel_mean: Pixels  # subtracted from the pixels, which are 0 to 255
+    pixel_std: Pixels  # divides the pixels after that
     width: float = 1.0  # multiplies the number of channels of every layer but the last
     dtype: Any = jnp.float32  # of activations and products
     # Mapped axes over which BatchNorm takes its moments together; None for the images
