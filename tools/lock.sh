@@ -1,6 +1,7 @@
 #!/bin/sh
 # Rewrites the three lock files from pyproject.toml, for Python 3.11 to 3.13; needs uv.
-# The CUDA one is only used as constraints: it holds what jax[cuda12] and [cuda13] add.
+# requirements-cuda.lock lists what jax[cuda12] and jax[cuda13] add to requirements.lock,
+# and pip only takes it as constraints.
 set -eu
 cd "$(dirname "$0")/.."
 lock() {
@@ -9,7 +10,7 @@ lock() {
 }
 lock requirements.lock --extra examples --extra test --extra docs
 lock requirements-cuda.lock --constraint requirements.lock --extra cuda12 --extra cuda13
-# The oldest versions that pyproject.toml allows, and the tests' runner.
+# The oldest versions that pyproject.toml allows, and pytest.
 grep '^dependencies = ' pyproject.toml | grep -o '[a-z]*>=[0-9.]*' | sed 's/>=/==/' |
     { cat; echo pytest; echo "jaxlib==$(sed -n 's/.*"jax>=\([0-9.]*\)".*/\1/p' pyproject.toml)"; } |
     uv pip compile --quiet --universal --python-version 3.11 --no-header \

@@ -1,13 +1,14 @@
 #!/bin/sh
-# make_venv.sh FOLDER cpu|cuda12|cuda13: a fresh virtual environment from the lock files.
-# Installs nothing outside FOLDER; says what to install where it cannot go on.
+# make_venv.sh FOLDER cpu|cuda12|cuda13: makes a new virtual environment in FOLDER with the
+# versions in the lock files, for JAX on a CPU or on NVIDIA GPUs with CUDA 12 or 13.
+# Installs nothing outside of FOLDER. If Python is missing, it says how to install it.
 set -eu
 cd "$(dirname "$0")/.."
 venv=$1 jax=$2
 
 case $jax in
     cpu | cuda12 | cuda13) ;;
-    *) echo "JAX=$jax is not known; use JAX=cpu, JAX=cuda12 or JAX=cuda13." >&2; exit 2 ;;
+    *) echo "JAX=$jax is unknown; give JAX=cpu, JAX=cuda12 or JAX=cuda13." >&2; exit 2 ;;
 esac
 
 how_to_install() {
@@ -22,16 +23,16 @@ how_to_install() {
 # shellcheck disable=SC2086
 if ! python=$(find_python 11 13 ${PYTHON:-python3.13 python3.12 python3.11 python3}); then
     if [ -n "${PYTHON:-}" ]; then
-        echo "PYTHON=$PYTHON does not run, or is no Python 3.11, 3.12 or 3.13 with the" \
-            "venv module. Unset PYTHON to let this script search." >&2
+        echo "PYTHON=$PYTHON does not run, or is not Python 3.11, 3.12 or 3.13 with the" \
+            "venv module. Unset PYTHON to have this script search for one." >&2
         exit 1
     fi
-    echo "Neither the PATH nor pyenv has a Python 3.11, 3.12 or 3.13 that runs and has" \
-        "the venv module. Install one:" >&2
+    echo "Found no Python 3.11, 3.12 or 3.13 with the venv module, neither on the PATH" \
+        "nor in pyenv. Install one:" >&2
     how_to_install >&2
     exit 1
 fi
-echo "Setting up $venv with $("$python" --version) for $jax: about 1 GB, some minutes."
+echo "Setting up $venv with $("$python" --version) for $jax: takes 1 GB, some minutes."
 
 rm -rf "$venv"
 if "$python" -m venv "$venv" 2>/dev/null; then
@@ -41,7 +42,7 @@ elif rm -rf "$venv" && "$python" -m venv --without-pip "$venv" 2>/dev/null &&
     pip="$python -m pip --python $venv/bin/python"
 else
     rm -rf "$venv"
-    echo "$("$python" --version) has no working venv module. Install it:" >&2
+    echo "The venv module of $("$python" --version) does not work. Install it:" >&2
     how_to_install >&2
     exit 1
 fi

@@ -1,9 +1,9 @@
-"""What MkDocs and Griffe are told beyond mkdocs.yml, so that nothing is written twice.
+"""Hooks for MkDocs and Griffe that build the site from the repository's own files.
 
-The site's start page is README.md, and the other pages of the repository that it and
-the guides link to are pages of the site; every other file they link to goes with them,
-and of docs/ nothing else. Links are those of the repository. Refuses one that points to
-no file.
+README.md is the start page. Every file of the repository that it or a guide links to
+becomes a page or a file of the site, and all other files of docs/ are left out. Links
+are written as they work in the repository. A link to a file that does not exist, or
+that lies outside of the repository, is an error.
 """
 
 import os
@@ -17,22 +17,27 @@ from mkdocs.exceptions import PluginError
 from mkdocs.structure.files import File, Files, InclusionLevel
 
 ROOT = Path(__file__).resolve().parents[1]
-# [text](target) and ![text](target#anchor), but no URL and no anchor alone.
-LINK = re.compile(r"(?<=\]\()(?!\w+:|#)([^)#\s]+)(#[^)\s]*)?(?=\))")
-FENCE = re.compile(r"^(```|~~~).*?^\1\s*$", re.MULTILINE | re.DOTALL)
+# Either a fenced block of code, or the target of [text](target) and of
+# ![text](target#anchor), unless it is a URL or an anchor alone.
+LINK = re.compile(
+    r"^(?P<fence>```|~~~).*?^(?P=fence)\s*$"
+    r"|(?<=\]\()(?!\w+:|#)(?P<target>[^)#\s]+)(?P<anchor>#[^)\s]*)?(?=\))",
+    re.MULTILINE | re.DOTALL,
+)
 
 
 def on_files(files: Files, config: Any) -> Files:
-    """Add README.md and, page after page, what is linked to; drop what is not."""
+    """Adds README.md and all files that the pages link to; drops all others."""
     docs = Path(config.docs_dir)
-    there = {Path(file.abs_src_path): file for file in files.documentation_pages()}
-    todo, wanted = [ROOT / "README.md", *there], set()
+    pages = [Path(file.abs_src_path or "") for file in files.documentation_pages()]
+    todo, wanted = [ROOT / "README.md", *pages], set()
     while todo:
         path = todo.pop()
         if path not in wanted:
             wanted.add(path)
             if not path.is_relative_to(docs):
-                _add(files, path, config)
+                new = {"abs_src_path": str(path), "inclusion": InclusionLevel.INCLUDED}
+                files.append(File.generated(config, _place(path), **new))
             if path.suffix == ".md":
                 todo += _targets(path)
     wanted |= {docs / name for name in config.extra_css}
@@ -43,33 +48,24 @@ def on_files(files: Files, config: Any) -> Files:
 
 
 def on_page_markdown(markdown: str, page: Any, config: Any, files: Files) -> str:
-    """Turn the repository's links into the site's."""
-    here = _source(page.file, config)
-    folder = os.path.dirname(page.file.src_uri)
+    """Turns the links of a page, which work in the repository, into the site's."""
+    here = Path(page.file.abs_src_path).parent
+    folder = os.path.dirname(page.file.src_uri) or "."
 
     def link(match: re.Match[str]) -> str:
-        target = _place((here.parent / match[1]).resolve())
-        return os.path.relpath(target, folder or ".") + (match[2] or "")
+        if match["fence"]:
+            return match[0]
+        target = _place((here / match["target"]).resolve())
+        return os.path.relpath(target, folder) + (match["anchor"] or "")
 
-    # Markdown inside of raw HTML is Markdown only where that says so.
+    # Markdown inside raw HTML is rendered only in elements with this attribute.
     markdown = markdown.replace("<details>", "<details markdown>")
     markdown = markdown.replace("<summary>", '<summary markdown="span">')
-    return _outside_code(lambda text: LINK.sub(link, text), markdown)
-
-
-def _add(files: Files, path: Path, config: Any) -> None:
-    inclusion = InclusionLevel.INCLUDED
-    place, source = _place(path), str(path)
-    if path.suffix == ".md":
-        text = path.read_text(encoding="utf-8")
-        file = File.generated(config, place, content=text, inclusion=inclusion)
-    else:
-        file = File.generated(config, place, abs_src_path=source, inclusion=inclusion)
-    files.append(file)
+    return LINK.sub(link, markdown)
 
 
 def _place(path: Path) -> str:
-    """Where a file of the repository is in the site."""
+    """Returns the path within the site of a file of the repository."""
     if path == ROOT / "README.md":
         return "index.md"
     if path.is_relative_to(ROOT / "docs"):
@@ -77,48 +73,30 @@ def _place(path: Path) -> str:
     return path.relative_to(ROOT).as_posix().replace("README.md", "index.md")
 
 
-def _source(file: File, config: Any) -> Path:
-    """Where a page of the site is in the repository."""
-    for folder in (Path(config.docs_dir), ROOT):
-        name = file.src_uri
-        if folder == ROOT:
-            name = re.sub(r"index\.md$", "README.md", name)
-        if (folder / name).is_file():
-            return folder / name
-    raise PluginError(f"{file.src_uri}: not a file of the repository")
-
-
 def _targets(path: Path) -> Iterator[Path]:
-    found: list[str] = []
-    _outside_code(
-        lambda text: found.extend(m[1] for m in LINK.finditer(text)) or text,
-        path.read_text(encoding="utf-8"),
-    )
-    for name in found:
-        target = (path.parent / name).resolve()
+    """Yields the files that a page links to; raises PluginError if one is missing."""
+    for match in LINK.finditer(path.read_text(encoding="utf-8")):
+        if match["fence"]:
+            continue
+        target = (path.parent / match["target"]).resolve()
         if not target.is_file() or not target.is_relative_to(ROOT):
-            raise PluginError(f"{path.relative_to(ROOT)} links to {name}: no such file")
+            raise PluginError(
+                f"{path.relative_to(ROOT)} links to {match['target']}, which is no file"
+                " of the repository; correct the link"
+            )
         yield target
 
 
-def _outside_code(change: Any, text: str) -> str:
-    """The text with `change` made everywhere but in fenced code."""
-    parts, end = [], 0
-    for fence in FENCE.finditer(text):
-        parts += [change(text[end : fence.start()]), fence[0]]
-        end = fence.end()
-    return "".join([*parts, change(text[end:])])
-
-
 class Docstrings(griffe.Extension):
-    """Reads docstrings as this package writes them.
+    """Adapts the docstrings of this package to what the site's theme expects.
 
-    `Example:` is a section of examples and `References:` a paragraph; the comments
-    behind a NamedTuple's fields describe them; a default mask is shown by its name.
+    `Example:` becomes a section of examples and `References:` a paragraph. The comments
+    after the fields of a NamedTuple become their descriptions. A default mask is shown
+    by its name.
     """
 
     def on_object(self, *, obj: griffe.Object, **kwargs: Any) -> None:
-        """Rewrite one object, before its docstring is parsed."""
+        """Rewrites the docstring of an object before it is parsed."""
         del kwargs
         if isinstance(obj, griffe.Function):
             for parameter in obj.parameters:
@@ -128,7 +106,7 @@ class Docstrings(griffe.Extension):
             obj.docstring.value = _rewritten(obj.docstring.value)
 
     def on_class_members(self, *, cls: griffe.Class, **kwargs: Any) -> None:
-        """Add the fields of a NamedTuple to its docstring."""
+        """Adds the fields of a NamedTuple to its docstring."""
         del kwargs
         if cls.docstring and "NamedTuple" in map(str, cls.bases):
             lines = [f"  {x.name}: {x.lines[0].rpartition('  # ')[2]}"
@@ -137,9 +115,10 @@ class Docstrings(griffe.Extension):
 
 
 def _rewritten(docstring: str) -> str:
+    """Returns a docstring whose section headings are those that Griffe parses."""
     text = re.sub(r"^Example:$", "Examples:", docstring, flags=re.MULTILINE)
     text = re.sub(r"^Example::$", "**Example:**", text, flags=re.MULTILINE)
-    # `Args: as ...` has no list of arguments.
+    # `Args: as ...` refers to other arguments and lists none.
     text = re.sub(r"^Args: (.*)$", r"Arguments \1", text, flags=re.MULTILINE)
     return re.sub(
         r"^References:\n((?:    .*\n?|\n)*)", _references, text, flags=re.MULTILINE

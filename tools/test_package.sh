@@ -1,9 +1,9 @@
 #!/bin/sh
-# test_package.sh floor|newest: tests in a virtual environment made for them alone.
-# floor: runs the package's own tests on the oldest jax and optax that it supports.
-# newest: runs the same tests, those with Flax, Haiku and Equinox, and a short run of the
-# trainer. requirements.lock has the newest versions, for Python 3.12 and 3.13.
-# Every warning is an error. Where no fitting Python is found it says so and succeeds.
+# test_package.sh floor|newest: runs tests in a virtual environment made for them alone.
+# floor: runs the package's own tests with the oldest jax and optax that it supports.
+# newest: runs the same tests, those with Flax, Haiku and Equinox, and a short training
+# run, with the newest versions, which requirements.lock has for Python 3.12 and 3.13.
+# Every warning is an error. If no suitable Python is found, it says so and succeeds.
 set -eu
 cd "$(dirname "$0")/.."
 . tools/find_python.sh
@@ -13,12 +13,12 @@ case $name in
         pythons="python3.11 python3.12 python3" ;;
     newest) locked=requirements.lock lowest=12 highest=13
         pythons="python3.13 python3.12 python3" ;;
-    *) echo "give floor or newest, not $name" >&2; exit 2 ;;
+    *) echo "got $name; give floor or newest" >&2; exit 2 ;;
 esac
 # shellcheck disable=SC2086
 if ! base=$(find_python "$lowest" "$highest" $pythons); then
-    echo "make $name: skipped, because neither the PATH nor pyenv has a Python 3.$lowest or" \
-        "3.$highest that runs and has the venv module; install one to run it"
+    echo "make $name: skipped, because no Python 3.$lowest or 3.$highest with the venv module" \
+        "was found on the PATH or in pyenv; install one to run these tests"
     exit 0
 fi
 
@@ -59,7 +59,7 @@ train() {
 }
 train
 cp "$folder/run/log.jsonl" "$folder/whole.jsonl"
-# Without its last checkpoint the run goes on from the one before, of update 4.
+# Without its last checkpoint the run resumes from the one before, after update 4.
 rm -r "$folder/run/checkpoints/6"
 train --existing resume
 "$python" - "$folder" <<'PY'

@@ -1,10 +1,10 @@
-"""Runs the notebook of this folder in a Jupyter kernel and keeps its outputs.
+"""Runs lars_tour.ipynb in a Jupyter kernel and stores its outputs in the file.
 
     pip install nbclient ipykernel
     python examples/notebooks/execute.py
 
-Leaves out what differs from run to run or machine to machine: times, versions, the
-addresses in the text of a picture.
+Times, versions and texts that describe a picture are removed, because they differ from
+one run or machine to another.
 """
 
 import json
@@ -17,7 +17,7 @@ NOTEBOOK = Path(__file__).parent / "lars_tour.ipynb"
 
 
 def strip(notebook: dict[str, Any]) -> None:
-    """Drop what would make two equal runs differ."""
+    """Removes from a notebook all that differs between two runs of the same code."""
     notebook["metadata"] = {
         "kernelspec": notebook["metadata"]["kernelspec"],
         "language_info": {"name": "python"},
@@ -31,6 +31,7 @@ def strip(notebook: dict[str, Any]) -> None:
 
 
 def main() -> None:
+    """Runs the notebook and writes it with its new outputs."""
     execute = "from nbclient.cli import main; main()"
     command = [sys.executable, "-c", execute, "--inplace", str(NOTEBOOK)]
     subprocess.run(command, check=True)

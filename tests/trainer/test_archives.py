@@ -118,7 +118,7 @@ def test_an_archive_cut_anywhere_is_refused_by_name(official, tmp_path, name, sh
 def test_an_archive_that_ends_after_a_whole_image_is_refused(official, tmp_path):
     fewer = dict(list(VALIDATION.items())[:-1])
     (official / "ILSVRC2012_img_val.tar").write_bytes(tar_of(fewer))
-    with pytest.raises(ValueError, match=r"img_val\.tar holds 4 images, not 5"):
+    with pytest.raises(ValueError, match=r"img_val\.tar is .* holds 4 images, not 5"):
         list(unpack(official, tmp_path / "out", COUNTS))
 
 
@@ -135,7 +135,7 @@ def test_a_wrong_bit_in_the_development_kit_is_refused(official, tmp_path, share
 @pytest.mark.parametrize("field", Counts._fields)
 def test_a_wrong_number_is_refused(official, tmp_path, field):
     counts = COUNTS._replace(**{field: 4})
-    with pytest.raises(ValueError, match=r"holds [25] .*, not 4; .*download it again"):
+    with pytest.raises(ValueError, match=r"holds [25] .*, not 4\); download it again"):
         list(unpack(official, tmp_path / "out", counts))
 
 
@@ -154,7 +154,7 @@ def test_members_of_other_names_are_refused(official, tmp_path, archive, name):
         inner = tar_of({name.format("n00000003_0.JPEG"): b"x"})
         foreign = tar_of({"n00000003.tar": inner})
     (official / archive).write_bytes(foreign)
-    with pytest.raises(ValueError, match="not only files named"):
+    with pytest.raises(ValueError, match="may hold only files named"):
         list(unpack(official, tmp_path / "out", COUNTS))
     assert placed(tmp_path / "out").items() <= PLACED.items()
 

@@ -157,10 +157,10 @@ def test_networks_on_the_command_line_are_those_there_are():
         ("--recipe paper-t7-resnet50-lars-32k", "nearest.*-t7-resnet50-lars-32768,"),
         ("--dtype float16", "float16.*6e-8.*bfloat16"),
         ("--dtype half-a-float", "half-a-float.*float32 or bfloat16"),
-        ("--bn sync", "alexnet_small.*no such thing.*alexnet_bn_small"),
-        ("--dropout 0.5 --network resnet_small", "resnet_small.*no such.*alexnet_bn"),
+        ("--bn sync", "alexnet_small.*not have this option.*alexnet_bn_small"),
+        ("--dropout 0.5 --network resnet_small", "resnet_small.*not have.*alexnet_bn"),
         ("--dropout 1 --network alexnet --data synthetic", "0 ≤ dropout < 1"),
-        ("--zero-init-last-bn", "alexnet_small.*no such thing.*resnet_small"),
+        ("--zero-init-last-bn", "alexnet_small.*not have this option.*resnet_small"),
         ("--learning-rate None", "flags .*no value.*give --learning-rate$"),
     ],
 )

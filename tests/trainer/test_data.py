@@ -77,10 +77,10 @@ def test_validation_that_leaves_nothing_to_train_on_is_refused(tmp_path):
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        ("magic", "expected an IDX file of unsigned bytes"),
-        ("type", "expected an IDX file of unsigned bytes"),
-        ("values", "asks for 40 bytes, found 39"),
-        ("surplus", "asks for 40 bytes, found 41"),
+        ("magic", "IDX file of unsigned bytes, but it starts with 010008"),
+        ("type", "IDX file of unsigned bytes, but it starts with 00000d"),
+        ("values", "takes 40 bytes, and it has 39"),
+        ("surplus", "takes 40 bytes, and it has 41"),
         ("header", "truncated in its header"),
         ("empty", "nothing"),
     ],
@@ -107,14 +107,14 @@ def test_cut_or_false_gzip_is_refused_by_name(tmp_path, keep):
     path = tmp_path / "images.gz"
     whole = gzip.compress(bytes(1000))
     path.write_bytes(whole[: int(len(whole) * keep)] if keep else b"not gzip at all")
-    with pytest.raises(ValueError, match=r"images\.gz: not a whole gzip file"):
+    with pytest.raises(ValueError, match=r"images\.gz: .*(ended before|gzip)"):
         data.read_idx(path)
 
 
 def test_label_count_that_differs_is_refused(tmp_path):
     write_folder(tmp_path)
     write_idx(tmp_path / "train-labels-idx1-ubyte", np.zeros(39, np.uint8))
-    with pytest.raises(ValueError, match="39 labels for the 40 images"):
+    with pytest.raises(ValueError, match=r"\(40, 5, 4\), and .* \(39,\);"):
         data.load_idx(str(tmp_path), 5)
 
 

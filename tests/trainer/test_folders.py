@@ -48,7 +48,7 @@ def test_a_folder_of_validation_images_is_the_validation_split(tree):
 
 
 def test_validation_that_leaves_nothing_to_train_on_is_refused(tree):
-    with pytest.raises(ValueError, match=r"--validation-images: 16 .* at most 15"):
+    with pytest.raises(ValueError, match=r"--validation-images: got 16, .* at most 15"):
         load_folder(tree, 16, 28, "caffe")
 
 

@@ -48,7 +48,7 @@ def test_everything_left_out_is_counted_and_named(tmp_path):
     write_tree(tmp_path, {f"train/cat/{i}.txt": b"" for i in range(3)})
     assert index.read_index(str(tmp_path)).notes == (
         "train: classes without an image: 1 ('eel')",
-        "train: files that are no images by name:"
+        "train: files that are not images by their names, not read:"
         " 5 ('cat/0.txt', 'cat/1.txt', 'cat/2.txt', …)",
         "train: folders inside class folders, not read: 1 ('dog/inner')",
         "train: entries in no class folder, not read: 1 ('loose.png')",
@@ -68,11 +68,11 @@ def test_a_test_folder_without_labels_is_noted_and_left_out(tmp_path):
     ("files", "message"),
     [
         pytest.param({}, "no folder train", id="nothing"),
-        pytest.param({"train/1.png": b""}, "train has no folder", id="no_classes"),
+        pytest.param({"train/1.png": b""}, "train has no class", id="no_classes"),
         pytest.param({"train/cat": None}, "no folder train/CLASS", id="no_images"),
         pytest.param(
             {"train/cat/1.png": b"", "val/1.png": b""},
-            "no folder val/CLASS has an image; sort val",
+            "no folder val/CLASS has an image; sort the images of val .* remove val",
             id="unsorted_validation",
         ),
         pytest.param(

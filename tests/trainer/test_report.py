@@ -135,7 +135,7 @@ def test_a_report_holds_what_the_logs_hold_and_says_what_they_do_not(tmp_path, c
         "| conv1/bias | 0 | 0 | – |",
         "| 512 | 4 | 10 | 2 | 25% | 1 | 100 | 1,281,167 | 3558h 47m 50s |",
         "images that could not be read: 1",
-        "diverged at step 2: the output of fc8; went on after update 2; other moments",
+        "diverged at step 2: the output of fc8; resumed after update 2; other moments",
         "lost: no other norms in the log, so no picture of them.",
         "unfinished; read from",
         "evaluation not in the log; norms not in the log\n",
@@ -145,7 +145,7 @@ def test_a_report_holds_what_the_logs_hold_and_says_what_they_do_not(tmp_path, c
         assert line in text, line
     cpu, gpu = text.split("## Speed: ")[1:]
     for note in (
-        "*: nothing but first records",
+        "*: only first records",
         "On a CPU, devices are virtual",
         "?: not in the log",
     ):
@@ -166,15 +166,15 @@ def test_a_report_holds_what_the_logs_hold_and_says_what_they_do_not(tmp_path, c
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        (None, "no log there; give"),
-        ("", "the log is empty; wait"),
-        ('{"kind": "config"', "the log is empty; wait"),
+        (None, "there is no log there; give"),
+        ("", "the log is empty; wait until"),
+        ('{"kind": "config"', "the log is empty; wait until"),
         (
             json.dumps(config()) + '\n{"kind": "st\n{}\n',
             r"line 2 is not JSON: '\{\"kind\": \"st'; delete the line",
         ),
         ("1\n", "not a run's log; give"),
-        (json.dumps(step(0)) + "\n", "no config record .* give the whole log"),
+        (json.dumps(step(0)) + "\n", "not begin with the record .* give the whole log"),
     ],
 )
 def test_a_log_that_is_none_ends_with_one_line_that_names_it(text, message, tmp_path):

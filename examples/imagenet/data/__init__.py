@@ -1,1 +1,1 @@
-"""Images: where they come from, how they are read, and in what batches."""
+"""The trainer's data: where images come from, how they are read, and their batches."""

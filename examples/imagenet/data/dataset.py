@@ -1,38 +1,41 @@
-"""What the trainer trains and evaluates on: sources of batches, and a set of three.
+"""The data that the trainer uses: sources of batches, and a data set of three of them.
 
-To train on images of your own, write a class that is a `Source`, and give three of
-them to a `Dataset`. The trainer knows nothing else of the data.
+To train on data of your own, write a class with the members of `Source`, and give one
+each for training, validation and testing to a `Dataset`. The trainer needs no more.
 """
 
 from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple, Protocol
 
-Array = Any  # of JAX on the devices, of NumPy on the way there
-Pixels = float | tuple[float, ...]  # of all channels, or of each
+Array = Any  # a NumPy array, or a JAX array once it is on the devices
+Pixels = float | tuple[float, ...]  # one number for all channels, or one for each
 
 
 class DataLost(Exception):
-    """Images cannot be read, and the run is not to go on without them."""
+    """Raised when images cannot be read and the run must not go on without them."""
 
 
 class Broken(NamedTuple):
-    """An image that cannot be read."""
+    """An image file that cannot be read."""
 
     path: str
     reason: str
 
 
 class Batch(NamedTuple):
+    """One batch of images, or one process's rows of it."""
+
     images: Array  # uint8 [n, height, width, channels]
     labels: Array  # int32 [n]
-    mask: Array = None  # bool [n], False = padding; evaluation alone
-    mirror: Array = None  # bool [n], True = left and right are to change places
+    mask: Array = None  # bool [n], False on rows that pad; None in training
+    mirror: Array = None  # bool [n], True where to swap left and right; None: nowhere
 
 
 class Share(NamedTuple):
-    """One process's rows of every batch, of `size` rows in all.
+    """The part of every batch that one process reads.
 
-    They are the rows from process · rows to (process + 1) · rows.
+    A batch has `size` rows, one for each image. The process numbered `process` of all
+    `processes` reads `rows` of them, beginning with row process · rows.
     """
 
     size: int
@@ -41,52 +44,57 @@ class Share(NamedTuple):
 
     @property
     def rows(self) -> int:
+        """Number of rows that each process reads."""
         return self.size // self.processes
 
 
-# Each with those of its images that cannot be read: () if all can.
+# Batches, each with those of its images that could not be read; () if there are none.
 Batches = Iterator[tuple[Batch, tuple[Broken, ...]]]
 
 
 class Source(Protocol):
-    """One split of a data set: how many images it has, and batches of them.
+    """One split of a data set: the number of its images, and batches of them.
 
-    An iterator of TFDS, WebDataset or any other library becomes one with these four
-    members. A batch has the arrays of `Batch`: images of the data set's shape and their
-    labels, and, in evaluation, a mask. Each process asks for its own share of the rows.
+    An iterator of TensorFlow Datasets, WebDataset or another library becomes a source
+    through a class with these four members. Every batch is a `Batch` with images,
+    labels and, in evaluation, a mask. Each process asks for its own share of the rows.
     """
 
     @property
     def size(self) -> int:
-        """Number of images; one epoch is that many."""
+        """Number of images; one epoch visits that many."""
 
     def training(self, seed: int, steps: range, share: Share) -> Batches:
-        """Yields `share.rows` rows for each of these updates, counted from 0, in order.
+        """Yields a batch of `share.rows` images for each of these steps, in order.
 
-        A batch is a function of the seed and its update, so that a run that is resumed
-        at update k, and asks for `range(k, …)`, sees what it would have seen.
+        Steps count from 0 over the whole run. A batch must depend on the seed and its
+        step alone: a run that resumes at step k asks for `range(k, …)` and must see the
+        batches that it would have seen without the interruption.
         """
 
     def evaluation(self, share: Share) -> Batches:
         """Yields every image once, in batches of `share.rows` rows with a mask.
 
-        All processes yield as many batches. Rows that fill up the last batches repeat
-        any image, and their mask is False.
+        Every process yields the same number of batches. Rows that are needed to fill
+        the last batches may hold any image, and their mask is False.
         """
 
     def content(self) -> Iterable[bytes]:
-        """Bytes that differ where the images do.
+        """Returns bytes that identify the images: other images give other bytes.
 
-        A checkpoint keeps a digest of them, and a run on other images is refused.
+        A checkpoint stores a digest of the bytes, and a run can only be resumed with
+        data that has the same digest.
         """
 
 
 class Dataset(NamedTuple):
+    """Training, validation and test images with labels, and facts about all of them."""
+
     train: Source
     validation: Source
     test: Source
-    classes: int  # labels are 0 … classes − 1
+    classes: int  # number of classes; labels are 0 to classes − 1
     image_shape: tuple[int, ...]  # (height, width, channels)
-    pixel_mean: Pixels
-    pixel_std: Pixels  # of the training images
-    notes: tuple[str, ...] = ()  # what a reader of the data should know
+    pixel_mean: Pixels  # of the training images, on the scale 0 to 255
+    pixel_std: Pixels  # standard deviation of the same pixels
+    notes: tuple[str, ...] = ()  # irregularities in the data, for the user to read

@@ -1,16 +1,15 @@
-"""Images read from class folders while training runs, as a source of the trainer's.
+"""Images read from class folders during training, as sources of batches.
 
-Training's crop and mirror of image i are a function of (seed, epoch, i), whoever reads
-it and in whatever batch. An image that cannot be read is named, and one colour stands
-in for it, unless the run ends there. Refuses a folder that has gone altogether.
+How training crops and mirrors image i depends on the seed, the epoch and i alone. An
+image file that cannot be read is reported, and an image of one colour stands in for it.
+Raises OSError if the whole folder has disappeared.
 """
 
 import hashlib
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import partial
 
 import numpy as np
 
@@ -18,23 +17,23 @@ from ..config import Augment
 from .arrays import hold_out
 from .batches import Indexed, Loaded, cores
 from .dataset import Broken, Dataset
-from .index import Index, Tree, cache_folder, read_index, recall, remember
+from .index import Tree, cache_folder, read_index, recall, remember
 from .pixels import DECODERS, BrokenImage, decode, for_evaluation, for_training
 
-_SAMPLE = 2_000  # training images whose pixels give mean and deviation
+_SAMPLE = 2_000  # training images whose pixels give the mean and standard deviation
 
-Colour = tuple[float, float, float]
+Colour = tuple[float, ...]  # red, green and blue, from 0 to 255
 
 
-@dataclass(frozen=True, eq=False)  # arrays have no truth value
+@dataclass(frozen=True, eq=False)  # == of arrays gives an array, not True or False
 class ImageFolder(Indexed):
-    """One split, each image of which is read when it is taken."""
+    """The images of one split, each read from its file whenever it is needed."""
 
     tree: Tree
-    pixels: int
+    pixels: int  # side of the images as the network gets them
     augment: Augment
-    blank: tuple[int, int, int]  # stands in for an image that cannot be read
-    workers: int | None = None  # threads; None: one for each core
+    blank: tuple[int, ...]  # colour that stands in for an image that cannot be read
+    workers: int | None = None  # number of threads that read; None: one for each core
 
     @property
     def size(self) -> int:
@@ -47,55 +46,56 @@ class ImageFolder(Indexed):
     def content(self) -> Iterable[bytes]:
         return self.tree.names.tobytes(), self.tree.labels.tobytes()
 
-    def take(self, index: np.ndarray) -> Loaded:
-        def view(place: int, image: np.ndarray) -> tuple[np.ndarray, bool]:
-            return for_evaluation(image, self.pixels, self.augment), False
-
-        return self._load(index, view)._replace(mirror=None)
-
     def take_augmented(
         self, index: np.ndarray, seed: int, epochs: np.ndarray
     ) -> Loaded:
-        # Seeded again for each image: a new one would take ten times as long.
-        random = np.random.RandomState()
+        if self.augment == "center":
+            return self.take(index)
+        seeds = np.column_stack([np.full(len(index), seed), epochs, index])
+        return self.take(index, seeds)
 
-        def view(place: int, image: np.ndarray) -> tuple[np.ndarray, bool]:
-            random.seed([seed, epochs[place], index[place]])
-            return for_training(image, self.pixels, self.augment, random)
+    def take(self, index: np.ndarray, seeds: np.ndarray | None = None) -> Loaded:
+        """Returns the images of these indices, read from their files and cropped.
 
-        loaded = self._load(index, view)
-        return loaded._replace(mirror=None) if self.augment == "center" else loaded
-
-    def _load(
-        self,
-        index: np.ndarray,
-        view: Callable[[int, np.ndarray], tuple[np.ndarray, bool]],
-    ) -> Loaded:
+        They are cropped as in evaluation if `seeds` is None. Otherwise image `index[i]`
+        is augmented as in training, with `seeds[i]` for the random numbers.
+        """
         images = np.empty((len(index), self.pixels, self.pixels, 3), np.uint8)
         mirror = np.zeros(len(index), np.bool_)
+        random = np.random.RandomState()  # seeded anew for each image, which is cheaper
         broken = []
         for place, i in enumerate(index):
             try:
-                images[place], mirror[place] = view(place, read_image(self.tree, i))
+                image = read_image(self.tree, i)
+                if seeds is None:
+                    images[place] = for_evaluation(image, self.pixels, self.augment)
+                else:
+                    random.seed(seeds[place])
+                    drawn = for_training(image, self.pixels, self.augment, random)
+                    images[place], mirror[place] = drawn
             except (OSError, BrokenImage) as error:
                 broken.append(Broken(self.tree.path(i), explain(self.tree, error)))
                 images[place] = self.blank
-        return Loaded(images, self.tree.labels[index], mirror, tuple(broken))
+        labels = self.tree.labels[index]
+        return Loaded(images, labels, None if seeds is None else mirror, tuple(broken))
 
 
 def read_image(tree: Tree, i: int) -> np.ndarray:
-    """Image i as it is stored; raises OSError or BrokenImage."""
+    """Returns image i of a split as it is stored.
+
+    Raises OSError if its file cannot be read, BrokenImage if it is not a whole image.
+    """
     with open(tree.path(i), "rb") as file:
         return decode(file.read())
 
 
 def explain(tree: Tree, error: OSError | BrokenImage) -> str:
-    """Why one image cannot be read; raises OSError if the whole folder has gone."""
+    """Returns why an image cannot be read; raises OSError if its folder is gone."""
     if isinstance(error, BrokenImage):
         return str(error)
     if not tree.folder.is_dir():
         raise OSError(
-            f"--data: {str(tree.folder)!r} is gone; bring it back, then resume"
+            f"--data: {str(tree.folder)!r} is gone; bring it back, then resume the run"
         ) from error
     return error.strerror or str(error)
 
@@ -107,42 +107,28 @@ def load_folder(
     augment: Augment,
     workers: int | None = None,
 ) -> Dataset:
-    """The splits of a tree of class folders, as `read_index` finds them.
+    """Returns the data set in a folder with images in train/CLASS/ and further splits.
 
-    Without a folder of validation images: the end of a fixed permutation of training.
+    If the folder has no validation images, the validation split is the last
+    `validation_images` images of a fixed permutation of the training images.
     """
-    index = read_index(source)
-    train, validation = _split(index, validation_images)
-    test = index.test or train.take(np.arange(0))
+    classes, train, validation, test, notes = read_index(source)
+    if validation is None:
+        kept, rest = hold_out(train.size, validation_images)
+        train, validation = train.take(kept), train.take(rest)
     mean, std = _moments(train, pixels, augment)
-    blank = (round(mean[0]), round(mean[1]), round(mean[2]))
-    folder = partial(
-        ImageFolder, pixels=pixels, augment=augment, blank=blank, workers=workers
-    )
-    return Dataset(
-        folder(train),
-        folder(validation),
-        folder(test),
-        len(index.classes),
-        (pixels, pixels, 3),
-        mean,
-        std,
-        index.notes,
-    )
-
-
-def _split(index: Index, validation_images: int) -> tuple[Tree, Tree]:
-    if index.validation:
-        return index.train, index.validation
-    kept, held = hold_out(index.train.size, validation_images)
-    return index.train.take(kept), index.train.take(held)
+    trees = train, validation, test or train.take(np.arange(0))
+    options = pixels, augment, tuple(map(round, mean)), workers
+    training, held, testing = (ImageFolder(tree, *options) for tree in trees)
+    shape = (pixels, pixels, 3)
+    return Dataset(training, held, testing, len(classes), shape, mean, std, notes)
 
 
 def _moments(tree: Tree, pixels: int, augment: Augment) -> tuple[Colour, Colour]:
-    """Mean and standard deviation of each channel over a fixed sample, cached.
+    """Returns mean and standard deviation of each colour channel of the images.
 
-    The sample is spread evenly over the images; a file of it that changes, or another
-    decoder, makes another key.
+    They are taken over a sample that is spread evenly over the images. The result is
+    cached until a file of the sample changes or another decoder is installed.
     """
     n = min(tree.size, _SAMPLE)
     sample = tree.take(np.arange(n) * tree.size // n)
@@ -153,8 +139,8 @@ def _moments(tree: Tree, pixels: int, augment: Augment) -> tuple[Colour, Colour]
         counts = _histogram(sample, pixels, augment)
         if not counts.any():
             raise ValueError(
-                f"--data: none of {n} images in {str(tree.folder)!r} can be read;"
-                " examples.imagenet.prepare names the reasons"
+                f"--data: none of {n} images in {str(tree.folder)!r} can be read; run"
+                " python -m examples.imagenet.prepare to see why"
             )
         value = np.arange(256)
         total = counts.sum(axis=1)
@@ -163,11 +149,12 @@ def _moments(tree: Tree, pixels: int, augment: Augment) -> tuple[Colour, Colour]
         std = np.sqrt(squares.sum(axis=1) / total)
         found = mean.tolist(), std.tolist()
         remember(cache, name, key, found)
-    mean, std = found
-    return (mean[0], mean[1], mean[2]), (std[0], std[1], std[2])
+    mean, std = map(tuple, found)
+    return mean, std
 
 
 def _fingerprint(tree: Tree) -> str:
+    """Returns a digest of the files' names, sizes and times and of the decoders."""
     digest = hashlib.sha256(DECODERS.encode())
     for i, name in enumerate(tree.names):
         try:
@@ -180,7 +167,7 @@ def _fingerprint(tree: Tree) -> str:
 
 
 def _histogram(tree: Tree, pixels: int, augment: Augment) -> np.ndarray:
-    """How often each channel has each value, int64 [3, 256]."""
+    """Returns how often each value is in each colour channel, int64 [3, 256]."""
 
     def count(i: int) -> np.ndarray:
         try:
@@ -192,6 +179,4 @@ def _histogram(tree: Tree, pixels: int, augment: Augment) -> np.ndarray:
         return np.stack([np.bincount(c.ravel(), minlength=256) for c in channels])
 
     with ThreadPoolExecutor() as pool:
-        every = list(pool.map(count, range(tree.size)))
-    total: np.ndarray = np.sum(every, axis=0)
-    return total
+        return sum(pool.map(count, range(tree.size)), np.zeros((3, 256), np.int64))

@@ -1,15 +1,17 @@
-"""Which images a tree of class folders holds, and their labels, without opening any.
+"""Lists the images of a tree of class folders with their labels, without opening them.
 
-DIR/train/CLASS/IMAGE, and the same under DIR/val (or validation) and DIR/test, each
-optional. A label is the place of its class among the sorted folders of train. Listings
-are cached per folder, for network disks: one is read again once its folder's times or
-inode change. What is left out is named; a class without a label is refused.
+Images are DIR/train/CLASS/IMAGE, and optionally the same in DIR/val (or validation) and
+in DIR/test. The label of a class is its position among the sorted folders of train.
+Listings are cached, because network disks are slow: a folder is listed again only if
+its times or its inode have changed. Entries that are left out are noted. Raises
+ValueError if a split has a class that train lacks.
 """
 
 import hashlib
 import json
 import os
 import time
+from collections import defaultdict
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -18,13 +20,13 @@ from typing import Any, NamedTuple, NoReturn
 import numpy as np
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
-_ROLES = {"train": ("train",), "validation": ("val", "validation"), "test": ("test",)}
+_SPLITS = ("train", "val", "validation", "test")
 _KEY = f"index 1 {SUFFIXES}"
-_TICK = 2_000_000_000  # the coarsest clock of a file system [ns]
+_TICK = 2_000_000_000  # longest resolution of the times that a file system keeps [ns]
 
 
 class Tree(NamedTuple):
-    """The images of one split, in the order of their names' bytes."""
+    """The images of one split, sorted by the bytes of their names."""
 
     folder: Path
     names: np.ndarray  # bytes [n], CLASS/IMAGE; far smaller than a list of str
@@ -36,31 +38,38 @@ class Tree(NamedTuple):
         return len(self.labels)
 
     def path(self, i: int) -> str:
+        """Returns the path of image i."""
         return os.path.join(self.folder, os.fsdecode(self.names[i]))
 
     def take(self, index: np.ndarray) -> "Tree":
+        """Returns the images of these indices as a tree of their own."""
         return Tree(self.folder, self.names[index], self.labels[index])
 
 
 class Index(NamedTuple):
+    """The images of every split of a data set; None for a split it does not have."""
+
     classes: tuple[str, ...]  # a label is a position here
     train: Tree
     validation: Tree | None
     test: Tree | None
-    notes: tuple[str, ...]  # what is missing or was left out
+    notes: tuple[str, ...]  # what is missing or was left out, for the user to read
 
 
 class _Listing(NamedTuple):
-    """What a folder holds, sorted, joined by the "/" that no name contains."""
+    """The images, other files and subfolders in a folder, by name.
 
-    stamp: list[int]
+    The names of each are sorted and joined by "/", which no name contains.
+    """
+
+    stamp: list[int]  # the folder's times and inode when it was listed
     images: str = ""
     others: str = ""
     folders: str = ""
 
 
 class _Lister:
-    """Lists folders, or remembers them as they were."""
+    """Lists the folders of a tree, from a cache if they have not changed."""
 
     def __init__(self, root: str, cache: Path) -> None:
         self._root, self._cache = os.path.abspath(root), cache
@@ -72,70 +81,66 @@ class _Lister:
         if name not in self._found:
             path = Path(self._root, name)
             try:
-                self._found[name] = self._read(name, path)
+                stat = path.stat()
+                stamp = [stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino]
+                known = self._known.get(name, [None])
+                listing = _Listing(*known) if known[0] == stamp else _list(path, stamp)
             except OSError as error:
                 raise ValueError(
                     f"--data: cannot list {str(path)!r}: {error.strerror}; give a"
-                    " folder that can be read"
+                    " folder that exists and may be read"
                 ) from None
+            self._found[name] = listing
         return self._found[name]
 
-    def _read(self, name: str, path: Path) -> _Listing:
-        stat = path.stat()
-        stamp = [stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino]
-        if name in self._known and self._known[name][0] == stamp:
-            return _Listing(*self._known[name])
-        return _list(path, stamp)
-
     def save(self) -> None:
-        # A later change in the same tick of the clock would leave the time as it is.
-        settled = {
-            name: listing
-            for name, listing in self._found.items()
-            if self._start - listing.stamp[0] > _TICK
-        }
+        """Caches the listings of all folders but those that changed a moment ago.
+
+        Another change within the resolution of the clock would not change their times.
+        """
+        latest = self._start - _TICK
+        settled = {n: x for n, x in self._found.items() if x.stamp[0] < latest}
         if any(self._known.get(name) != list(x) for name, x in settled.items()):
             remember(self._cache, self._root, _KEY, settled)
 
 
 def _list(path: Path, stamp: list[int]) -> _Listing:
-    images, others, folders = [], [], []
+    found = defaultdict[str, list[str]](list)
     with os.scandir(path) as entries:
         for entry in entries:
-            name = entry.name
-            kind = _kind(entry)
-            if kind == "folder":
-                folders.append(name)
-            elif (
-                kind == "file" and name.lower().endswith(SUFFIXES) and not _hidden(name)
-            ):
-                images.append(name)
-            else:
-                others.append(name)
-    joined = ("/".join(sorted(x, key=os.fsencode)) for x in (images, others, folders))
-    return _Listing(stamp, *joined)
+            found[_kind(entry)].append(entry.name)
+    joined = {k: "/".join(sorted(x, key=os.fsencode)) for k, x in found.items()}
+    return _Listing(stamp, **joined)
 
 
 def _kind(entry: os.DirEntry[str]) -> str:
-    """What is there: "folder", "file", or "other", as a pipe, which may never end."""
+    """Returns the field of `_Listing` in which an entry of a folder is listed.
+
+    Pipes and devices are "others", since reading one might never end. A link that leads
+    nowhere counts as an image, so that reading it reports it as broken.
+    """
     try:
         if entry.is_dir():
-            return "folder"
-        # A link to nowhere is a file that reading will find broken.
-        nowhere = entry.is_symlink() and not os.path.exists(entry.path)
-        return "file" if nowhere or entry.is_file() else "other"
-    except OSError:  # a ring of links
-        return "file"
+            return "folders"
+        dangling = entry.is_symlink() and not os.path.exists(entry.path)
+        file = dangling or entry.is_file()
+    except OSError:  # links that lead to each other
+        file = True
+    image = file and entry.name.lower().endswith(SUFFIXES) and not _hidden(entry.name)
+    return "images" if image else "others"
 
 
 def cache_folder() -> Path:
-    """Where listings and statistics are kept between runs."""
+    """Returns the folder that keeps listings and pixel statistics between runs."""
     home = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
     return Path(home) / "lars_optax"
 
 
 def recall(cache: Path, name: str, key: str) -> Any:
-    """What `remember` kept under that name, None if nothing or of another key."""
+    """Returns the value that `remember` stored under `name` in the folder `cache`.
+
+    Returns None if there is no such value or if it was stored with another key.
+    """
     try:
         kept = json.loads(_file(cache, name).read_bytes())
         return kept["value"] if kept["for"] == [name, key] else None
@@ -144,7 +149,10 @@ def recall(cache: Path, name: str, key: str) -> Any:
 
 
 def remember(cache: Path, name: str, key: str, value: Any) -> None:
-    """Keeps a JSON value, whole or not at all; a folder without room is no error."""
+    """Stores a JSON value in the folder `cache`, whole or not at all.
+
+    Does nothing if the folder cannot be written.
+    """
     file = _file(cache, name)
     beside = file.with_suffix(f".{os.getpid()}-{time.monotonic_ns()}")
     with suppress(OSError):
@@ -161,58 +169,62 @@ def _file(cache: Path, name: str) -> Path:
 
 
 def read_index(folder: str, cache: Path | None = None) -> Index:
-    """The images of a folder's splits; raises ValueError where one has no label."""
+    """Returns the images and labels in the training and other splits of a folder.
+
+    Listings are cached in the folder `cache`; None for the user's cache folder. Raises
+    ValueError if there are no training images, no validation images in a validation
+    folder, or images of a class that the training folder lacks.
+    """
     lister = _Lister(folder, cache or cache_folder())
     present = _parts(lister.read("").folders)
-    roles = {role: [n for n in names if n in present] for role, names in _ROLES.items()}
-    if not roles["train"]:
+    if "train" not in present:
         _refuse(folder, "it has no folder train; give one with train/CLASS/IMAGE")
-    if len(roles["validation"]) > 1:
+    if {"val", "validation"} <= set(present):
         _refuse(folder, "it has both val and validation; remove one")
     classes = [c for c in _parts(lister.read("train").folders) if not _hidden(c)]
     if not classes:
-        _refuse(folder, "train has no folder of a class; give one with train/CLASS")
+        _refuse(folder, "train has no class folders; give a folder with train/CLASS")
     notes: list[str] = []
-    trees = {
-        role: _read_split(lister, Path(folder), names[0], classes, notes)
-        for role, names in roles.items()
-        if names
-    }
+    splits = [split for split in _SPLITS if split in present]
+    root = Path(folder)
+    trees = {s: _read_split(lister, root, s, classes, notes) for s in splits}
     lister.save()
-    validation, test = trees.get("validation"), trees.get("test")
-    if not trees["train"].size:
-        _refuse(folder, "no folder train/CLASS has an image; give one where they do")
-    if validation and not validation.size:
-        name = roles["validation"][0]
-        _refuse(
-            folder, f"no folder {name}/CLASS has an image; sort {name} or remove it"
-        )
-    # ImageNet's own test images come without labels.
-    test = test if test and test.size else None
-    return Index(tuple(classes), trees["train"], validation, test, tuple(notes))
+    labelled = {split: tree for split, tree in trees.items() if tree.size}
+    for split in trees:
+        # A test folder may be without labels, as ImageNet's own is.
+        if split not in labelled and split != "test":
+            why = f"no folder {split}/CLASS has an image; sort the images of {split}"
+            remedy = "" if split == "train" else f", or remove {split}"
+            _refuse(folder, f"{why} into one folder for each class{remedy}")
+    train, test = labelled["train"], labelled.get("test")
+    validation = labelled.get("val") or labelled.get("validation")
+    return Index(tuple(classes), train, validation, test, tuple(notes))
 
 
 def _read_split(
     lister: _Lister, root: Path, split: str, classes: Sequence[str], notes: list[str]
 ) -> Tree:
+    """Returns the images of one split; adds to `notes` which files were left out."""
     top = lister.read(split)
     folders = _parts(top.folders)
     here = set(folders)
     foreign = sorted(c for c in here.difference(classes) if not _hidden(c))
     if foreign:
-        _refuse(str(root), f"{split} has classes that train lacks: {_some(foreign)}")
+        why = f"{split} has classes that train lacks: {_some(foreign)}"
+        _refuse(str(root), f"{why}; remove them, or add them to train")
     loose = _parts(top.images) + _parts(top.others) + [c for c in folders if _hidden(c)]
     others, nested, empty = list[str](), list[str](), list[str]()
     names = []
     for c in classes:
         listing = lister.read(f"{split}/{c}") if c in here else _Listing([])
-        names.append(_names(f"{c}/", listing.images))
+        images = [os.fsencode(f"{c}/{image}") for image in _parts(listing.images)]
+        names.append(np.array(images, np.bytes_))
         others += [f"{c}/{other}" for other in _parts(listing.others)]
         nested += [f"{c}/{inner}" for inner in _parts(listing.folders)]
         empty += [] if listing.images else [c]
     for what, items in (
         ("classes without an image", empty),
-        ("files that are no images by name", others),
+        ("files that are not images by their names, not read", others),
         ("folders inside class folders, not read", nested),
         ("entries in no class folder, not read", loose),
     ):
@@ -222,13 +234,8 @@ def _read_split(
 
 
 def _parts(joined: str) -> list[str]:
+    """Returns the names that are joined by "/" in a field of `_Listing`."""
     return joined.split("/") if joined else []
-
-
-def _names(prefix: str, joined: str) -> np.ndarray:
-    start = os.fsencode(prefix)
-    names = os.fsencode(joined).split(b"/") if joined else []
-    return np.array([start + name for name in names], np.bytes_)
 
 
 def _hidden(name: str) -> bool:
@@ -236,7 +243,7 @@ def _hidden(name: str) -> bool:
 
 
 def _some(items: list[str]) -> str:
-    """How many, and the first three."""
+    """Returns a text with the number of items and the first three of them."""
     return f"{len(items)} ({', '.join(map(repr, items[:3]))}{', …' * (len(items) > 3)})"
 
 

@@ -1,9 +1,9 @@
-"""Bytes of one image file to the pixels a network sees; no files, no state.
+"""Decodes image files, and crops and scales images to what a network sees.
 
-What a file holds decides how it is read, never its name. Grey and CMYK become RGB,
-16 bits become 8, transparency is dropped, EXIF orientation is not applied. Refuses
-what cannot be decoded whole, as far as that shows: JPEG has no checksums, so a damaged
-scan may decode to wrong pixels without a word.
+The format of a file is told by its contents, never by its name. Grey and CMYK images
+become RGB, 16 bits become 8, transparency is dropped, and the orientation in EXIF data
+is ignored. Raises BrokenImage if an image cannot be decoded in full. JPEG files have no
+checksum, so damaged image data may go unnoticed and decode to wrong pixels.
 """
 
 import math
@@ -21,36 +21,39 @@ DECODERS = f"simplejpeg {simplejpeg.__version__}, OpenCV {cv2.__version__}"
 _JPEG = b"\xff\xd8\xff"
 _PNG = b"\x89PNG\r\n\x1a\n"
 _MOST_PIXELS = 2**28  # a damaged header may ask for 12 GB
-# Warnings of libjpeg after which every pixel is there all the same.
+# Warnings of libjpeg in spite of which every pixel is decoded.
 _HARMLESS = ("extraneous bytes", "Invalid SOS parameters")
-_AREA = (0.08, 1.0)  # of a random region: share of the image
+_AREA = (0.08, 1.0)  # of a random region, as a share of the image's area
 _ASPECT = (3 / 4, 4 / 3)  # of a random region: width / height
 
-cv2.setNumThreads(0)  # the caller's threads are enough
+cv2.setNumThreads(0)  # the caller decodes many images in threads of its own
 cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
 
 
 class BrokenImage(ValueError):
-    """Why bytes are not an image."""
+    """Raised when bytes are not a whole image; the message says what is wrong."""
 
 
 def kind(raw: bytes) -> str:
-    """`JPEG`, `grey JPEG`, `CMYK JPEG`, `PNG`, `BMP`, `WebP` or `other`, unchecked."""
+    """Returns the format of an image file, told by its first bytes.
+
+    It is `JPEG`, `grey JPEG`, `CMYK JPEG`, `PNG`, `BMP`, `WebP` or `other`.
+    """
     if raw.startswith(_JPEG):
-        colours = _header(raw)[2]
-        return {"Gray": "grey JPEG", "CMYK": "CMYK JPEG", "YCCK": "CMYK JPEG"}.get(
-            colours, "JPEG"
-        )
+        colours = {"Gray": "grey JPEG", "CMYK": "CMYK JPEG", "YCCK": "CMYK JPEG"}
+        return colours.get(_header(raw)[2], "JPEG")
     if raw.startswith(b"RIFF") and raw[8:12] == b"WEBP":
         return "WebP"
-    starts = {_PNG: "PNG", b"BM": "BMP"}
-    return next(
-        (name for start, name in starts.items() if raw.startswith(start)), "other"
-    )
+    if raw.startswith(b"BM"):
+        return "BMP"
+    return "PNG" if raw.startswith(_PNG) else "other"
 
 
 def decode(raw: bytes) -> np.ndarray:
-    """RGB, uint8 [height, width, 3]; raises BrokenImage."""
+    """Returns an image file's pixels as RGB, uint8 [height, width, 3].
+
+    Raises BrokenImage if the bytes are not a whole image.
+    """
     if not raw:
         raise BrokenImage("an empty file")
     if raw.startswith(_JPEG):
@@ -63,7 +66,7 @@ def decode(raw: bytes) -> np.ndarray:
 
 
 def _header(raw: bytes) -> tuple[int, int, str]:
-    """Height, width and colours of a JPEG; no colours if simplejpeg cannot tell."""
+    """Returns height, width and colour space of a JPEG; 0, 0, "" if unknown."""
     try:
         height, width, colours, _ = simplejpeg.decode_jpeg_header(raw)
     except ValueError:
@@ -71,17 +74,15 @@ def _header(raw: bytes) -> tuple[int, int, str]:
     return height, width, colours
 
 
-def _decode_jpeg(raw: bytes) -> np.ndarray:
-    reason = ""
-    for strict in (True, False):
-        try:
-            image: np.ndarray = simplejpeg.decode_jpeg(raw, "RGB", strict=strict)
-            return image
-        except ValueError as error:
-            reason = str(error)
-        if not any(warning in reason for warning in _HARMLESS):
-            break
-    raise BrokenImage(reason)
+def _decode_jpeg(raw: bytes, *, strict: bool = True) -> np.ndarray:
+    """Decodes a JPEG; `strict` turns each warning of libjpeg into an error."""
+    try:
+        image: np.ndarray = simplejpeg.decode_jpeg(raw, "RGB", strict=strict)
+    except ValueError as error:
+        if strict and any(warning in str(error) for warning in _HARMLESS):
+            return _decode_jpeg(raw, strict=False)
+        raise BrokenImage(str(error)) from None
+    return image
 
 
 def _decode_other(raw: bytes) -> np.ndarray:
@@ -90,16 +91,16 @@ def _decode_other(raw: bytes) -> np.ndarray:
         image = cv2.imdecode(np.frombuffer(raw, np.uint8), flags)
     except cv2.error:
         image = None
-    # The stubs know nothing of None, which is what OpenCV returns for no image.
+    # OpenCV returns None for bytes that are no image, which its type stubs do not say.
     if not isinstance(image, np.ndarray):
         raise BrokenImage("no image, or only a part of one")
     return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
 
 
 def _critical_chunks(raw: bytes) -> bytes:
-    """A PNG without its remarks, each chunk of pixels checked against its checksum.
+    """Returns a PNG without its optional chunks, after checking the others' checksums.
 
-    libpng would print what it thinks of either.
+    Otherwise libpng, which decodes it, would print warnings about faulty chunks.
     """
     kept, start, name = [_PNG], len(_PNG), b""
     while name != b"IEND":
@@ -107,21 +108,21 @@ def _critical_chunks(raw: bytes) -> bytes:
             raise BrokenImage("a PNG cut short")
         length, name = struct.unpack_from(">I4s", raw, start)
         chunk = raw[start : start + 12 + length]
-        critical = name[:1].isupper()
         if len(chunk) < 12 + length:
             raise BrokenImage("a PNG cut short")
-        if critical and zlib.crc32(chunk[4:-4]).to_bytes(4, "big") != chunk[-4:]:
-            raise BrokenImage(f"a PNG with a wrong checksum in its {name!r}")
-        if critical:
+        if name[:1].isupper():  # a critical chunk, without which no image is decoded
+            if zlib.crc32(chunk[4:-4]).to_bytes(4, "big") != chunk[-4:]:
+                raise BrokenImage(f"a PNG with a wrong checksum in its {name!r}")
             kept.append(chunk)
         start += len(chunk)
     return b"".join(kept)
 
 
 def warp_pixels(pixels: int) -> int:
-    """The side of the image that is cropped to `pixels`: 256 for the papers' 224, 227.
+    """Returns the side of the square from which a crop of side `pixels` is cut.
 
-    Other sizes keep the proportion of 256 to 224.
+    It is 256 for the crops of 224 and 227 pixels that papers use, and 8/7 of the crop's
+    side, the ratio of 256 to 224, for others.
     """
     return 256 if 224 <= pixels <= 227 else pixels * 8 // 7
 
@@ -129,10 +130,13 @@ def warp_pixels(pixels: int) -> int:
 def for_training(
     image: np.ndarray, pixels: int, augment: Augment, random: np.random.RandomState
 ) -> tuple[np.ndarray, bool]:
-    """An image as one epoch sees it, and whether the device is to mirror it.
+    """Returns an image's crop for training, and whether the device is to mirror it.
 
-    caffe: all of the image, its aspect lost, in a square; a random crop; mirror one in
-    two. rrc: a `random_region`; mirror one in two. center: as in evaluation, no mirror.
+    The crop is a square of side `pixels`. With `augment` "caffe" the image is stretched
+    to a slightly larger square and cropped at a random place. With "rrc" a region of
+    random place, area and aspect ratio is scaled to the square. Both mirror every
+    second image on average. With "center" the crop is that of evaluation, and no image
+    is mirrored.
     """
     if augment == "center":
         return for_evaluation(image, pixels, augment), False
@@ -141,18 +145,20 @@ def for_training(
         top, left = random.randint(0, len(warped) - pixels + 1, 2)
         crop = warped[top : top + pixels, left : left + pixels]
     else:
-        top, left, height, width = random_region(image.shape[0], image.shape[1], random)
-        crop = _resize(image[top : top + height, left : left + width], pixels)
+        top, left, h, w = random_region(image.shape[0], image.shape[1], random)
+        crop = _resize(image[top : top + h, left : left + w], pixels)
     return crop, bool(random.randint(2))
 
 
 def for_evaluation(image: np.ndarray, pixels: int, augment: Augment) -> np.ndarray:
-    """The middle of the warped image, or for rrc of that with its aspect kept.
+    """Returns the crop of an image for evaluation, a square of side `pixels`.
 
-    The latter scales the shorter side to `warp_pixels`; the ends of the longer one,
-    which the crop never reaches, are cut first, so that no strip grows out of bounds.
+    The image is scaled to a square of side `warp_pixels(pixels)`, whose middle is the
+    crop. With `augment` "rrc" the middle square of the image is scaled, so that the
+    aspect ratio is kept, and otherwise the whole image is stretched.
     """
     if augment == "rrc":
+        # The ends of a long image are cut first, so that scaling needs little memory.
         side = min(image.shape[:2])
         return _centre(_resize(_centre(image, side), warp_pixels(pixels)), pixels)
     return _centre(_warp(image, pixels), pixels)
@@ -161,10 +167,12 @@ def for_evaluation(image: np.ndarray, pixels: int, augment: Augment) -> np.ndarr
 def random_region(
     height: int, width: int, random: np.random.RandomState
 ) -> tuple[int, int, int, int]:
-    """Top, left, height and width of a region of random area and aspect.
+    """Returns top, left, height and width of a random region of an image.
 
-    Szegedy et al. 2015, §6: 8 % … 100 % of the area; width / height in 3/4 … 4/3, here
-    uniform in its logarithm. Where ten draws do not fit: the largest in the middle.
+    As in Szegedy et al. 2015, section 6, it covers 8 % to 100 % of the area, and its
+    ratio of width to height is from 3/4 to 4/3, here uniform in the logarithm. After
+    ten draws that do not fit into the image, it is the largest region with such a ratio
+    in the middle of the image.
     """
     low, high = _ASPECT
     for _ in range(10):
@@ -179,17 +187,20 @@ def random_region(
 
 
 def _warp(image: np.ndarray, pixels: int) -> np.ndarray:
-    """The square that Caffe's convert_imageset makes: bilinear, not antialiased."""
+    """Stretches an image to a square, bilinearly and without antialiasing.
+
+    Caffe's convert_imageset does the same. An image of that size is copied.
+    """
     side = warp_pixels(pixels)
-    # A copy, pixel for pixel, where the image has that size already.
     return cv2.resize(image, (side, side), interpolation=cv2.INTER_LINEAR)
 
 
 def _resize(image: np.ndarray, side: int) -> np.ndarray:
-    """Means of h // side × w // side pixels, then bilinear.
+    """Scales an image to a square: averages blocks of pixels, then interpolates.
 
-    So below a factor of 2 it is not antialiased, as TensorFlow's and MLPerf's ResNets;
-    averaging by such factors takes OpenCV far longer.
+    A block has height // side × width // side pixels, and the interpolation is
+    bilinear. Below a factor of 2 nothing is averaged, as for TensorFlow's and MLPerf's
+    ResNets, because OpenCV averages by such factors far more slowly.
     """
     height, width = image.shape[:2]
     down, across = max(1, height // side), max(1, width // side)
@@ -202,5 +213,6 @@ def _resize(image: np.ndarray, side: int) -> np.ndarray:
 
 
 def _centre(image: np.ndarray, side: int) -> np.ndarray:
+    """Returns the square of that side in the middle of an image."""
     top, left = ((extent - side) // 2 for extent in image.shape[:2])
     return image[top : top + side, left : left + side]

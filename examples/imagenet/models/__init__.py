@@ -1,8 +1,8 @@
-"""Networks in Flax Linen: uint8 images in, float32 logits out.
+"""Image classifiers in Flax Linen, which turn uint8 images into float32 logits.
 
-The paper's three by the names of `lars_optax.recipes`, and small ones for 28×28 and
-32×32 pixels. Refuses a name it does not know, an option the network does not have,
-and float16.
+They are AlexNet, AlexNet-BN and ResNet-50 under the names that `lars_optax.recipes`
+gives them, and small networks for 28×28 or 32×32 pixels. Raises ValueError for an
+unknown name, an option that the network does not have, and float16.
 """
 
 from typing import Any, NamedTuple
@@ -17,11 +17,13 @@ from .small import SmallAlexNet
 
 
 class _Entry(NamedTuple):
+    """How to build the network of one name."""
+
     build: type[Network]
-    fixed: dict[str, Any]
-    options: frozenset[str]
-    pixels: int  # a side, as published or meant
-    pixel_std: float | None = None  # of the authors' files; None: that of the images
+    fixed: dict[str, Any]  # arguments of `build` that make it this network
+    options: frozenset[str]  # arguments of `make_model` that this network can take
+    pixels: int  # side of the images that it is meant for
+    pixel_std: float | None = None  # what its authors divide pixels by, if published
 
 
 _BN = frozenset({"bn_axis_name"})
@@ -54,23 +56,25 @@ def make_model(
     zero_init_last_bn: bool = False,
     bn_axis_name: AxisName = None,
 ) -> Network:
-    """The network of that name, for pixels of that mean and standard deviation.
+    """Returns the network of this name as a Flax module, without parameters.
 
     Args:
-      network: one of `networks()`.
-      classes: logits.
-      pixel_mean: subtracted from pixels 0…255; a number, or one per channel. The
-        paper's networks subtract the mean of the training images.
-      pixel_std: what the difference is divided by; 1 in BVLC AlexNet, 256 in
-        AlexNet-BN and ResNet-50.
-      width: multiplies every layer's number of channels except the last's.
-      dtype: of the computation, "float32" or "bfloat16"; parameters, BatchNorm's
-        moments and logits are float32 in both.
-      dropout: AlexNets: share of fc6's and fc7's outputs dropped in training; None
-        for 0.5.
-      zero_init_last_bn: ResNets: initial scale 0 of each block's last BatchNorm.
-      bn_axis_name: networks with BatchNorm: mapped axes over which to normalise
-        together; None for none.
+      network: name of the network, one of `networks()`.
+      classes: number of classes, and so of logits.
+      pixel_mean: subtracted from the pixels, which are 0 to 255; one number, or one for
+        each channel. The LARS paper's networks subtract the training images' mean.
+      pixel_std: divides the pixels after that; one number, or one for each channel. It
+        is 1 in BVLC's AlexNet, and 256 in the LARS authors' AlexNet-BN and ResNet-50.
+      width: multiplies the number of channels of every layer but the last; 1 for the
+        network as published.
+      dtype: dtype of activations and products, "float32" or "bfloat16". Parameters,
+        BatchNorm's moments and logits are float32 either way.
+      dropout: fraction of the outputs of the layers fc6 and fc7 that is dropped in
+        training, for AlexNets; 0 drops none, and None means 0.5.
+      zero_init_last_bn: whether the scale of the last BatchNorm of each residual block
+        starts at 0 instead of 1, for ResNets.
+      bn_axis_name: mapped axes over which BatchNorm takes its moments together, for
+        networks with BatchNorm; None for the moments of each device's own images.
     """
     entry = _entry(network)
     check_number("classes", classes, low=1)
@@ -87,8 +91,8 @@ def make_model(
     for name in given.keys() - entry.options:
         has = [known for known, other in _NETWORKS.items() if name in other.options]
         raise ValueError(
-            f"{name}: got {given[name]!r} for {network}, which has no such thing;"
-            f" leave it out, or take one of {', '.join(has)}"
+            f"{name}: got {given[name]!r}, but {network} does not have this option;"
+            f" leave it out, or choose one of the networks {', '.join(has)}"
         )
     if dropout is not None:
         check_number("dropout", dropout, low=0, below=1)
@@ -99,17 +103,20 @@ def make_model(
 
 
 def networks() -> tuple[str, ...]:
-    """The names `make_model` knows."""
+    """Returns the names of the networks that `make_model` can build."""
     return tuple(_NETWORKS)
 
 
 def image_pixels(network: str) -> int:
-    """Pixels a side of the images the network is meant for."""
+    """Returns the side of the images that the network of this name is meant for."""
     return _entry(network).pixels
 
 
 def published_pixel_std(network: str) -> float | None:
-    """What its authors divide pixels by; None for the networks of this trainer."""
+    """Returns the number by which the network's authors divide pixels.
+
+    Returns None for the small networks, which exist in this trainer alone.
+    """
     return _entry(network).pixel_std
 
 
@@ -125,12 +132,12 @@ def _compute_dtype(dtype: Any) -> Any:
     try:
         compute = jnp.dtype(dtype)
     except TypeError:
-        raise ValueError(f"dtype: got {dtype!r}; give float32 or bfloat16") from None
+        compute = None
     if compute == jnp.float16:
         raise ValueError(
-            "dtype: got float16; gradients below 6e-8 would become 0, and this trainer"
-            " does not scale the loss: give bfloat16, which has float32's range"
+            "dtype: got float16; gradients below 6e-8 would become 0, because this"
+            " trainer does not scale the loss: give bfloat16, with the range of float32"
         )
-    if compute not in (jnp.dtype("float32"), jnp.dtype("bfloat16")):
-        raise ValueError(f"dtype: got {compute}; give float32 or bfloat16")
+    if compute not in (jnp.float32, jnp.bfloat16):
+        raise ValueError(f"dtype: got {dtype!r}; give float32 or bfloat16")
     return compute

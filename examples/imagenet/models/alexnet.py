@@ -1,9 +1,12 @@
-"""AlexNet as BVLC released it, and AlexNet-BN in both orders of the authors' files.
+"""AlexNet as BVLC released it, and two forms of AlexNet with BatchNorm (AlexNet-BN).
 
-They differ in what follows each convolution and in the initial biases: one row each.
-Refuses images of which the poolings would leave nothing.
+The two forms are those in the files of the LARS paper's authors. All three differ in
+the operations after each convolution and in the initial biases.
+Raises ValueError for images so small that pooling would leave no pixel.
 """
 
+from collections.abc import Callable
+from functools import partial
 from typing import Literal, NamedTuple
 
 import flax.linen as nn
@@ -13,7 +16,7 @@ import jax.numpy as jnp
 from .layers import Conv, Network, batch_norm, local_response_norm, max_pool
 
 FormName = Literal["bvlc", "train_val2", "train_val"]
-_SMALLEST = 39  # pixels a side; the last pooling leaves 1×1 of them
+_SMALLEST = 39  # side of the images of which the last pooling leaves one pixel
 
 # Channels, kernel side, stride, padding, groups.
 _CONVOLUTIONS = (
@@ -24,26 +27,31 @@ _CONVOLUTIONS = (
     (256, 3, 1, 1, 2),
 )
 _HIDDEN = 4096
+_OPERATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
+    "relu": nn.relu,
+    "lrn": local_response_norm,
+    "pool": max_pool,
+}
 
 
 class Form(NamedTuple):
-    """What tells the three networks apart."""
+    """The properties in which the forms of AlexNet differ."""
 
-    after: tuple[str, str, str, str, str]  # of each convolution, in order
+    after: tuple[str, str, str, str, str]  # operations after each convolution, in order
     conv_bias: tuple[float | None, ...]  # initial values; None: there is no bias
-    fc_bias: tuple[float, float, float]
-    affine: bool = False  # BatchNorm learns a scale and a bias
+    fc_bias: tuple[float, float, float]  # initial values
+    affine: bool = False  # whether BatchNorm learns a scale and a bias
 
 
 FORMS: dict[FormName, Form] = {
-    # BVLC/caffe, models/bvlc_alexnet/train_val.prototxt. CaffeNet has pool, then LRN.
+    # BVLC/caffe, models/bvlc_alexnet/train_val.prototxt. CaffeNet pools before the LRN.
     "bvlc": Form(
         ("relu lrn pool", "relu lrn pool", "relu", "relu", "relu pool"),
         (0.0, 0.1, 0.0, 0.1, 0.1),
         (0.1, 0.1, 0.0),
     ),
-    # borisgin/nvcaffe-0.16, models/alexnet_bn/train_val2.prototxt: the one its solvers
-    # name, and the only one whose biases give the paper's Table 4.
+    # borisgin/nvcaffe-0.16, models/alexnet_bn/train_val2.prototxt. The authors' solvers
+    # name this file, and only its biases give the norms of the paper's Table 4.
     "train_val2": Form(
         ("relu pool bn", "relu pool bn", "relu bn", "relu bn", "relu pool"),
         (0.01, 0.01, 0.01, 0.01, 0.01),
@@ -60,7 +68,7 @@ FORMS: dict[FormName, Form] = {
 
 
 class AlexNet(Network):
-    """Five convolutions, three dense layers; 227×227 pixels leave 6×6×256 for fc6.
+    """AlexNet: five convolutions and three dense layers, for images of 227×227 pixels.
 
     Training needs `rngs={"dropout": key}` unless `dropout` is 0.
     """
@@ -71,46 +79,22 @@ class AlexNet(Network):
     @nn.compact
     def __call__(self, images: jax.Array, *, train: bool) -> jax.Array:
         form = FORMS[self.form]
+        affine = {"use_scale": form.affine, "use_bias": form.affine}
+        norm = partial(batch_norm, train, self.dtype, self.bn_axis_name, **affine)
+        conv = partial(Conv, kernel_init=nn.initializers.normal(0.01), dtype=self.dtype)
         x = self.normalized(images, _SMALLEST)
-        for i, (channels, side, stride, padding, groups) in enumerate(_CONVOLUTIONS):
-            x = Conv(
-                self.scaled(channels, multiple_of=2),
-                side,
-                stride,
-                padding,
-                groups,
-                nn.initializers.normal(0.01),
-                form.conv_bias[i],
-                self.dtype,
-                name=f"conv{i + 1}",
-            )(x)
-            for operation in form.after[i].split():
-                x = self._apply(operation, i + 1, x, train)
+        rows = zip(_CONVOLUTIONS, form.conv_bias, form.after, strict=True)
+        for i, (layer, bias, after) in enumerate(rows, start=1):
+            channels, side, stride, padding, groups = layer
+            features = self.scaled(channels, multiple_of=2)
+            x = conv(features, side, stride, padding, groups, bias, name=f"conv{i}")(x)
+            for name in after.split():
+                x = norm(name=f"bn{i}")(x) if name == "bn" else _OPERATIONS[name](x)
         x = x.reshape(len(x), -1)
-        for i in (6, 7):
-            bias = form.fc_bias[i - 6]
+        for i, bias in zip((6, 7), form.fc_bias[:2], strict=True):
             x = nn.relu(self._dense(f"fc{i}", self.scaled(_HIDDEN), 0.005, bias)(x))
             x = nn.Dropout(self.dropout, name=f"drop{i}")(x, deterministic=not train)
         return self._dense("fc8", self.classes, 0.01, form.fc_bias[2])(x)
-
-    def _apply(self, operation: str, i: int, x: jax.Array, train: bool) -> jax.Array:
-        match operation:
-            case "relu":
-                return nn.relu(x)
-            case "lrn":
-                return local_response_norm(x)
-            case "pool":
-                return max_pool(x)
-        affine = FORMS[self.form].affine
-        normalized: jax.Array = batch_norm(
-            train,
-            self.dtype,
-            self.bn_axis_name,
-            use_scale=affine,
-            use_bias=affine,
-            name=f"bn{i}",
-        )(x)
-        return normalized
 
     def _dense(self, name: str, features: int, std: float, bias: float) -> nn.Dense:
         return nn.Dense(

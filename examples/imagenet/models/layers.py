@@ -1,11 +1,11 @@
-"""Layers as Caffe computes them, where Flax has none or another; the networks' base.
+"""The base class of the networks, and layers that Caffe computes differently from Flax.
 
-Grouped convolution as one kernel, local response normalisation across channels, max
-pooling that rounds up, and BatchNorm whose training pass returns its batch's moments.
+These are: grouped convolution with one kernel, local response normalisation across
+channels, max pooling whose output size is rounded up, and BatchNorm that returns the
+moments of its batch in training.
 """
 
 import itertools
-from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
@@ -13,8 +13,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-Initializer = Callable[..., Any]
-Pixels = float | tuple[float, ...]  # of all channels, or of each
+Pixels = float | tuple[float, ...]  # one number for all channels, or one for each
 AxisName = str | tuple[str, ...] | None
 
 # Weights of variance 2 / fan_in ("MSRA" in Caffe) and 1 / fan_in.
@@ -23,45 +22,45 @@ LINEAR = nn.initializers.variance_scaling(1.0, "fan_in", "normal")
 
 
 class Network(nn.Module):
-    """What every network here is given; its logits are float32 whatever `dtype` is.
+    """Base class of the image classifiers, with the arguments that all of them take.
 
-    Parameters and "batch_stats" are float32 too: `dtype` is that of activations and
-    of what is multiplied. `bn_axis_name` normalises over those mapped axes together; by
-    default the images of one call alone.
+    Parameters, "batch_stats" and logits are float32 whatever `dtype` is.
     """
 
-    classes: int
-    pixel_mean: Pixels
-    pixel_std: Pixels
-    width: float = 1.0
-    dtype: Any = jnp.float32
+    classes: int  # number of classes, and so of logits
+    pixel_mean: Pixels  # subtracted from the pixels, which are 0 to 255
+    pixel_std: Pixels  # divides the pixels after that
+    width: float = 1.0  # multiplies the number of channels of every layer but the last
+    dtype: Any = jnp.float32  # of activations and products
+    # Mapped axes over which BatchNorm takes its moments together; None for the images
+    # of one call alone.
     bn_axis_name: AxisName = None
 
     def normalized(self, images: jax.Array, smallest: int = 1) -> jax.Array:
-        """Pixels less their mean, over their standard deviation, in `dtype`.
+        """Returns the images less `pixel_mean`, divided by `pixel_std`, in `dtype`.
 
-        Refuses fewer than `smallest` pixels a side: the last layers would get none.
+        Raises ValueError if a side of the images has fewer than `smallest` pixels.
         """
         height, width = images.shape[1:3]
         if min(height, width) < smallest:
             raise ValueError(
-                f"images: got {height}×{width} pixels; this network takes at least"
-                f" {smallest}×{smallest}: give larger images, or a small network"
+                f"images: got {height}×{width} pixels, and this network needs at least"
+                f" {smallest}×{smallest}; give larger images, or choose a small network"
             )
         mean = jnp.asarray(self.pixel_mean, jnp.float32)
         std = jnp.asarray(self.pixel_std, jnp.float32)
         return ((images.astype(jnp.float32) - mean) / std).astype(self.dtype)
 
     def scaled(self, channels: int, multiple_of: int = 1) -> int:
-        """That many channels times `width`, rounded, never none."""
+        """Returns `width` times the channels, rounded to a multiple above 0."""
         return multiple_of * max(1, round(channels * self.width / multiple_of))
 
 
 def batch_norm(train: bool, dtype: Any, axis_name: Any, **options: Any) -> nn.BatchNorm:
-    """Flax's BatchNorm with Caffe's ε = 1e-4 for these networks.
+    """Returns Flax's BatchNorm with ε = 1e-4, as in the LARS authors' Caffe networks.
 
-    The "batch_stats" a training pass returns are the moments of its own batch, not a
-    running average: `train_step` averages them over devices, then in time.
+    After a pass in training mode, "batch_stats" holds the moments of that batch alone.
+    `train_step` averages them over devices and then over time.
     """
     return nn.BatchNorm(
         use_running_average=not train,
@@ -74,34 +73,29 @@ def batch_norm(train: bool, dtype: Any, axis_name: Any, **options: Any) -> nn.Ba
 
 
 class Conv(nn.Module):
-    """Convolution with symmetric padding; the kernel of all groups is one leaf.
+    """Convolution with a square kernel that pads all sides alike, as Caffe does.
 
-    kernel: float32 [side, side, channels / groups, features]; bias: float32 [features],
-    or none where `bias` is None. LARS thus takes all groups for one layer, as Caffe,
-    where they are one blob.
+    Flax's padding "SAME" may pad one side more than the other. The parameters are
+    float32: kernel [side, side, channels / groups, features] and bias [features]. All
+    groups share one kernel, so LARS treats them as one layer, as it does in Caffe.
     """
 
-    features: int
-    side: int
-    stride: int = 1
-    padding: int = 0
+    features: int  # number of output channels
+    side: int  # of the kernel [pixels]
+    stride: int
+    padding: int  # on each side [pixels]
     groups: int = 1
-    kernel_init: Initializer = HE
-    bias: float | None = 0.0  # its initial value
-    dtype: Any = jnp.float32
+    bias: float | None = None  # initial value; None for no bias
+    kernel_init: Any = HE
+    dtype: Any = jnp.float32  # of activations and products
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         shape = (self.side, self.side, x.shape[-1] // self.groups, self.features)
         kernel: jax.Array = self.param("kernel", self.kernel_init, shape)
-        y = grouped_conv(
-            x,
-            kernel.astype(self.dtype),
-            self.groups,
-            self.stride,
-            self.padding,
-            as_slices=_grouped_convolution_is_slow(),
-        )
+        weights = kernel.astype(self.dtype)
+        form = self.groups, self.stride, self.padding
+        y = grouped_conv(x, weights, *form, as_slices=_grouped_convolution_is_slow())
         if self.bias is None:
             return y
         init = nn.initializers.constant(self.bias)
@@ -118,18 +112,16 @@ def grouped_conv(
     *,
     as_slices: bool,
 ) -> jax.Array:
-    """Group i of the output channels sees group i of the input channels alone.
+    """Returns a grouped convolution of x, in which groups of channels do not mix.
 
-    `as_slices` computes one convolution a group, otherwise XLA is told the groups.
+    Group i of the output channels depends on group i of the input channels. With
+    `as_slices` each group is a convolution of its own, and otherwise one operation of
+    XLA computes all groups.
     """
     if as_slices and groups > 1:
-        outputs = [
-            grouped_conv(part, weights, 1, stride, padding, as_slices=False)
-            for part, weights in zip(
-                jnp.split(x, groups, -1), jnp.split(kernel, groups, -1), strict=True
-            )
-        ]
-        return jnp.concatenate(outputs, -1)
+        parts = zip(*(jnp.split(a, groups, -1) for a in (x, kernel)), strict=True)
+        y = [grouped_conv(a, b, 1, stride, padding, as_slices=False) for a, b in parts]
+        return jnp.concatenate(y, -1)
     return lax.conv_general_dilated(
         x,
         kernel,
@@ -141,15 +133,16 @@ def grouped_conv(
 
 
 def _grouped_convolution_is_slow() -> bool:
-    """True on CPUs: XLA computes slices much faster there than groups."""
+    """Returns True on CPUs, where one convolution for each group is much faster."""
     return jax.default_backend() == "cpu"
 
 
 def local_response_norm(x: jax.Array) -> jax.Array:
-    """x / (1 + α/5 · Σ x²)^β, the sum over 5 neighbouring channels; α 1e-4, β 0.75.
+    """Returns x / (1 + α/5 · Σ x²)^β, where Σ sums over 5 neighbouring channels.
 
-    Krizhevsky et al. 2012, section 3.3, with the k, α, β and the division of α by the
-    window that BVLC/caffe's lrn_layer and models/bvlc_alexnet have. In float32.
+    α is 1e-4 and β is 0.75. The formula is that of Krizhevsky et al. 2012, section 3.3,
+    with the constants and the division of α by 5 of BVLC's Caffe (lrn_layer and
+    models/bvlc_alexnet). It is computed in float32 and returned in the dtype of x.
     """
     window, alpha, beta = 5, 1e-4, 0.75
     wide = x.astype(jnp.float32)
@@ -164,22 +157,17 @@ def local_response_norm(x: jax.Array) -> jax.Array:
 
 @jax.custom_vjp
 def max_pool(x: jax.Array) -> jax.Array:
-    """Maximum over 3×3 windows, stride 2, the number of windows rounded up.
+    """Returns the maxima of 3×3 windows with stride 2, padded as Caffe pads them.
 
-    As BVLC/caffe's pooling_layer without padding: every pixel is in a window, and the
-    last window may lack a row or column. 112 → 56, where VALID gives 55. Of equal
-    pixels the first has the gradient, as there. Reverse mode alone; a NaN has none.
+    Every pixel is in a window, and the last window may lack a row or a column: a side
+    of 112 pixels becomes 56, where the padding "VALID" gives 55. If the maximum of a
+    window stands in several places, the first one gets the gradient; a NaN gets none.
+    Only reverse-mode differentiation is possible.
     """
-    padding = [(0, (size - 3) % 2) for size in x.shape[1:3]]
-    pooled: jax.Array = lax.reduce_window(
-        x,
-        -jnp.inf,
-        lax.max,
-        (1, 3, 3, 1),
-        (1, 2, 2, 1),
-        [(0, 0), *padding, (0, 0)],
-    )
-    return pooled
+    padding = [(0, 0), *((0, (size - 3) % 2) for size in x.shape[1:3]), (0, 0)]
+    window, strides = (1, 3, 3, 1), (1, 2, 2, 1)
+    y: jax.Array = lax.reduce_window(x, -jnp.inf, lax.max, window, strides, padding)
+    return y
 
 
 def _max_pool_forward(x: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
@@ -190,9 +178,9 @@ def _max_pool_forward(x: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Arr
 def _max_pool_backward(
     kept: tuple[jax.Array, jax.Array], cotangent: jax.Array
 ) -> tuple[jax.Array]:
-    """Each of a window's nine places in turn.
+    """Returns the gradient of `max_pool`, summed over the nine places of a window.
 
-    XLA's own gradient goes by index arrays, which take a CPU more time and memory.
+    XLA's own gradient uses arrays of indices, which cost a CPU more time and memory.
     """
     x, pooled = kept
     height, width = x.shape[1:3]

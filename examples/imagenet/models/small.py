@@ -1,7 +1,4 @@
-"""A small AlexNet-shaped network for 28×28 and 32×32 images.
-
-Without normalisation, or with BatchNorm after each convolution.
-"""
+"""A small network in the shape of AlexNet, for images of 28×28 or 32×32 pixels."""
 
 import flax.linen as nn
 import jax
@@ -15,9 +12,9 @@ _HIDDEN = 128
 
 
 class SmallAlexNet(Network):
-    """Three convolutions, one hidden dense layer, `classes` logits."""
+    """Three convolutions, one hidden dense layer, and a dense layer for the logits."""
 
-    norm: bool = False
+    norm: bool = False  # whether BatchNorm follows each convolution
 
     @nn.compact
     def __call__(self, images: jax.Array, *, train: bool) -> jax.Array:
@@ -27,7 +24,7 @@ class SmallAlexNet(Network):
                 self.scaled(channels),
                 (side, side),
                 (stride, stride),
-                use_bias=not self.norm,  # BatchNorm has its own
+                use_bias=not self.norm,  # BatchNorm has a bias of its own
                 dtype=self.dtype,
                 kernel_init=HE,
                 name=f"conv{i}",

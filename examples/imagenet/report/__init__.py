@@ -1,1 +1,1 @@
-"""Tables and pictures from the logs of runs."""
+"""Tables and pictures of training runs, made from their logs."""

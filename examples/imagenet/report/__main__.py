@@ -1,14 +1,15 @@
-"""Runs side by side, from their logs alone: `python -m examples.imagenet.report`.
+"""Reports on training runs from their logs: `python -m examples.imagenet.report RUN…`.
 
-Prints and leaves in `--out` the curves, each layer's norms (the paper's Table 4) and
-the speeds (its Tables 8 to 11): report.md, report.json and pictures. What the logs do
-not hold is said so. A log that cannot be read ends with a message that names it.
+Prints tables of the scores, of each layer's norms (Table 4 of the LARS paper) and of
+the speeds (its Tables 8 to 11), and draws the curves. Writes the same to report.md,
+report.json and pictures in the folder `--out`. A value that a log lacks is marked as
+such, and a file that is not a log ends the command with a message that names it.
 """
 
 import json
 import math
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -20,20 +21,24 @@ from ..flags import check_number
 from .figures import curve, plot_layers, plot_logs
 from .page import ABSENT, Part, Table, duration, markdown, show
 from .runs import Run, labels, read_runs
-from .speed import Cell, cells, ratios, tables
+from .speed import cells, ratios, tables
 
 _RUNS = ("run", "status", "updates", "epoch", "accuracy", "top-5", "split", "time")
+# What a report shows of a run, by the kind of the log's records that it needs.
+_SHOWN = {"epoch": "evaluation", "layers": "norms", "speed": "speed"}
 
 
 @dataclass(frozen=True)
 class Arguments:
-    #: Folders of runs, or their .jsonl files.
+    #: Training runs to report on: for each the folder that the trainer wrote with its
+    #: option --out, or the log file in it (.jsonl).
     runs: tyro.conf.Positional[
         Annotated[tuple[str, ...], tyro.conf.arg(metavar="RUN…")]
     ]
-    #: Folder for report.md, report.json and the pictures.
+    #: Folder to write report.md, report.json and the pictures to.
     out: str = "runs/report"
-    #: Of the projected time; where not given, each run's own [epochs].
+    #: Length of training for which a time is projected from the measured speed. None:
+    #: the length for which each run was started [epochs].
     epochs: float | None = None
 
     def __post_init__(self) -> None:
@@ -42,44 +47,46 @@ class Arguments:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
+    """Prints and writes a report on the runs in `arguments`, by default sys.argv."""
     try:
         asked = tyro.cli(
             Arguments,
             prog="python -m examples.imagenet.report",
-            description="Report on runs of the trainer, from their logs.",
+            description="Report on training runs, from their logs alone.",
             args=arguments,
         )
         runs, out = read_runs(asked.runs), Path(asked.out)
         if not runs:
-            raise ValueError("RUN: none given; give a run's folder or its .jsonl file")
-        try:
-            out.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise ValueError(f"--out: {asked.out!r}: {error.strerror}") from None
+            raise ValueError(
+                "RUN: got none; give the folder of a run or its .jsonl file"
+            )
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        reason = f"{error.filename!r} cannot be made a folder: {error.strerror}"
+        raise SystemExit(f"error: --out: {reason}; give another folder") from None
     except ValueError as error:
         raise SystemExit(f"error: {error}") from None
-    told, speeds = labels(runs), cells(runs, asked.epochs)
-    parts: list[Part] = [
-        _overview(runs),
-        "\n".join(map(_notes, runs, told)),
-        *_curves(runs, told, out),
-        *(
-            part
-            for pair in zip(runs, told, strict=True)
-            for part in _layers(*pair, out)
-        ),
-        *tables(speeds),
-    ]
+    labelled = list(zip(runs, labels(runs), strict=True))
+    speeds = cells(runs, asked.epochs)
+    parts = [_overview(runs), "\n".join(_notes(*pair) for pair in labelled)]
+    parts += _curves(labelled, out)
+    for run, label in labelled:
+        parts += _layers(run, label, out)
+    parts += tables(speeds)
     (out / "report.md").write_text(markdown(parts))
-    numbers = _numbers(runs, told, speeds)
+    numbers = {
+        "runs": [_numbers(run, label) for run, label in labelled],
+        "speed": [cell._asdict() for cell in speeds],
+        "speedup": [row._asdict() for row in ratios(speeds)],
+    }
     (out / "report.json").write_text(json.dumps(numbers, indent=1) + "\n")
     show(parts, Console())
     print(f"report: {out / 'report.md'}, {out / 'report.json'}")
 
 
-def _overview(runs: Sequence[Run]) -> Table:
+def _overview(runs: Sequence[Run]) -> Part:
     rows = [(run.name, run.status, f"{run.updates:,}", *_scores(run)) for run in runs]
-    note = "Scores and time of training are those of the last evaluation."
+    note = "Accuracies, and the time since the start, are those of the last evaluation."
     return Table("Runs", _RUNS, rows, note)
 
 
@@ -98,29 +105,26 @@ def _scores(run: Run) -> tuple[str, ...]:
 
 
 def _notes(run: Run, label: str) -> str:
-    """What a reader of its numbers should know."""
+    """Returns remarks on a run in one line: where it diverged, what its log lacks."""
     notes = [f"- {run.name}: {label}; read from {run.path}"]
     if lost := run.of("not_finite"):
         notes.append(f"diverged at step {lost[0]['step']}: {lost[0]['where']}")
     for record in run.of("resume"):
-        notes += [f"went on after update {record['step']}", *record.get("changes", ())]
+        notes += [f"resumed after update {record['step']}", *record.get("changes", ())]
     if run.unreadable:
         notes.append(f"images that could not be read: {len(run.unreadable):,}")
     if len(run.splits) > 1:
         notes.append(f"evaluated on {' and '.join(run.splits)} images, in one curve")
-    for kind, what in (
-        ("epoch", "evaluation"),
-        ("layers", "norms"),
-        ("speed", "speed"),
-    ):
-        if not run.of(kind):
-            notes.append(f"{what} not in the log")
+    notes += [
+        f"{what} not in the log" for kind, what in _SHOWN.items() if not run.of(kind)
+    ]
     return "; ".join(notes)
 
 
-def _curves(runs: Sequence[Run], told: Sequence[str], out: Path) -> list[Part]:
+def _curves(labelled: Iterable[tuple[Run, str]], out: Path) -> list[Part]:
+    """Draws the accuracy and the loss of all runs that were evaluated."""
     groups = defaultdict(list)
-    for run, label in zip(runs, told, strict=True):
+    for run, label in labelled:
         if run.of("epoch"):
             groups[label].append(run.log)
     if not groups:
@@ -129,24 +133,27 @@ def _curves(runs: Sequence[Run], told: Sequence[str], out: Path) -> list[Part]:
     named = {several.get(label, label): logs for label, logs in groups.items()}
     plot_logs(named, out / "curves.png")
     text = (
-        "Mean and range of the runs of one label. Accuracies below 1% are drawn there,"
-        " and losses above 100."
+        "Mean and range of the runs that share a label. Accuracies below 1% are drawn"
+        " at 1%, and losses above 100 at 100."
     )
     return [text, out / "curves.png"]
 
 
 def _layers(run: Run, label: str, out: Path) -> list[Part]:
+    """Tabulates the first norms in a log, and draws how all of them change."""
     found = run.norms()
     if found is None:
         return []
     step, leaves = found
-    rows = [
-        (name, _short(row["param_norm"]), _short(row["grad_norm"]), _short(_ratio(row)))
-        for name, row in leaves.items()
-    ]
+    rows = []
+    for name, row in leaves.items():
+        w, g = row["param_norm"], row["grad_norm"]
+        ratio = w / g if w is not None and g else None
+        rows.append((name, *("–" if x is None else f"{x:.3g}" for x in (w, g, ratio))))
     batch = f"{run.settings['batch_size']:,}"
     title = f"{run.name}: norms at step {step}, batch {batch}"
-    table = Table(title, ("leaf", "‖w‖", "‖∇L‖", "‖w‖/‖∇L‖"), rows)
+    note = "‖w‖ is the norm of the parameters, ‖∇L‖ that of the gradient of the loss."
+    table = Table(title, ("leaf", "‖w‖", "‖∇L‖", "‖w‖/‖∇L‖"), rows, note)
     if len(run.of("layers")) == 1:
         return [table, f"{run.name}: no other norms in the log, so no picture of them."]
     picture = out / f"layers-{run.name}.png"
@@ -154,48 +161,26 @@ def _layers(run: Run, label: str, out: Path) -> list[Part]:
     return [table, picture]
 
 
-def _ratio(row: dict[str, float | None]) -> float | None:
-    w, g = row["param_norm"], row["grad_norm"]
-    return w / g if w is not None and g else None
-
-
-def _short(value: float | None) -> str:
-    return "–" if value is None else f"{value:.3g}"
-
-
-def _numbers(
-    runs: Sequence[Run], told: Sequence[str], found: Sequence[Cell]
-) -> dict[str, Any]:
-    """All of the report, for a program to read; null is what no log holds."""
-    rows = []
-    for run, label in zip(runs, told, strict=True):
-        norms = run.norms()
-        lines = {k: list(map(_finite, v.tolist())) for k, v in curve(run.log).items()}
-        rows.append(
-            {
-                "run": run.name,
-                "log": str(run.path),
-                "settings": label,
-                "status": run.status,
-                "updates": run.updates,
-                "images": run.images,
-                "unreadable": len(run.unreadable),
-                "versions": run.log[0].get("versions"),
-                "splits": run.splits,
-                "curve": lines,
-                "norms": norms and {"step": norms[0], "leaves": norms[1]},
-            }
-        )
-    speeds = [cell._asdict() for cell in found]
-    return {
-        "runs": rows,
-        "speed": speeds,
-        "speedup": [row._asdict() for row in ratios(found)],
+def _numbers(run: Run, label: str) -> dict[str, Any]:
+    """Returns all that the report shows of a run; None for what its log lacks."""
+    norms = run.norms()
+    lines = {
+        key: [x if math.isfinite(x) else None for x in values.tolist()]
+        for key, values in curve(run.log).items()
     }
-
-
-def _finite(value: float) -> float | None:
-    return value if math.isfinite(value) else None
+    return {
+        "run": run.name,
+        "log": str(run.path),
+        "settings": label,
+        "status": run.status,
+        "updates": run.updates,
+        "images": run.images,
+        "unreadable": len(run.unreadable),
+        "versions": run.log[0].get("versions"),
+        "splits": run.splits,
+        "curve": lines,
+        "norms": norms and {"step": norms[0], "leaves": norms[1]},
+    }
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""A page of paragraphs, tables and pictures: on the terminal, and as Markdown."""
+"""Pages of paragraphs, tables and pictures, written as Markdown or on the terminal."""
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -9,10 +9,12 @@ from rich.console import Console
 from rich.table import Table as RichTable
 from rich.text import Text
 
-ABSENT = "?"  # not in the log, as the caption says
+ABSENT = "?"  # stands in a table for a value that is not in the log
 
 
 class Table(NamedTuple):
+    """A table of texts; `head` names its columns, and `note` explains them."""
+
     title: str
     head: Sequence[str]
     rows: Sequence[Sequence[str]]
@@ -20,6 +22,7 @@ class Table(NamedTuple):
 
     @property
     def caption(self) -> str:
+        """The note, with an explanation of `ABSENT` if the table has that."""
         absent = any(ABSENT in row for row in self.rows)
         return f"{self.note} {ABSENT}: not in the log.".strip() if absent else self.note
 
@@ -28,7 +31,7 @@ Part = str | Table | Path  # a paragraph, a table, a picture
 
 
 def markdown(parts: Iterable[Part]) -> str:
-    """Pictures are linked as neighbours of the page."""
+    """Returns a page as Markdown, which links to pictures in the folder of the page."""
     return "\n".join(map(_markdown, parts))
 
 
@@ -39,19 +42,22 @@ def _markdown(part: Part) -> str:
         case str():
             return f"{part}\n"
     table = markdown_table([part.head, *part.rows], numbers="---:")
-    return f"## {part.title}\n\n{table}" + (
-        f"\n{part.caption}\n" if part.caption else ""
-    )
+    caption = f"\n{part.caption}\n" if part.caption else ""
+    return f"## {part.title}\n\n{table}{caption}"
 
 
 def markdown_table(rows: Iterable[Sequence[str]], numbers: str = "---") -> str:
-    """The first row is the head; all columns but the first are aligned as `numbers`."""
+    """Returns a table in Markdown, whose first row is the head.
+
+    `numbers` is the alignment of all columns but the first: "---:" to the right.
+    """
     head, *rest = rows
     lines = [head, ["---"] + [numbers] * (len(head) - 1), *rest]
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
 def show(parts: Iterable[Part], console: Console) -> None:
+    """Prints a page on the terminal, with the path of each picture."""
     for part in parts:
         if not isinstance(part, Table):
             text = f"picture: {part}" if isinstance(part, Path) else part
@@ -76,6 +82,7 @@ def show(parts: Iterable[Part], console: Console) -> None:
 
 
 def duration(seconds: float) -> str:
+    """Returns a time in words, such as 5.0s, 2m 05s or 1h 02m 05s."""
     if seconds < 60:
         return f"{seconds:.1f}s"
     minutes, rest = divmod(round(seconds), 60)

@@ -1,6 +1,7 @@
-"""What a run's log says of the run: settings, status, images, norms, and its label.
+"""What the log of a training run says of it: settings, status, images, norms, speeds.
 
-Refuses what is no log of a run, with a remedy. What a log does not hold is None.
+Raises ValueError if a file is not the log of a run. A value that the log does not hold
+is None or missing.
 """
 
 import re
@@ -15,13 +16,13 @@ from ..config import FACTS
 from ..flags import flag
 from ..log import LOG, Record, read_log
 
-_IN_LABELS = {"network", "algorithm", "batch_size"}  # in words of their own
-_UNTOLD = {key for key, facts in FACTS.items() if not facts.result} | _IN_LABELS
+_REQUIRED = {"network", "algorithm", "batch_size"}  # with these every label begins
+_UNTOLD = {key for key, facts in FACTS.items() if not facts.result} | _REQUIRED
 
 
 @dataclass(frozen=True)
 class Run:
-    """A log that has been read, and a name for its files."""
+    """A training run whose log has been read; reports and pictures use its name."""
 
     name: str
     path: Path
@@ -29,22 +30,23 @@ class Run:
 
     @property
     def unreadable(self) -> set[str]:
-        """Paths of images; one can be met in every epoch."""
+        """Paths of the images that could not be read, each once over all epochs."""
         return {record["path"] for record in self.of("broken")}
 
     def of(self, kind: str) -> list[Record]:
+        """Returns the log's records of this kind."""
         return [record for record in self.log if record["kind"] == kind]
 
     @cached_property
     def settings(self) -> dict[str, Any]:
-        """By name, without sections; `devices` as many as there were, of all processes.
+        """The settings of the run by name, as far as its log holds them.
 
-        Those that an earlier version did not log are missing.
+        `devices` is the number of devices that all processes had together.
         """
         config = self.log[0]
         sections = ("data", "model", "optimizer", "batching", "run")
         found = {k: v for part in sections for k, v in config.get(part, {}).items()}
-        found.pop("devices", None)  # as asked for
+        found.pop("devices", None)  # the number asked for, of each process
         if plan := config.get("plan"):
             found["devices"] = plan["processes"] * plan["devices"]
         if "platform" in config:
@@ -53,20 +55,24 @@ class Run:
 
     @property
     def status(self) -> str:
+        """Whether the run is "finished", "diverged" or "unfinished"."""
         if self.of("not_finite"):
             return "diverged"
         return "finished" if self.of("result") else "unfinished"
 
     @property
     def updates(self) -> int:
-        """As far as the log goes."""
+        """Number of parameter updates in the log."""
         if results := self.of("result"):
             return int(results[-1]["updates"])
         return max((record["step"] + 1 for record in self.of("step")), default=0)
 
     @cached_property
     def images(self) -> int | None:
-        """The training images: as logged, else from an update's epoch = step·B/N."""
+        """Number of training images; None if it does not follow from the log.
+
+        In old logs it follows from the last step: epoch = step · batch size / images.
+        """
         if found := self.log[0].get("images"):
             return int(found)
         last = max(self.of("step"), key=lambda record: record["step"], default=None)
@@ -77,16 +83,19 @@ class Run:
 
     @property
     def splits(self) -> list[str]:
-        """What was evaluated on; more than one where a log mixes them."""
+        """Names of the splits on which the run was evaluated, usually just one."""
         return list(dict.fromkeys(record["split"] for record in self.of("epoch")))
 
     def norms(self) -> tuple[int, dict[str, Any]] | None:
-        """The first step with a record of its layers, and each leaf's norms."""
+        """Returns the first step whose norms were logged, and its norms by leaf."""
         tables = self.of("layers")
         return (tables[0]["step"], tables[0]["layers"]) if tables else None
 
     def speeds(self) -> tuple[list[Record], list[Record]]:
-        """Each process's first record of speed, which may hold warm-up; the others."""
+        """Returns the records of speed: the first one of each process, and all others.
+
+        The first may include the time for compiling.
+        """
         first: list[Record] = []
         others: list[Record] = []
         fresh = True
@@ -100,7 +109,10 @@ class Run:
 
 
 def read_runs(arguments: Sequence[str]) -> list[Run]:
-    """Each folder's or file's run, once; ValueError says what is wrong with one."""
+    """Returns the runs whose folders or log files are given, each once.
+
+    Raises ValueError, which names the argument, if one is not the log of a run.
+    """
     runs: dict[Path, Run] = {}
     for argument in arguments:
         path = Path(argument).resolve()
@@ -121,59 +133,62 @@ def read_runs(arguments: Sequence[str]) -> list[Run]:
 
 
 def _read(path: Path) -> list[Record]:
+    remedy = "give the folder of a run or its .jsonl file"
     if not path.is_file():
-        raise ValueError("no log there; give a run's folder or its .jsonl file")
+        raise ValueError(f"there is no log there; {remedy}")
     try:
         log = read_log(path)
     except UnicodeDecodeError:
-        raise ValueError("not a text; give a run's folder or its .jsonl file") from None
+        raise ValueError(f"this is not a text file; {remedy}") from None
     if not log:
-        raise ValueError("the log is empty; wait for its first line, or leave it out")
-    if not all(isinstance(record, dict) and "kind" in record for record in log):
-        raise ValueError("not a run's log; give a run's folder or its log.jsonl")
-    if not Run("", path, log).settings.keys() >= {"network", "algorithm", "batch_size"}:
         raise ValueError(
-            "no config record with network, optimizer and batch at its start; give the"
+            "the log is empty; wait until it has a first line, or leave it out"
+        )
+    if not all(isinstance(record, dict) and "kind" in record for record in log):
+        raise ValueError(f"this is not a run's log; {remedy}")
+    if not Run("", path, log).settings.keys() >= _REQUIRED:
+        raise ValueError(
+            "the log does not begin with the record of the run's settings; give the"
             " whole log, as the trainer wrote it"
         )
     return log
 
 
 def labels(runs: Sequence[Run]) -> list[str]:
-    """Network, optimizer, batch, and what else tells a run from those alike in these.
+    """Returns a label for each run: network, optimizer, batch size, and differences.
 
-    Runs that differ in their seed alone share a label.
+    The differences are the settings in which runs differ that are alike in the first
+    three. Runs that differ only in their seed have the same label.
     """
-    found = [_base(run.settings) for run in runs]
-    extras = differences([run.settings for run in runs], found, _UNTOLD)
-    marks = ["" if run.status == "finished" else run.status for run in runs]
+    groups = [f"{group(run)}, batch {run.settings['batch_size']:,}" for run in runs]
+    found = with_differences(groups, [run.settings for run in runs], _UNTOLD)
     return [
-        ", ".join(filter(None, (base, *extra, mark)))
-        for base, extra, mark in zip(found, extras, marks, strict=True)
+        label if run.status == "finished" else f"{label}, {run.status}"
+        for run, label in zip(runs, found, strict=True)
     ]
 
 
-def _base(settings: Mapping[str, Any]) -> str:
-    return (
-        f"{settings['network']}, {settings['algorithm'].upper()},"
-        f" batch {settings['batch_size']:,}"
-    )
+def group(run: Run) -> str:
+    """Returns the network and the optimizer of a run, in words."""
+    return f"{run.settings['network']}, {run.settings['algorithm'].upper()}"
 
 
-def differences(
-    settings: Sequence[Mapping[str, Any]], groups: Sequence[str], untold: Iterable[str]
-) -> list[list[str]]:
-    """Of each run, in words, the settings that are not the same in all its group.
+def with_differences(
+    groups: Sequence[str], settings: Sequence[Mapping[str, Any]], untold: Iterable[str]
+) -> list[str]:
+    """Returns each run's group name and the settings that differ within its group.
 
-    What a log does not hold differs from nothing.
+    The settings named in `untold` are left out. A setting that one log lacks is taken
+    to be the same as in the others.
     """
 
-    def told(own: Mapping[str, Any], group: str) -> list[str]:
+    def label(group: str, own: Mapping[str, Any]) -> str:
         alike = [s for s, g in zip(settings, groups, strict=True) if g == group]
-        return [
+        told = [
             f"{flag(key)[2:]} {f'{value:g}' if isinstance(value, float) else value}"
             for key, value in own.items()
             if key not in untold and any(s.get(key, value) != value for s in alike)
         ]
+        return ", ".join([group, *told])
 
-    return [told(own, group) for own, group in zip(settings, groups, strict=True)]
+    return list(map(label, groups, settings))

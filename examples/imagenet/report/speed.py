@@ -1,6 +1,6 @@
-"""Images per second by total batch and devices, as in the paper's Tables 8 to 11.
+"""Images per second by batch size and devices, as in Tables 8 to 11 of the LARS paper.
 
-As there, a time is no measurement: it is projected, epochs · images / speed.
+As there, training times are not measured but projected: epochs · images / speed.
 """
 
 from collections import defaultdict
@@ -12,137 +12,130 @@ from typing import NamedTuple
 from ..config import FACTS
 from ..log import Record
 from .page import ABSENT, Table, duration
-from .runs import Run, differences
+from .runs import Run, group, with_differences
 
-# Settings that speed depends on, beside batch and devices.
+# Settings, besides batch size and devices, on which the speed depends.
 _MATTERS = {key for key, facts in FACTS.items() if facts.speed} | {"platform"}
 
 _SPEED = ("batch", "devices", "img/s", "/device", "waiting", "records",
           "epochs", "images", "projected")  # fmt: skip
-_SPEEDUP = (
-    "n, b, B",
-    "B/n over b/n",
-    "B/2n over b/2n",
-    "b/2n over b/n",
-    "B/2n over B/n",
-)
+_SPEEDUP = ("n, b, B", "B/n over b/n", "B/2n over b/2n", "b/2n over b/n",
+            "B/2n over B/n")  # fmt: skip
 _OF_SPEED = (
-    "Medians over the records of speed, without the first of each process; waiting: for"
-    " data. Projected time = epochs × training images / speed: no run took it."
+    "Medians over the records of speed in the logs, without the first of each process."
+    " waiting: share of the time spent waiting for data. projected: training time,"
+    " computed as epochs × images / speed and not measured."
 )
-_OF_RATIOS = "Ratios of speeds on n and 2n devices, with b and B images in a batch."
+_OF_RATIOS = (
+    "Ratios of speeds: b/n is the speed with b images in a batch on n devices, and B/2n"
+    " that with B images on 2n devices."
+)
 
 
 class Cell(NamedTuple):
-    """Medians at one total batch on one number of devices."""
+    """The median training speed at one batch size on one number of devices."""
 
-    group: str  # what else speed depends on
+    group: str  # the other settings on which the speed depends, in words
     batch: int  # [images]
     devices: int
     speed: float  # [images/s]
-    data_wait: float  # share of the time
-    records: int
-    warm: bool  # False if there is none but the first records of processes
-    epochs: float | None
-    images: int | None
-    seconds: float | None  # projected
+    data_wait: float  # share of the time spent waiting for data, from 0 to 1
+    records: int  # number of records over which the medians are taken
+    warm: bool  # False if there are only first records, which may include compiling
+    epochs: float | None  # of the projected time
+    images: int | None  # number of training images
+    seconds: float | None  # projected time of a whole run
 
 
 class Ratios(NamedTuple):
-    """Of speeds, as in Tables 9 and 11."""
+    """Ratios of training speeds, as in Tables 9 and 11 of the LARS paper."""
 
-    group: str
-    small: int  # [images]
-    large: int  # [images]
-    devices: int
-    large_over_small: float
-    large_over_small_on_twice: float
-    twice_over_once_small: float
-    twice_over_once_large: float
+    group: str  # the other settings on which the speed depends, in words
+    small: int  # batch size b [images]
+    large: int  # batch size B [images]
+    devices: int  # n
+    large_over_small: float  # on n devices
+    large_over_small_on_twice: float  # on 2n devices
+    twice_over_once_small: float  # 2n devices over n devices, at b
+    twice_over_once_large: float  # 2n devices over n devices, at B
 
 
 def cells(runs: Sequence[Run], epochs: float | None = None) -> list[Cell]:
-    """All records of the same group, batch and devices together.
+    """Returns the median speed of like runs at each batch size and number of devices.
 
-    `epochs`: of the projected time; None for the most that a run of the cell has.
+    Runs are alike if they agree in the other settings on which the speed depends. The
+    projected times are for training of `epochs` epochs; None for the largest number of
+    epochs for which one of the runs was started.
     """
     pools = defaultdict(list)
-    for run, group in zip(runs, _groups(runs), strict=True):
+    for run, name in zip(runs, _groups(runs), strict=True):
         for warm, records in enumerate(run.speeds()):
             for record in records:
-                key = group, run.settings["batch_size"], _devices(record)
+                key = name, run.settings["batch_size"], _devices(record)
                 pools[key].append((run, bool(warm), record))
-    found = []
+    rows = []
     for key, pool in sorted(pools.items()):
         warm = any(is_warm for _, is_warm, _ in pool)
         records = [record for _, is_warm, record in pool if is_warm == warm]
         own = [run.settings["epochs"] for run, _, _ in pool if "epochs" in run.settings]
-        all_epochs = epochs or max(own, default=None)
+        length = epochs or max(own, default=None)
         images = next((run.images for run, _, _ in pool if run.images), None)
         speed = median(record["images_per_second"] for record in records)
         wait = median(record["data_wait"] for record in records)
-        seconds = all_epochs * images / speed if all_epochs and images else None
-        found.append(
-            Cell(*key, speed, wait, len(records), warm, all_epochs, images, seconds)
-        )
-    return found
+        time = length * images / speed if length and images else None
+        rows.append(Cell(*key, speed, wait, len(records), warm, length, images, time))
+    return rows
 
 
 def _groups(runs: Sequence[Run]) -> list[str]:
-    settings = [
-        {key: value for key, value in run.settings.items() if key in _MATTERS}
-        for run in runs
-    ]
-    found = [
-        f"{s['network']}, {s['algorithm'].upper()},"
-        f" {s.get('platform', 'platform not in the log')}"
-        for s in settings
-    ]
-    extras = differences(settings, found, {"network", "algorithm", "platform"})
-    return [
-        ", ".join((group, *extra)) for group, extra in zip(found, extras, strict=True)
-    ]
+    """Returns each run's network, optimizer and platform, with further differences."""
+    unknown = "platform not in the log"
+    groups = [f"{group(run)}, {run.settings.get('platform', unknown)}" for run in runs]
+    told = {"network", "algorithm", "platform"}
+    own = [{k: v for k, v in run.settings.items() if k in _MATTERS} for run in runs]
+    return with_differences(groups, own, told)
 
 
 def _devices(record: Record) -> int:
-    """As many as there were: a run may go on with others than it began with."""
+    """Returns the number of devices that were in use when the record was made."""
     number: float = record["images_per_second"] / record["images_per_second_per_device"]
     return round(number)
 
 
 def ratios(found: Sequence[Cell]) -> list[Ratios]:
-    """Of each two batches on n and 2n devices, where all four cells are there."""
+    """Returns the ratios of speeds at any two batch sizes on n and 2n devices.
+
+    Combinations for which one of the four speeds is missing are left out.
+    """
     speed = {(cell.group, cell.batch, cell.devices): cell.speed for cell in found}
     rows = []
-    for group in dict.fromkeys(cell.group for cell in found):
-        batches = sorted({cell.batch for cell in found if cell.group == group})
-        devices = sorted({cell.devices for cell in found if cell.group == group})
+    for name in dict.fromkeys(cell.group for cell in found):
+        batches = sorted({cell.batch for cell in found if cell.group == name})
+        devices = sorted({cell.devices for cell in found if cell.group == name})
         for small, large in combinations(batches, 2):
             for n in devices:
-                keys = [(group, b, d) for b in (small, large) for d in (n, 2 * n)]
+                keys = [(name, b, d) for b in (small, large) for d in (n, 2 * n)]
                 if not speed.keys() >= set(keys):
                     continue
                 s1, s2, l1, l2 = (speed[key] for key in keys)
                 four = l1 / s1, l2 / s2, s2 / s1, l2 / l1
-                rows.append(Ratios(group, small, large, n, *four))
+                rows.append(Ratios(name, small, large, n, *four))
     return rows
 
 
 def tables(found: Sequence[Cell]) -> list[Table]:
-    """A table for each network, optimizer and machine, and the ratios of its cells."""
+    """Returns tables of the speeds and of their ratios, for each group of like runs."""
     parts: list[Table] = []
-    for group in dict.fromkeys(cell.group for cell in found):
-        own = [cell for cell in found if cell.group == group]
+    for name in dict.fromkeys(cell.group for cell in found):
+        own = [cell for cell in found if cell.group == name]
         note = _OF_SPEED
         if not all(cell.warm for cell in own):
-            note += " *: nothing but first records, which may hold warm-up."
-        if "cpu" in group.split(", "):
+            note += " *: only first records, which may include compiling."
+        if "cpu" in name.split(", "):
             note += " On a CPU, devices are virtual and share its cores."
-        rows = [_speed_row(cell) for cell in own]
-        parts.append(Table(f"Speed: {group}", _SPEED, rows, note))
-        speedups = [_ratio_row(row) for row in ratios(own)]
-        if speedups:
-            parts.append(Table(f"Speedup: {group}", _SPEEDUP, speedups, _OF_RATIOS))
+        parts.append(Table(f"Speed: {name}", _SPEED, list(map(_speed_row, own)), note))
+        if speedups := list(map(_ratio_row, ratios(own))):
+            parts.append(Table(f"Speedup: {name}", _SPEEDUP, speedups, _OF_RATIOS))
     return parts
 
 
