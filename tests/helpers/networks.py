@@ -40,6 +40,11 @@ def random_variables(model, side):
     return jax.tree_util.tree_map_with_path(draw, shapes(model, side))
 
 
+@partial(jax.jit, static_argnums=0)
+def logits(model, variables, images):
+    return model.apply(variables, images, train=False)
+
+
 def name(path):
     return "/".join(str(key.key) for key in path if hasattr(key, "key"))
 

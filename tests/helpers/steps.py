@@ -12,7 +12,7 @@ from examples.imagenet.models import make_model
 from examples.imagenet.models.layers import Network, batch_norm
 from examples.imagenet.recipe import to_recipe
 from examples.imagenet.step import devices as engine
-from examples.imagenet.step.step import init_state, train_step
+from examples.imagenet.step.step import TrainState, init_state, train_step
 
 SHAPE = (12, 12, 1)
 # The order of the sums over 32 images alone differs: float32 roundings of 6e-8, which
@@ -67,10 +67,23 @@ def start(setup, shape=SHAPE):
     return init_state(0, *setup[:2], shape)
 
 
+def step_of(setup, axis_name=None, **options):
+    """`train_step` of that model and optimizer, still to be compiled."""
+    model, tx, stats = setup
+    fixed = {"model": model, "tx": tx, "layer_stats": stats, "axis_name": axis_name}
+    return partial(train_step, **fixed, **options)
+
+
+def state_of(variables, opt_state=(), step=0):
+    """A state of NumPy arrays made by hand."""
+    params, stats = variables["params"], variables.get("batch_stats", {})
+    step, key = np.array(step, np.int32), np.zeros(2, np.uint32)
+    return TrainState(step, key, params, stats, opt_state, np.array(True))
+
+
 @cache
 def _compiled(setup, devices, name, options):
-    model, tx, stats = setup
-    step = partial(train_step, model=model, tx=tx, layer_stats=stats, **dict(options))
+    step = step_of(setup, **dict(options))
     return engine.parallelize(step, devices, engine=name, donate_state=True)
 
 
