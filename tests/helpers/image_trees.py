@@ -59,6 +59,10 @@ def two_classes(root):
     return str(root)
 
 
+# The images of a flawed tree that cannot be decoded.
+BROKEN = ["corrupt.jpg", "cut.jpg", "dangling.png", "empty.jpg", "words.jpg"]
+
+
 def write_flawed_tree(root):
     """One of each thing that goes wrong; its sound images are 32×32."""
     write_classes(root, {"cat": 2, "dog": 2})

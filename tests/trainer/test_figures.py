@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from cases import cases
 from logs import IMAGES, LEAVES, LOST, RESULT, config, epoch, layers, step, write
 from matplotlib.figure import Figure
 
@@ -17,29 +18,23 @@ def figures(monkeypatch):
     return found
 
 
-def test_a_mean_is_of_the_same_epochs_and_ends_where_a_run_diverged(figures, tmp_path):
-    whole = [config(), step(0, loss=4.0), epoch(1, 0.25, 1), step(1), epoch(2, 0.6, 2)]
-    lost = [config(), step(0, loss=2.0), epoch(1, 0.75, 1), LOST, epoch(1.5, 0.1, 1)]
-    plot_logs({"both": [whole, lost]}, tmp_path / "a.png")
-    left, right = figures[0].axes
-    mean, cross = left.lines
-    assert (mean.get_xydata().tolist(), mean.get_label()) == ([[1, 0.5]], "both")
-    assert (cross.get_xydata().tolist(), cross.get_label()) == (
-        [[1.5, 0.1]],
-        "diverged",
-    )
-    assert [line.get_xydata().tolist() for line in right.lines] == [[[1, 3]], [[1, 2]]]
+WHOLE = [config(), step(0, loss=4.0), epoch(1, 0.25, 1), step(1), epoch(2, 0.6, 2)]
 
 
-def test_a_run_that_diverges_right_after_an_epoch_has_its_last_score_there(
-    figures, tmp_path
+@cases(
+    "end, last",
+    in_an_epoch=([epoch(1, 0.75, 1), LOST, epoch(1.5, 0.1, 1)], [1.5, 0.1]),
+    right_after_an_epoch=([epoch(1, 0.5, 1), LOST, epoch(1, 0.75, 1)], [1, 0.75]),
+)
+def test_a_mean_is_of_the_same_epochs_and_ends_where_a_run_diverged(
+    figures, tmp_path, end, last
 ):
-    whole = [config(), step(0), epoch(1, 0.25, 1), step(1), epoch(2, 0.6, 2)]
-    lost = [config(), step(0), epoch(1, 0.5, 1), LOST, epoch(1, 0.75, 1)]
-    plot_logs({"both": [whole, lost]}, tmp_path / "a.png")
-    mean, cross = figures[0].axes[0].lines
-    assert mean.get_xydata().tolist() == [[1, 0.5]]
-    assert cross.get_xydata().tolist() == [[1, 0.75]]
+    lost = [config(), step(0, loss=2.0), *end]
+    plot_logs({"both": [WHOLE, lost]}, tmp_path / "a.png")
+    left, right = figures[0].axes
+    found = [(line.get_label(), line.get_xydata().tolist()) for line in left.lines]
+    assert found == [("both", [[1, 0.5]]), ("diverged", [last])]
+    assert [line.get_xydata().tolist() for line in right.lines] == [[[1, 3]], [[1, 2]]]
 
 
 def test_many_curves_differ_by_dash_or_marker_and_have_their_key_below(
@@ -47,11 +42,10 @@ def test_many_curves_differ_by_dash_or_marker_and_have_their_key_below(
 ):
     log = [config(), step(0), epoch(1, 0.5, 1)]
     plot_logs({f"run {i}": [log] for i in range(28)}, tmp_path / "a.png")
-    (figure,) = figures
-    lines = figure.axes[0].lines
-    assert len({(line.get_linestyle(), line.get_marker()) for line in lines}) == 28
-    assert figure.axes[0].get_legend() is None
-    assert len(figure.legends[0].get_texts()) == 28
+    ((axes, *_), (legend,)) = figures[0].axes, figures[0].legends
+    looks = {(line.get_linestyle(), line.get_marker()) for line in axes.lines}
+    assert len(looks) == len(legend.get_texts()) == 28
+    assert axes.get_legend() is None
 
 
 def test_layers_pictures_are_of_all_leaves_or_of_many_layers_weights(figures, tmp_path):
