@@ -5,7 +5,7 @@ import pytest
 from examples.imagenet import cli
 
 
-def cases(names, **table):
+def cases(names, /, **table):
     """Runs a test for each keyword, which is the case's id, with its values."""
     return pytest.mark.parametrize(names, table.values(), ids=table)
 

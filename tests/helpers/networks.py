@@ -41,7 +41,7 @@ def random_variables(model, side):
 
 
 @partial(jax.jit, static_argnums=0)
-def logits(model, variables, images):
+def logits_of(model, variables, images):
     return model.apply(variables, images, train=False)
 
 
