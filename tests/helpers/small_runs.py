@@ -174,6 +174,12 @@ def steps_logged(out, kind="step"):
     return [record["step"] for record in records(out, kind)]
 
 
+def assert_same_run(out, whole):
+    """Two runs left the same state and, but for the clock's part, the same log."""
+    assert_equal(saved(out), saved(whole))
+    assert logged(out) == logged(whole)
+
+
 def free_port():
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
