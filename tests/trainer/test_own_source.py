@@ -7,9 +7,7 @@ import small_runs as runs
 
 from examples.imagenet.config import Batching, Data, Model, Optimizer, Run
 from examples.imagenet.data.dataset import Batch, Dataset, Share
-from examples.imagenet.run.checkpoint import Checkpoints
 from examples.imagenet.run.experiment import Experiment
-from examples.imagenet.run.loop import fit
 
 SHAPE = (12, 12, 1)
 
@@ -60,31 +58,21 @@ def experiment():
     )
 
 
-def train(experiment, out, show=lambda record: None):
-    run = Run(log_every=1, checkpoint_every=2, layers_every=0, out=str(out))
-    facts = experiment.identity(), experiment.grouping()
-    checkpoints = Checkpoints(experiment.config(run), *facts)
-    return fit(experiment, run, show, checkpoints)
-
-
 def test_a_users_iterator_is_learnt_and_resumed_bit_for_bit(experiment, tmp_path):
-    class Killed(Exception):
-        pass
-
-    def kill(record):
-        if (record["kind"], record.get("step")) == ("step", 20):
-            raise Killed
-
     whole, resumed = tmp_path / "whole", tmp_path / "resumed"
-    result = train(experiment, whole)
+
+    def train(out, *show):
+        run = Run(log_every=1, checkpoint_every=2, layers_every=0, out=str(out))
+        return runs.train_on(experiment, run, *show)
+
+    result = train(whole)
     assert (result.updates, result.count) == (48, 30)
     assert result.accuracy > 0.5  # chance is 0.1
-    with pytest.raises(Killed):
-        train(experiment, resumed, kill)
+    with pytest.raises(pytest.fail.Exception, match="killed"):
+        train(resumed, runs.when("step", 20, lambda: pytest.fail("killed")))
     assert runs.steps_of(resumed)[-1] == 20
-    assert train(experiment, resumed).loss == result.loss
-    runs.assert_equal(runs.saved(resumed), runs.saved(whole))
-    assert runs.logged(resumed) == runs.logged(whole)
+    assert train(resumed).loss == result.loss
+    runs.assert_same_run(resumed, whole)
 
 
 @pytest.mark.parametrize("processes", [1, 2])
