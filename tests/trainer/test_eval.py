@@ -7,13 +7,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
-from steps import make_batch, make_setup, start
+from steps import make_batch, make_setup, start, state_of
 
 from examples.imagenet.data.dataset import Batch
 from examples.imagenet.step import devices as engine
 from examples.imagenet.step.moments import from_moments, to_moments
-from examples.imagenet.step.step import TrainState, eval_step
+from examples.imagenet.step.step import eval_step
 
 
 def test_moments_of_equal_shares_average_to_those_of_the_whole():
@@ -67,12 +66,12 @@ def test_masked_rows_do_not_count(network, devices):
 
 
 def test_copies_that_differ_are_named(devices):
-    replicated = NamedSharding(Mesh(np.asarray(devices), ("batch",)), PartitionSpec())
     one = jnp.arange(3.0)
-    state = TrainState(*(jax.device_put(one, replicated) for _ in range(6)))
+    state = engine.replicate(state_of({"params": one}), devices)
     engine.assert_replicated(state)
     copies = [jax.device_put(one + (i == 2), d) for i, d in enumerate(devices)]
-    drifted = jax.make_array_from_single_device_arrays((3,), replicated, copies)
+    sharding = state.params.sharding
+    drifted = jax.make_array_from_single_device_arrays((3,), sharding, copies)
     with pytest.raises(RuntimeError, match="params"):
         engine.assert_replicated(state._replace(params=drifted))
 

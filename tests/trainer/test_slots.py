@@ -17,12 +17,12 @@ from steps import (
     make_setup,
     run,
     start,
+    step_of,
 )
 
 from examples.imagenet.data.dataset import Batch
 from examples.imagenet.step import devices as engine
 from examples.imagenet.step.moments import to_moments
-from examples.imagenet.step.step import train_step
 
 
 def test_slots_are_the_same_on_any_device_with_batch_norm_and_dropout(devices):
@@ -52,16 +52,11 @@ def test_a_loop_over_slots_is_what_they_are_unrolled(devices):
     setup = make_setup(NOISY, algorithm="sgd", learning_rate=0.1)
     batches = [make_batch(seed, 12) for seed in range(2)]
     unrolled, _ = run(setup, batches, devices[:1], accumulate=3, solvers=2)
-    model, tx, stats = setup
-
-    options = {"accumulate": 3, "solvers": 2, "axis_name": None}
-    step = partial(
-        train_step, model=model, tx=tx, layer_stats=stats, **options, platform="gpu"
-    )
-    state = start(setup)
+    step, state = step_of(setup, accumulate=3, solvers=2), start(setup)
+    loop = partial(step, platform="gpu")
     spelt_out = convolutions(partial(step, platform="cpu"), state, batches[0])
-    assert spelt_out == 3 * convolutions(step, state, batches[0])
-    step = jax.jit(step)
+    assert spelt_out == 3 * convolutions(loop, state, batches[0])
+    step = jax.jit(loop)
     for batch in batches:
         state, _ = step(state, batch)
     assert_params_close(state.params, unrolled.params, ROUNDINGS)
@@ -76,14 +71,13 @@ def convolutions(step, *arguments):
 
 def test_slots_in_turn_need_little_more_memory_than_one():
     """Four slots of 64 images, against one of 64 and one of 256."""
-    model, tx, stats = setup = make_setup(NORMED, algorithm="sgd")
-    step = partial(train_step, model=model, tx=tx, layer_stats=stats, axis_name=None)
+    setup = make_setup(NORMED, algorithm="sgd")
+    state = jax.eval_shape(partial(start, setup))
 
     def temporary(images, accumulate):
-        lowered = jax.jit(partial(step, accumulate=accumulate)).lower(
-            jax.eval_shape(partial(start, setup)), make_batch(0, images)
-        )
-        return lowered.compile().memory_analysis().temp_size_in_bytes
+        step = jax.jit(step_of(setup, accumulate=accumulate))
+        compiled = step.lower(state, make_batch(0, images)).compile()
+        return compiled.memory_analysis().temp_size_in_bytes
 
     turns = temporary(256, 4)
     assert turns < 1.5 * temporary(64, 1)
@@ -99,9 +93,7 @@ def test_gradients_are_reduced_once_an_update(
 ):
     """One all-reduce, of each gradient, moment and metric once, and in no loop."""
     setup = make_setup(net, algorithm="lars")
-    model, tx, stats = setup
-    step = partial(train_step, model=model, tx=tx, layer_stats=stats)
-    step = partial(step, accumulate=accumulate, solvers=solvers)
+    step = step_of(setup, accumulate=accumulate, solvers=solvers)
     step = engine.parallelize(step, eight_devices, engine=name, donate_state=True)
     state = engine.replicate(start(setup), eight_devices)
     lowered = step.mapped.lower(state, step.spread(make_batch(0, 64)))
@@ -129,13 +121,14 @@ def all_reduces(text):
 
 def test_dropout_is_another_in_every_slot_and_step(devices):
     """The same two images in each slot, at rate 0: only dropout can differ."""
-    model, tx, stats = setup = make_setup(NOISY, algorithm="sgd", learning_rate=0.0)
-    step = partial(train_step, model=model, tx=tx, layer_stats=stats, axis_name=None)
-    half = make_batch(0, 2)
+    setup, half = (
+        make_setup(NOISY, algorithm="sgd", learning_rate=0.0),
+        make_batch(0, 2),
+    )
     whole = Batch(*(np.concatenate([x] * 2) for x in half[:2]))
-    state, one_slot = start(setup), jax.jit(step)
+    state, one_slot = start(setup), jax.jit(step_of(setup))
     state_1, first = one_slot(state, half)
     assert one_slot(state, half)[1]["loss"] == first["loss"]
     assert abs(one_slot(state_1, half)[1]["loss"] - first["loss"]) > 1e-4
-    _, both = jax.jit(partial(step, accumulate=2))(state, whole)
+    _, both = jax.jit(step_of(setup, accumulate=2))(state, whole)
     assert abs(both["loss"] - first["loss"]) > 1e-4

@@ -1,7 +1,5 @@
 """One update: the same on any devices, however a batch is cut."""
 
-from functools import partial
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -15,28 +13,22 @@ from steps import (
     make_setup,
     run,
     start,
+    step_of,
 )
 
 from examples.imagenet.step import devices as engine
 from examples.imagenet.step.devices import AXIS
-from examples.imagenet.step.step import (
-    SOLVERS,
-    train_step,
-)
-
-SGD = pytest.param({"algorithm": "sgd", "learning_rate": 0.1}, id="sgd")
-LARS = pytest.param({"algorithm": "lars", "learning_rate": 20.0}, id="lars")
+from examples.imagenet.step.step import SOLVERS
 
 
-@pytest.mark.parametrize("optimizer", [SGD, LARS])
-def test_every_split_of_a_batch_trains_as_one_device_does(optimizer, devices):
+@pytest.mark.parametrize(("algorithm", "rate"), [("sgd", 0.1), ("lars", 20.0)])
+def test_every_split_of_a_batch_trains_as_one_device_does(algorithm, rate, devices):
     """A factor of the devices or slots in the gradient shows with SGD."""
-    setup = make_setup(**optimizer)
+    setup = make_setup(algorithm=algorithm, learning_rate=rate)
     batches = [make_batch(seed, 32) for seed in range(5)]
     one, one_metrics = run(setup, batches, devices[:1])
-    first = jax.tree.leaves(start(setup).params)
-    last = jax.tree.leaves(one.params)
-    assert max(np.abs(a - b).max() for a, b in zip(first, last, strict=True)) > 1e-3
+    moved = jax.tree.map(lambda a, b: np.abs(a - b).max(), one.params, params_of(setup))
+    assert max(jax.tree.leaves(moved)) > 1e-3
     splits = [
         (4, {}),
         (4, {"name": "shard_map"}),
@@ -54,15 +46,15 @@ def test_every_split_of_a_batch_trains_as_one_device_does(optimizer, devices):
     assert_params_close(sharded.params, one.params, ROUNDINGS)
 
 
+def params_of(setup):
+    return start(setup).params
+
+
 def run_jit(setup, batches, devices):
     """The whole batch is one array spread over the devices; the step does not know."""
-    model, tx, stats = setup
-    step = partial(train_step, model=model, tx=tx, layer_stats=stats, axis_name=None)
-    step = jax.jit(step)
-    mesh = Mesh(np.asarray(devices), (AXIS,))
-    state = jax.device_put(start(setup), NamedSharding(mesh, PartitionSpec()))
-    for batch in batches:
-        batch = jax.device_put(batch, NamedSharding(mesh, PartitionSpec(AXIS)))
+    spread = NamedSharding(Mesh(np.asarray(devices), (AXIS,)), PartitionSpec(AXIS))
+    step, state = jax.jit(step_of(setup)), engine.replicate(start(setup), devices)
+    for batch in jax.device_put(batches, spread):
         state, metrics = engine.one_in_flight(step(state, batch), devices)
     return jax.device_get((state, metrics))
 
@@ -82,28 +74,32 @@ def test_synchronized_batch_norm_sees_the_whole_batch(devices):
         assert_params_close(apart.params, whole.params, 3e-5)
 
 
+def loss_and_gradient(setup, batch, smoothing=0.0):
+    """Of the mean over the batch at the first parameters, written out."""
+
+    def loss(params):
+        logits = setup[0].apply({"params": params}, batch.images, train=False)
+        log_p = jax.nn.log_softmax(logits)
+        chosen = log_p[jnp.arange(len(batch.labels)), batch.labels]
+        return -((1 - smoothing) * chosen + smoothing * log_p.mean(-1)).mean()
+
+    return jax.jit(jax.value_and_grad(loss))(params_of(setup))
+
+
 def test_gradient_is_of_the_mean_loss_of_the_whole_batch(devices):
     """One plain SGD step against the gradient written out, with smoothed labels."""
     setup = make_setup(algorithm="sgd", learning_rate=1.0, weight_decay=0.0, momentum=0)
     batches = [make_batch(0, 8), make_batch(1, 8)]  # the first has rate 0
     state, metrics = run(setup, batches, devices, label_smoothing=0.1)
-
-    def loss(params):
-        logits = setup[0].apply({"params": params}, batches[1].images, train=False)
-        log_p = jax.nn.log_softmax(logits)
-        chosen = log_p[jnp.arange(8), batches[1].labels]
-        return -(0.9 * chosen + 0.1 * log_p.mean(-1)).mean()
-
-    first = start(setup).params
-    value, grads = jax.jit(jax.value_and_grad(loss))(first)
-    np.testing.assert_allclose(metrics["loss"], value, rtol=1e-5)
+    loss, grads = loss_and_gradient(setup, batches[1], 0.1)
+    np.testing.assert_allclose(metrics["loss"], loss, rtol=1e-5)
     # Rate 0.5 at step 1 of a two-step warm-up. Sums in another order: 1e-5.
     jax.tree.map(
         lambda new, old, g: np.testing.assert_allclose(
             new - old, -0.5 * g, rtol=0, atol=1e-5 * np.abs(g).max() + 1e-7
         ),
         state.params,
-        first,
+        params_of(setup),
         grads,
     )
 
@@ -113,18 +109,11 @@ def test_layer_stats_are_norms_of_the_mean_gradient_over_all_slots(devices):
     setup = make_setup(algorithm="lars", weight_decay=0.01, layers="all")
     batch = make_batch(0, 32)
     _, metrics = run(setup, [batch], devices[:2], accumulate=2)
-
-    def loss(params):
-        logits = setup[0].apply({"params": params}, batch.images, train=False)
-        return -jax.nn.log_softmax(logits)[jnp.arange(32), batch.labels].mean()
-
-    params = start(setup).params
-    norms = [
-        [np.linalg.norm(leaf) for leaf in jax.tree.leaves(tree)]
-        for tree in (params, jax.jit(jax.grad(loss))(params))
-    ]
-    w, g = np.array(norms)
-    found = metrics["layers"]
+    found, (_, grads) = metrics["layers"], loss_and_gradient(setup, batch)
+    w, g = (
+        np.array([np.linalg.norm(leaf) for leaf in jax.tree.leaves(tree)])
+        for tree in (params_of(setup), grads)
+    )
     np.testing.assert_allclose(found.param_norm, w, rtol=1e-5)
     np.testing.assert_allclose(found.grad_norm, g, rtol=1e-4)
     with np.errstate(divide="ignore", invalid="ignore"):
@@ -134,13 +123,10 @@ def test_layer_stats_are_norms_of_the_mean_gradient_over_all_slots(devices):
 
 def test_a_loss_that_is_not_finite_leaves_the_state_as_it_was(devices):
     setup = make_setup(NORMED, algorithm="lars")
-    model, tx, stats = setup
-    step = partial(train_step, model=model, tx=tx, layer_stats=stats)
-    step = engine.parallelize(step, devices)
+    step = engine.parallelize(step_of(setup), devices)
     state, _ = step(engine.replicate(start(setup), devices), make_batch(0, 16))
-    params = dict(state.params)
-    params["fc"] = {**params["fc"], "bias": jnp.full(10, jnp.inf)}
-    broken = state._replace(params=params)
+    lost = state.params["fc"] | {"bias": jnp.full(10, jnp.inf)}
+    broken = state._replace(params=state.params | {"fc": lost})
     after, metrics = step(broken, make_batch(1, 16))
     assert not np.isfinite(metrics["loss"])
     assert not after.finite
@@ -154,14 +140,10 @@ def test_a_loss_that_is_not_finite_leaves_the_state_as_it_was(devices):
 
 def conv_moments(kernel, images):
     """Mean and variance over the images of what the convolution gives, in float64."""
-    activations = jax.lax.conv_general_dilated(
-        (images.astype(np.float32) - 128.0) / 74.0,
-        kernel,
-        (2, 2),
-        "SAME",
-        dimension_numbers=("NHWC", "HWIO", "NHWC"),
-    )
-    activations = np.asarray(activations, np.float64)
+    images = (images.astype(np.float32) - 128.0) / 74.0
+    form = {"dimension_numbers": ("NHWC", "HWIO", "NHWC")}
+    found = jax.lax.conv_general_dilated(images, kernel, (2, 2), "SAME", **form)
+    activations = np.asarray(found, np.float64)
     return activations.mean((0, 1, 2)), activations.var((0, 1, 2))
 
 
@@ -172,7 +154,7 @@ def test_batch_stats_are_those_of_the_whole_batch_and_age(devices):
     scale = np.repeat(np.linspace(0.1, 1.0, 8), 4)[:, None, None, None]
     batches = [make_batch(seed, 32) for seed in range(2)]
     batches = [b._replace(images=(b.images * scale).astype(np.uint8)) for b in batches]
-    kernel = start(setup).params["conv"]["kernel"]
+    kernel = params_of(setup)["conv"]["kernel"]
     options = {"accumulate": 2, "solvers": 2}
     one, two = (
         run(setup, batches[:k], devices[:2], **options)[0].batch_stats["bn"]
