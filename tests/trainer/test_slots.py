@@ -121,10 +121,8 @@ def all_reduces(text):
 
 def test_dropout_is_another_in_every_slot_and_step(devices):
     """The same two images in each slot, at rate 0: only dropout can differ."""
-    setup, half = (
-        make_setup(NOISY, algorithm="sgd", learning_rate=0.0),
-        make_batch(0, 2),
-    )
+    setup = make_setup(NOISY, algorithm="sgd", learning_rate=0.0)
+    half = make_batch(0, 2)
     whole = Batch(*(np.concatenate([x] * 2) for x in half[:2]))
     state, one_slot = start(setup), jax.jit(step_of(setup))
     state_1, first = one_slot(state, half)
