@@ -1,7 +1,9 @@
 """What keeps several processes together, each part on its own."""
 
 import threading
+from functools import partial
 from types import SimpleNamespace
+from unittest.mock import Mock
 
 import jax
 import numpy as np
@@ -18,25 +20,24 @@ from examples.imagenet.run.cluster import TRY_AGAIN, Watchdog, gather, join
 from examples.imagenet.step import devices as engine
 
 
-def cluster_of(coordinator, process):
-    return {"coordinator": coordinator, "processes": 2, "process": process}
-
-
 @cases(
-    "flags, message",
-    incomplete=({"processes": 2}, "--coordinator, --process: missing; give all three"),
-    number_too_high=(cluster_of("a:1", 2), "--process: got 2; give 0 to 1"),
-    no_port=(cluster_of("here", 0), "--coordinator: got 'here'; give HOST:PORT"),
-    short_heartbeat=({"heartbeat_timeout": 1}, "--heartbeat-timeout: got 1"),
-    negative_timeout=({"step_timeout": -1}, "--step-timeout: got -1"),
+    "make, message",
+    incomplete=(
+        partial(Cluster, processes=2),
+        "--coordinator, --process: missing; give all three",
+    ),
+    number_too_high=(partial(Cluster, "a:1", 2, 2), "--process: got 2; give 0 to 1"),
+    no_port=(partial(Cluster, "a", 2, 0), "--coordinator: got 'a'; give HOST:PORT"),
+    heartbeat=(partial(Cluster, heartbeat_timeout=1), "--heartbeat-timeout: got 1"),
+    negative_timeout=(partial(Cluster, step_timeout=-1), "--step-timeout: got -1"),
+    empty_profile=(partial(Run, profile="5:5"), "--profile: got"),
+    reversed_profile=(partial(Run, profile="7:5"), "--profile: got"),
+    profile_of_one_number=(partial(Run, profile="5"), "--profile: got"),
+    profile_of_words=(partial(Run, profile="a:b"), "--profile: got"),
+    negative_profile=(partial(Run, profile="-1:5"), "--profile: got"),
 )
-def test_flags_that_make_no_cluster_are_refused(flags, message):
-    assert_refused(message, Cluster, **flags)
-
-
-@pytest.mark.parametrize("profile", ["5", "5:5", "7:5", "a:b", "-1:5"])
-def test_a_profile_of_no_steps_is_refused(profile):
-    assert_refused("--profile: got", Run, profile=profile)
+def test_what_makes_no_cluster_or_profile_is_refused(make, message):
+    assert_refused(message, make)
 
 
 def test_a_cluster_is_joined_by_flags_or_under_srun_alone(monkeypatch):
@@ -62,6 +63,12 @@ def test_a_cluster_is_joined_by_flags_or_under_srun_alone(monkeypatch):
     assert flags["coordinator_address"] == "host:12"
     assert (flags["num_processes"], flags["process_id"]) == (4, 3)
     assert flags["cluster_detection_method"] == "deactivate"
+
+
+def test_a_port_that_is_taken_is_told_by_its_flag(monkeypatch):
+    fail = Mock(side_effect=RuntimeError("Failed to start RPC server"))
+    monkeypatch.setattr(jax.distributed, "initialize", fail)
+    assert_refused("--coordinator: Failed to start", join, Cluster("a:1", 2, 1))
 
 
 def test_srun_tasks_find_each_other_by_slurms_variables():
@@ -96,21 +103,10 @@ def test_processes_that_differ_are_told_in_what(monkeypatch):
 
 def test_what_one_process_cannot_do_ends_all(monkeypatch):
     assert cluster.raise_everywhere(lambda: 3) == 3
-
-    def fail():
-        raise OSError("no such disk")
-
+    fail = Mock(side_effect=OSError("no such disk"))
     assert_refused("no such disk", cluster.raise_everywhere, fail)
     monkeypatch.setattr(cluster, "gather", lambda mine: [*mine, "the other has none"])
     assert_refused("the other has none", cluster.raise_everywhere, lambda: 3)
-
-
-def test_a_port_that_is_taken_is_told_by_its_flag(monkeypatch):
-    def fail(**kwargs):
-        raise RuntimeError("Failed to start RPC server")
-
-    monkeypatch.setattr(jax.distributed, "initialize", fail)
-    assert_refused("--coordinator: Failed to start", join, Cluster("a:1", 2, 1))
 
 
 def test_one_process_is_waited_for_without_end_several_are_not(monkeypatch):
@@ -121,9 +117,9 @@ def test_one_process_is_waited_for_without_end_several_are_not(monkeypatch):
     assert Cluster(step_timeout=0).patience == 0
 
 
-def test_alone_what_is_gathered_is_what_was_given():
-    assert gather([]) == []
-    assert gather(["a", ""]) == ["a", ""]
+@pytest.mark.parametrize("texts", [[], ["a", ""]])
+def test_alone_what_is_gathered_is_what_was_given(texts):
+    assert gather(texts) == texts
 
 
 def test_a_process_that_makes_no_step_says_so_and_ends():
@@ -145,8 +141,7 @@ with Watchdog(0.5) as dog:
 
 
 def test_a_watchdog_that_is_closed_or_off_bites_nobody(monkeypatch):
-    ended = []
-    monkeypatch.setattr(cluster.os, "_exit", ended.append)
+    monkeypatch.setattr(cluster.os, "_exit", Mock())
     before = threading.active_count()
     with Watchdog(0.05):
         watches = set(threading.enumerate())
@@ -155,7 +150,7 @@ def test_a_watchdog_that_is_closed_or_off_bites_nobody(monkeypatch):
         thread.join(timeout=1)
     with Watchdog(0):
         assert threading.active_count() == before
-    assert ended == []
+    cluster.os._exit.assert_not_called()
 
 
 def test_processes_share_a_batch_and_the_plan_says_so():
@@ -168,20 +163,15 @@ def test_processes_share_a_batch_and_the_plan_says_so():
 
 def test_every_process_brings_as_many_devices(monkeypatch):
     def started(counts, wanted=None):
-        places = [(i, k) for i, n in enumerate(counts) for k in range(n)]
-        found = [
-            SimpleNamespace(process_index=i, platform="gpu", id=10 * i + k)
-            for i, k in reversed(places)
-        ]
-        monkeypatch.setattr(jax, "devices", lambda: found)
+        owners = [i for i, count in enumerate(counts) for _ in range(count)]
+        gpus = [SimpleNamespace(process_index=i, platform="gpu") for i in owners[::-1]]
+        monkeypatch.setattr(jax, "devices", lambda: gpus)
         return [device.process_index for device in engine.start_devices(wanted)]
 
     assert started([2, 2]) == [0, 0, 1, 1]
     assert started([4, 2], 2) == [0, 0, 1, 1]
-    uneven = "--devices: the processes have 4, 2 devices"
-    assert_refused(uneven, started, [4, 2])
-    too_many = "--devices: got 3; JAX has 2 gpu devices in"
-    assert_refused(too_many, started, [4, 2], 3)
+    assert_refused("--devices: the processes have 4, 2 devices", started, [4, 2])
+    assert_refused("--devices: got 3; JAX has 2 gpu devices in", started, [4, 2], 3)
 
 
 def test_copies_that_differ_between_processes_are_named(monkeypatch):
