@@ -92,7 +92,7 @@ GRADIENTS = {
 @pytest.mark.parametrize("nesterov", [False, True], ids=["classic", "nesterov"])
 @pytest.mark.parametrize("masks", trees.MASKS)
 @pytest.mark.parametrize(("order", "denominator"), RULES)
-def test_steps_equal_the_reference(
+def test_equals_the_reference(
     order, denominator, masks, nesterov, precision, gradients
 ):
     dtype = np.dtype(precision)

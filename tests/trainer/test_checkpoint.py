@@ -46,9 +46,7 @@ def test_newest_two_and_the_best_are_kept(tmp_path, accuracies, kept, reopen):
         runs.assert_equal(runs.saved(tmp_path, step), made_up(step))
 
 
-def test_a_saved_state_is_that_of_its_step_however_late_it_is_written(
-    tmp_path, monkeypatch
-):
+def test_a_state_that_is_written_late_is_that_of_its_step(tmp_path, monkeypatch):
     """Its buffers are given to the next update while a thread writes them."""
     trained_on, mkdir = threading.Event(), os.mkdir
 
@@ -78,9 +76,7 @@ def test_a_saved_state_is_that_of_its_step_however_late_it_is_written(
     runs.assert_equal(runs.saved(tmp_path, 3), copies[0])
 
 
-def test_a_finished_run_trains_nothing_and_gives_its_result_again(
-    tmp_path, monkeypatch
-):
+def test_a_finished_run_trains_nothing_and_repeats_its_result(tmp_path, monkeypatch):
     first, experiment = runs.train(tmp_path), runs.experiment()
     monkeypatch.setattr(experiment, "compile", lambda: None)
     before = runs.logged(tmp_path)

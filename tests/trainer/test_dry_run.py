@@ -83,9 +83,7 @@ def check_table(text, recipe):
 
 
 @pytest.mark.parametrize("network", PARAMETERS)
-def test_every_recipe_dry_runs_at_full_scale_once_its_gaps_are_filled(
-    network, dry_run, monkeypatch
-):
+def test_every_recipe_dry_runs_once_its_gaps_are_filled(network, dry_run, monkeypatch):
     monkeypatch.setattr("examples.imagenet.cli.load", lru_cache(load))  # noise, 40 MB
     of_network = [r for r in map(recipes.get, recipes.names()) if r.network == network]
     assert of_network
@@ -118,9 +116,7 @@ def test_a_dry_run_has_as_many_devices_as_are_asked_for():
 
 @pytest.mark.parametrize("devices", [1, 3, 4])
 @pytest.mark.parametrize("processes", [1, 2])
-def test_a_batch_is_split_evenly_or_the_nearest_sizes_that_are_named(
-    devices, processes
-):
+def test_a_batch_is_split_evenly_or_the_nearest_sizes_are_named(devices, processes):
     """Against the list of all sizes that divide and for which there are images."""
     for accumulate, solvers, images in [(1, 1, 40), (2, 1, 41), (3, 2, 100), (5, 4, 7)]:
         slots = devices * processes * accumulate * solvers

@@ -80,9 +80,7 @@ def test_a_tree_whose_every_image_is_broken_is_refused(tmp_path):
     assert_refused("--data: none of 2 images", load, tmp_path)
 
 
-def test_mean_and_deviation_are_kept_until_an_image_or_the_form_changes(
-    tree, monkeypatch
-):
+def test_mean_and_deviation_are_kept_until_images_or_form_change(tree, monkeypatch):
     first = load(tree)
     calls = []
     monkeypatch.setattr(folders, "decode", lambda raw: calls.append(1) or decode(raw))

@@ -74,9 +74,7 @@ def test_a_task_of_slurm_is_one_gpu_and_sees_all_of_its_node(options):
     assert "gpus-per-task" not in options
 
 
-def test_slurm_starts_the_trainer_to_go_on_in_a_folder_that_a_requeue_keeps(
-    tmp_path, options
-):
+def test_slurm_resumes_the_trainer_in_a_folder_that_a_requeue_keeps(tmp_path, options):
     status, (srun,) = run_slurm(tmp_path)
     assert status == 0
     assert srun[:3] == ["srun", "--cpus-per-task=12", "--kill-on-bad-exit=1"]
@@ -100,17 +98,13 @@ def test_slurm_starts_the_trainer_to_go_on_in_a_folder_that_a_requeue_keeps(
     wrong_flag=(REFUSED, 3600, None, False),
     diverged=(DIVERGED, 3600, None, False),
 )
-def test_a_requeue_is_for_the_time_limit_and_a_few_failures(
-    tmp_path, status, left, restarts, requeued
-):
+def test_which_ends_of_a_job_requeue_it(tmp_path, status, left, restarts, requeued):
     ended, calls = run_slurm(tmp_path, status, left, restarts)
     assert calls[1:] == ([["scontrol", "requeue", "7"]] if requeued else [])
     assert ended == (0 if requeued else status)
 
 
-def test_the_signal_before_the_time_limit_reaches_the_tasks_and_is_known_by_the_clock(
-    options,
-):
+def test_the_signal_at_the_time_limit_reaches_tasks_and_is_known_by_the_clock(options):
     number, seconds = options["signal"].split("@")
     assert number == "TERM"  # "B:" before it would signal the batch shell alone
     # sbatch's manual page: up to 60 seconds earlier than asked for.
@@ -156,9 +150,7 @@ def test_kubernetes_knows_every_field(documents, job, version):
         kubernetes_validate.validate(wrong, version, strict=True)
 
 
-def test_pods_find_process_0_by_the_names_of_job_and_service(
-    documents, job, pod, trainer
-):
+def test_pods_find_process_0_by_names_of_job_and_service(documents, job, pod, trainer):
     (service,), spec = of_kind(documents, "Service"), job["spec"]
     name, peers = job["metadata"]["name"], service["metadata"]["name"]
     assert service["spec"]["clusterIP"] == "None"
@@ -180,9 +172,7 @@ def test_pods_find_process_0_by_the_names_of_job_and_service(
     assert config.run.existing == "resume"
 
 
-def test_pods_have_the_folders_the_flags_name_and_memory_for_nccl(
-    documents, pod, trainer
-):
+def test_pods_have_the_folders_of_flags_and_memory_for_nccl(documents, pod, trainer):
     volumes = {volume["name"]: volume for volume in pod["volumes"]}
     mounts = {mount["mountPath"]: mount["name"] for mount in trainer["volumeMounts"]}
     assert volumes.keys() == set(mounts.values())

@@ -53,9 +53,7 @@ def outputs(model, side):
         ("resnet50_v1.5", 25_557_032, 161, 54, 53_120),
     ],
 )
-def test_parameters_of_which_the_default_mask_takes_the_kernels_and_statistics(
-    network, parameters, leaves, kernels, running
-):
+def test_parameters_and_the_default_mask(network, parameters, leaves, kernels, running):
     variables = shapes(make(network), image_pixels(network))
     found = jax.tree.leaves(variables["params"])
     assert (sum(leaf.size for leaf in found), len(found)) == (parameters, leaves)

@@ -38,9 +38,7 @@ def shared(read, size, processes):
 
 
 @pytest.mark.parametrize("augment", ["caffe", "rrc"])
-def test_batches_are_the_same_for_any_workers_processes_and_restarts(
-    folder, augment, monkeypatch
-):
+def test_workers_processes_and_restarts_change_no_batch(folder, augment, monkeypatch):
     """Six updates of 12 images: more than four epochs of 16."""
     train = load(folder, pixels=28, augment=augment, validation_images=0).train
 

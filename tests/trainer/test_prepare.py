@@ -93,9 +93,7 @@ def test_no_more_than_20_broken_images_are_printed_and_all_reported(tmp_path, ch
 
 
 @pytest.mark.parametrize("train", [3, 4])
-def test_imagenets_images_are_counted_where_its_classes_are(
-    tmp_path, monkeypatch, check, train
-):
+def test_images_of_imagenets_classes_are_counted(tmp_path, monkeypatch, check, train):
     monkeypatch.setattr(prepare, "ILSVRC2012", Counts(2, 4, 5))
     root = images.write_classes(tmp_path, {"n00000001": 1, "n00000002": train - 1})
     images.write_classes(root, {"n00000001": 2, "n00000002": 3}, "val")
@@ -105,9 +103,7 @@ def test_imagenets_images_are_counted_where_its_classes_are(
     assert (short in out) == (train < 4)
 
 
-def test_without_a_report_the_working_directory_need_not_be_writable(
-    tmp_path, monkeypatch, capsys
-):
+def test_only_a_report_needs_a_folder_to_write_in(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(prepare.os, "access", lambda path, mode: False)
     root = str(images.write_classes(tmp_path, {"cat": 2}))
     assert prepare.main([root]) == 0

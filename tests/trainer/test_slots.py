@@ -78,9 +78,7 @@ def test_slots_in_turn_need_little_more_memory_than_one():
     ("net", "accumulate", "solvers"),
     [(steps.PLAIN, 1, 1), (steps.NORMED, 1, 1), (steps.NORMED, 4, 2)],
 )
-def test_gradients_are_reduced_once_an_update(
-    name, net, accumulate, solvers, eight_devices
-):
+def test_gradients_are_reduced_once(name, net, accumulate, solvers, eight_devices):
     """One all-reduce, of each gradient, moment and metric once, and in no loop."""
     setup = steps.make_setup(net, algorithm="lars")
     step = steps.step_of(setup, accumulate=accumulate, solvers=solvers)

@@ -97,9 +97,7 @@ def poison_batches(monkeypatch):
 
 # After 12 updates, in the middle of what is fetched at once; right after a checkpoint.
 @pytest.mark.parametrize("step", [13, 12])
-def test_a_lost_update_ends_the_run_and_leaves_its_checkpoints(
-    tmp_path, poison_batches, step
-):
+def test_a_lost_update_ends_a_run_and_keeps_checkpoints(tmp_path, poison_batches, step):
     poison_batches(step)
     assert runs.train(tmp_path, checkpoint_every=3).diverged
     (lost,) = runs.records(tmp_path, "not_finite")
