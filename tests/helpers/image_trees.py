@@ -44,6 +44,12 @@ def write_tree(root, files):
     return root
 
 
+def read_tree(root):
+    """The files of a folder, as `write_tree` takes them."""
+    files = [path for path in Path(root).rglob("*") if path.is_file()]
+    return {str(path.relative_to(root)): path.read_bytes() for path in files}
+
+
 def write_classes(root, counts, split="train"):
     """So many images for each class, all different."""
     paths = [f"{split}/{name}/{i}.png" for name, n in counts.items() for i in range(n)]
@@ -101,7 +107,7 @@ def age(root):
 
 def write_idx(path, array):
     """An IDX file of unsigned bytes; `.gz` at the end of its name compresses it."""
-    header = bytes([0, 0, 8, array.ndim]) + struct.pack(f">{array.ndim}I", *array.shape)
+    header = struct.pack(f">{1 + array.ndim}I", 0x800 + array.ndim, *array.shape)
     raw = header + array.astype(np.uint8).tobytes()
     path.write_bytes(gzip.compress(raw) if path.suffix == ".gz" else raw)
 

@@ -38,7 +38,8 @@ class Tiny(Network):
         return nn.Dense(self.classes, name="fc")(x)
 
 
-PLAIN = Tiny(classes=10, pixel_mean=128.0, pixel_std=74.0)
+FORM = {"classes": 10, "pixel_mean": 128.0, "pixel_std": 74.0}
+PLAIN = Tiny(**FORM)
 NORMED = PLAIN.clone(norm=True)
 NOISY = NORMED.clone(dropout=0.5)
 
@@ -46,14 +47,10 @@ NOISY = NORMED.clone(dropout=0.5)
 def make_setup(model=PLAIN, **optimizer):
     """(model, optimizer, what train_step takes of them): 8 updates, 2 of warm-up."""
     if isinstance(model, str):
-        model = make_model(
-            model, classes=10, width=0.5, pixel_mean=128.0, pixel_std=74.0
-        )
-    config = Config(
-        optimizer=Optimizer(**{"warmup_epochs": 1, **optimizer}),
-        batching=Batching(batch_size=1, epochs=4),
-    )
-    recipe = to_recipe(config)
+        model = make_model(model, width=0.5, **FORM)
+    rule = Optimizer(**{"warmup_epochs": 1, **optimizer})
+    batching = Batching(batch_size=1, epochs=4)
+    recipe = to_recipe(Config(optimizer=rule, batching=batching))
     return model, recipe.optimizer(2), recipe.layer_stats
 
 
@@ -99,10 +96,8 @@ def run(setup, batches, devices, *, name="pmap", **options):
 
 def assert_params_close(found, expected, roundings):
     """Every leaf within so much of its largest value."""
-    jax.tree.map(
-        lambda a, b: np.testing.assert_allclose(
-            a, b, rtol=0, atol=roundings * np.abs(b).max()
-        ),
-        found,
-        expected,
-    )
+
+    def close(a, b):
+        np.testing.assert_allclose(a, b, rtol=0, atol=roundings * np.abs(b).max())
+
+    jax.tree.map(close, found, expected)

@@ -39,12 +39,10 @@ def recorded_grads(dtype=np.float32):
 
 def learning_rate(count):
     """Rises, falls tenfold at step 20, then decays: shows the momentum order."""
-    count = jnp.asarray(
-        count, jnp.float64 if jax.config.jax_enable_x64 else jnp.float32
-    )
+    wide = jax.config.jax_enable_x64
+    count = jnp.asarray(count, jnp.float64 if wide else jnp.float32)
     rate = jnp.where(count < 8, (count + 1) / 8, 1.0)
-    rate = jnp.where(count >= 20, rate * 0.1 * (1 - (count - 20) / 40), rate)
-    return rate
+    return jnp.where(count >= 20, rate * 0.1 * (1 - (count - 20) / 40), rate)
 
 
 WEIGHTS = ("conv", "head", "unseen")

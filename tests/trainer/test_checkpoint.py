@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import small_runs as runs
 from cases import assert_line, cases
+from image_trees import read_tree
 from steps import state_of
 from trees import assert_refused
 
@@ -112,12 +113,6 @@ def no_training(monkeypatch):
     monkeypatch.setattr(Experiment, "compile", compile)
 
 
-def contents(folder):
-    return {
-        path: path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()
-    }
-
-
 @pytest.mark.usefixtures("no_training")
 @cases(
     "flags, named",
@@ -138,19 +133,19 @@ def contents(folder):
 )
 def test_checkpoint_of_another_run_is_refused_by_flag(old, flags, named):
     words, out = old
-    before = contents(out)
+    before = read_tree(out)
     more = [*flags.split(), "--existing", "resume"]
     line = assert_line(f"--existing resume: .*{named}", [*words, *more])
     assert line.count(" was ") == named.count(" was ")
-    assert contents(out) == before
+    assert read_tree(out) == before
 
 
 @pytest.mark.usefixtures("no_training")
 def test_checkpoints_are_refused_unless_the_run_says_what_to_do(old):
     words, out = old
-    before = contents(out)
+    before = read_tree(out)
     assert_line("--out: .*--existing resume", words)
-    assert contents(out) == before
+    assert read_tree(out) == before
 
 
 def test_what_changes_no_state_may_differ(old):

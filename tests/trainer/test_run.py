@@ -110,9 +110,7 @@ def test_run_repeats_bit_for_bit_and_seeds_differ(learned, tmp_path):
     again, other = tmp_path / "again", tmp_path / "other"
     train(experiment, again)
     train(experiment, other, seed=1)
-    losses = [
-        column(runs.records(out, "step"), "loss") for out in (first, again, other)
-    ]
+    losses = [column(runs.records(x, "step"), "loss") for x in (first, again, other)]
     assert losses[0] == losses[1] != losses[2]
 
 
