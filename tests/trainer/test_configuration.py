@@ -10,7 +10,7 @@ import jax
 import numpy as np
 import pytest
 from cases import assert_line, cases
-from networks import make, random_images, random_variables
+from networks import make, random_inputs
 from steps import make_setup, state_of, step_of
 
 import lars_optax
@@ -149,9 +149,10 @@ def one_step(network, dtype="float32"):
     # block have all kinds of leaves.
     side, short = (16, {"blocks": (1, 1)}) if "resnet" in network else (39, {})
     model = make(network, classes=10, width=0.05, dtype=dtype).clone(**short)
-    start = state_of(random_variables(model, side))
+    variables, images = random_inputs(model, 8, side)
+    start = state_of(variables)
     labels = np.random.default_rng(0).integers(0, 10, 8, np.int32)
-    batch = Batch(random_images(8, side), labels)
+    batch = Batch(images, labels)
 
     @jax.jit
     def step(start, batch):

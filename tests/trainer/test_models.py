@@ -11,15 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from cases import cases
-from networks import (
-    KEY,
-    logits_of,
-    make,
-    named_leaves,
-    random_images,
-    random_variables,
-    shapes,
-)
+from networks import KEY, logits_of, make, named_leaves, random_inputs, shapes
 from trees import assert_refused
 
 import lars_optax
@@ -43,17 +35,20 @@ def outputs(model, side):
     return logits, found, state.get("batch_stats", {})
 
 
-@pytest.mark.parametrize(
-    ("network", "parameters", "leaves", "kernels", "running"),
-    [
-        ("alexnet", 60_965_224, 16, 8, 0),
-        ("alexnet_bn", 60_965_224, 16, 8, 2 * (96 + 256 + 384 + 384)),
-        ("alexnet_bn_train_val", 60_966_856, 22, 8, 2 * (96 + 256 + 384 + 384 + 256)),
-        ("resnet50", 25_557_032, 161, 54, 53_120),
-        ("resnet50_v1.5", 25_557_032, 161, 54, 53_120),
-    ],
-)
-def test_parameters_and_the_default_mask(network, parameters, leaves, kernels, running):
+# Of each network the parameters, in how many leaves, of which kernels; and the
+# running statistics.
+SIZES = {
+    "alexnet": (60_965_224, 16, 8, 0),
+    "alexnet_bn": (60_965_224, 16, 8, 2 * (96 + 256 + 384 + 384)),
+    "alexnet_bn_train_val": (60_966_856, 22, 8, 2 * (96 + 256 + 384 + 384 + 256)),
+    "resnet50": (25_557_032, 161, 54, 53_120),
+    "resnet50_v1.5": (25_557_032, 161, 54, 53_120),
+}
+
+
+@pytest.mark.parametrize("network", SIZES)
+def test_parameters_and_the_default_mask(network):
+    parameters, leaves, kernels, running = SIZES[network]
     variables = shapes(make(network), image_pixels(network))
     found = jax.tree.leaves(variables["params"])
     assert (sum(leaf.size for leaf in found), len(found)) == (parameters, leaves)
@@ -101,18 +96,19 @@ def assert_normal(kernel, std):
     assert abs(kernel.std() - std) < error / np.sqrt(2)
 
 
-@pytest.mark.parametrize(
-    ("network", "width", "biases"),
-    [
-        ("alexnet", 0.25, (0, 0.1, 0, 0.1, 0.1, 0.1, 0.1, 0)),
-        ("alexnet_bn", 1.0, (0.01, 0.01, 0.01, 0.01, 0.01, 0.1, 0.1, 0.01)),
-        ("alexnet_bn_train_val", 0.25, (None,) * 4 + (0.1, 0.1, 0.1, 0)),
-    ],
-)
-def test_fillers_of_alexnet(network, width, biases):
+BIASES = {
+    "alexnet": (0, 0.1, 0, 0.1, 0.1, 0.1, 0.1, 0),
+    "alexnet_bn": (0.01, 0.01, 0.01, 0.01, 0.01, 0.1, 0.1, 0.01),
+    "alexnet_bn_train_val": (None,) * 4 + (0.1, 0.1, 0.1, 0),
+}
+
+
+@pytest.mark.parametrize("network", BIASES)
+def test_fillers_of_alexnet(network):
+    width = 1.0 if network == "alexnet_bn" else 0.25  # that of Table 4
     params = initial(make(network, width=width), 227)
     names = ("conv1", "conv2", "conv3", "conv4", "conv5", "fc6", "fc7", "fc8")
-    for name, bias in zip(names, biases, strict=True):
+    for name, bias in zip(names, BIASES[network], strict=True):
         assert_normal(params[name]["kernel"], 0.005 if name in ("fc6", "fc7") else 0.01)
         assert ("bias" in params[name]) == (bias is not None)
         assert bias is None or (params[name]["bias"] == np.float32(bias)).all()
@@ -157,7 +153,7 @@ def test_bfloat16_computes_and_float32_keeps(network):
 
 def test_bfloat16_logits_are_those_of_float32_to_two_digits():
     wide = make("alexnet_bn_small", 10)
-    inputs = random_variables(wide, 28), random_images(8, 28)
+    inputs = random_inputs(wide, 8, 28)
     logits = logits_of(wide, *inputs)
     rounded = logits_of(make("alexnet_bn_small", 10, dtype="bfloat16"), *inputs)
     assert (logits != rounded).any()

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from networks import KEY, logits_of, make, random_images, random_variables
+from networks import KEY, logits_of, make, random_inputs
 from steps import state_of
 
 import lars_optax
@@ -84,7 +84,7 @@ def test_gradients_of_slices_are_those_of_the_grouped_convolution():
 
 def test_the_form_of_a_grouped_convolution_does_not_show(monkeypatch):
     model = make("alexnet", 10, width=1 / 32)
-    variables, images = random_variables(model, 39), random_images(2, 39)
+    variables, images = random_inputs(model, 2, 39)
     found = []
     for slow in (True, False):
         monkeypatch.setattr(layers, "_grouped_convolution_is_slow", lambda s=slow: s)
@@ -100,7 +100,7 @@ def test_the_form_of_a_grouped_convolution_does_not_show(monkeypatch):
 def test_alexnet_is_the_prototxt(network, side):
     # Not divided by 64: LRN of pixels near 0 would hide.
     model = make(network, 10, width=1 / 32, pixel_std=1.0)
-    variables, images = random_variables(model, side), random_images(2, side)
+    variables, images = random_inputs(model, 2, side)
     wide = jax.tree.map(np.float64, variables)
     stats = wide.get("batch_stats", {})
     expected = caffe.alexnet(network, wide["params"], stats, images - 128.0)
@@ -113,7 +113,7 @@ def test_resnet_is_the_prototxt(v1, small_stem):
     mean, form = (100.0, 110.0, 120.0), {"blocks": (2, 1), "small_stem": small_stem}
     stride = 1 if v1 else 2
     model = ResNet(10, mean, 256.0, width=1 / 16, stride_in=stride, **form)
-    variables, images = random_variables(model, 24), random_images(2, 24)
+    variables, images = random_inputs(model, 2, 24)
     wide = jax.tree.map(np.float64, variables)
     inputs = wide["params"], wide["batch_stats"], (images - np.array(mean)) / 256.0
     expected = caffe.resnet((2, 1), *inputs, v1=v1, small_stem=small_stem)
@@ -122,7 +122,7 @@ def test_resnet_is_the_prototxt(v1, small_stem):
 
 def test_dropout_drops_half_in_training_alone_and_doubles_the_rest():
     model = make("alexnet", 10, width=1 / 8)
-    variables, images = random_variables(model, 39), random_images(4, 39)
+    variables, images = random_inputs(model, 4, 39)
 
     @partial(jax.jit, static_argnames="train")
     def run(train):
@@ -145,7 +145,7 @@ def test_dropout_drops_half_in_training_alone_and_doubles_the_rest():
 
 def test_dropout_follows_its_key_and_0_needs_none():
     model = make("alexnet", 10, width=1 / 16)
-    variables, images = random_variables(model, 39), random_images(2, 39)
+    variables, images = random_inputs(model, 2, 39)
 
     @jax.jit
     def run(key):
@@ -161,11 +161,10 @@ def test_dropout_follows_its_key_and_0_needs_none():
 
 def test_synchronised_batch_norm_is_that_of_one_device():
     devices = engine.start_devices(None)[:4]
-    images = random_images(16, 12)
-    images[:4] //= 4  # one device's images differ from the others'
     whole = make("alexnet_bn_small", 10, width=0.5)
-    synced = make("alexnet_bn_small", 10, width=0.5, bn_axis_name="batch")
-    variables = random_variables(whole, 12)
+    synced = whole.clone(bn_axis_name="batch")
+    variables, images = random_inputs(whole, 16, 12)
+    images[:4] //= 4  # one device's images differ from the others'
 
     def run(model, images):
         return model.apply(variables, images, train=True, mutable=["batch_stats"])
@@ -183,9 +182,9 @@ def test_one_lars_step_moves_every_kernel_by_the_same_share_of_its_norm():
     """Without decay and momentum ‖Δw‖ = γ·η·‖w‖, wherever a gradient arrives."""
     model = make("alexnet", 10, width=1 / 16)
     tx = lars_optax.lars(10.0, trust_coefficient=0.001, momentum=None)
-    variables = random_variables(model, 67)
+    variables, images = random_inputs(model, 8, 67)
     params = variables["params"]
-    batch = Batch(random_images(8, 67), np.arange(8, dtype=np.int32))
+    batch = Batch(images, np.arange(8, dtype=np.int32))
     step = jax.jit(partial(train_step, model=model, tx=tx, axis_name=None))
     new, metrics = jax.device_get(step(state_of(variables, tx.init(params)), batch))
     assert np.isfinite(metrics["loss"])
