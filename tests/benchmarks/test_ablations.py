@@ -6,7 +6,7 @@ from itertools import combinations
 import jax.numpy as jnp
 import numpy as np
 from jax.flatten_util import ravel_pytree
-from trees import updates_and_states
+from trees import each_step
 
 from benchmarks.study.ablations import ABLATIONS
 from benchmarks.study.protocol import ABLATION, Cell
@@ -25,7 +25,7 @@ def test_every_variant_trains_with_an_optimizer_of_its_own():
         for variant in variants:
             optimizer = replace(variant.optimizer, learning_rate=50.0)
             recipe = to_recipe(replace(config, optimizer=optimizer))
-            steps = updates_and_states(variant.make(recipe, 3200), grads, params)
+            steps = each_step(variant.make(recipe, 3200), grads, params)
             found = ravel_pytree([updates for updates, _ in steps])
             seen[*variant.key.values()] = found[0]
     assert len(seen) == 1 + sum(len(variants) - 1 for variants in ABLATIONS.values())

@@ -10,7 +10,7 @@ import optax
 import pytest
 from jax.flatten_util import ravel_pytree
 from small_runs import ROOT
-from trees import assert_equal, assert_refused, updates_and_states
+from trees import assert_equal, assert_refused, each_step
 
 import lars_optax
 from benchmarks.study import large_batches, protocol
@@ -129,7 +129,7 @@ def test_every_method_trains_with_an_optimizer_of_its_own():
         config = cells()[0]._replace(method=name).config("mnist", 1e3, FINAL, 1)
         tx = method.make(to_recipe(config), 55_000)
         # The rate starts at 0.
-        *_, (updates, _) = updates_and_states(tx, [grads] * 3, PARAMS)
+        *_, (updates, _) = each_step(tx, [grads] * 3, PARAMS)
         seen[name] = ravel_pytree(updates)[0]
     same = {name: name.removesuffix("-long") for name in protocol.TUNED_LONG}
     for name, other in (same | {"linear": "sgd", "lars-sqrt": "lars"}).items():
@@ -145,7 +145,7 @@ def test_lars_of_weights_is_lars_with_its_defaults_a_schedule_and_decay():
 
     def updates(tx):
         tx = optax.GradientTransformation(tx.init, jax.jit(tx.update))
-        return [updates for updates, _ in updates_and_states(tx, grads, PARAMS)]
+        return [updates for updates, _ in each_step(tx, grads, PARAMS)]
 
     lars = lars_optax.lars(recipe.schedule(3200), 5e-4)
     assert_equal(updates(METHODS["lars"].make(recipe, 3200)), updates(lars))

@@ -88,14 +88,9 @@ UNDRAWN = "import examples.imagenet.cli as m\nm.plot_runs = lambda *_: None\n"
 
 def begin_python(*arguments, **environment):
     """A process of Python with these arguments, in the project's folder."""
-    return subprocess.Popen(
-        [sys.executable, *arguments],
-        cwd=ROOT,
-        env=os.environ | {"JAX_PLATFORMS": "cpu"} | environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    options = {"cwd": ROOT, "env": os.environ | {"JAX_PLATFORMS": "cpu"} | environment}
+    options |= dict.fromkeys(("stdout", "stderr"), subprocess.PIPE)
+    return subprocess.Popen([sys.executable, *arguments], **options, text=True)
 
 
 def end(process):

@@ -26,15 +26,12 @@ def recorded_grads(dtype=np.float32):
     rng = np.random.default_rng(1)
     params = params_tree()
     scales = {"conv": 3.0, "conv_bias": 1e-3, "head": 0.2, "last_norm_scale": 1.0}
-    return [
-        {
-            name: (
-                scales.get(name, 0.5 * (step >= 4)) * rng.normal(0, 1, np.shape(w))
-            ).astype(dtype)
-            for name, w in params.items()
-        }
-        for step in range(STEPS)
-    ]
+
+    def draw(step, name, w):
+        scale = scales.get(name, 0.5 * (step >= 4))
+        return (scale * rng.normal(0, 1, np.shape(w))).astype(dtype)
+
+    return [{k: draw(step, k, w) for k, w in params.items()} for step in range(STEPS)]
 
 
 def learning_rate(count):
@@ -101,7 +98,7 @@ def replay(tx, params=PARAMS, grads=RECORDED):
     return train(tx, params, lambda _, g: g, grads)
 
 
-def updates_and_states(tx, grads, params=PARAMS):
+def each_step(tx, grads, params=PARAMS):
     """Updates and state after each of several gradients, at the same parameters."""
     state = tx.init(params)
     for g in grads:

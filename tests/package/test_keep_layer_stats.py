@@ -7,8 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from trees import GRADS, PARAMS, RECORDED, assert_equal, assert_refused
-from trees import updates_and_states as steps
+from trees import GRADS, PARAMS, RECORDED, assert_equal, assert_refused, each_step
 
 import lars_optax
 from lars_optax import LayerStats
@@ -27,7 +26,7 @@ def shapes(tree):
 
 def first_step(tx, grads=GRADS, params=PARAMS):
     """The first update, and the statistics it leaves."""
-    ((updates, state),) = steps(tx, [grads], params)
+    ((updates, state),) = each_step(tx, [grads], params)
     return updates, kept(state)
 
 
@@ -77,7 +76,7 @@ def test_can_be_scanned_over():
 def test_under_multi_steps_it_sees_the_mean_and_after_clipping_the_clipped():
     inner = optax.chain(optax.clip_by_global_norm(0.1), KEEPS(**OPTIONS))
     tx = optax.MultiSteps(inner, every_k_schedule=2)
-    (_, waiting), (_, done) = steps(tx, RECORDED[:2])
+    (_, waiting), (_, done) = each_step(tx, RECORDED[:2])
     assert all(not np.any(x) for x in jax.tree.leaves(kept(waiting)))
     mean = jax.tree.map(lambda a, b: (a + b) / 2, *RECORDED[:2])
     scale = 0.1 / np.sqrt(sum(np.sum(x**2) for x in mean.values()))
@@ -88,7 +87,7 @@ def test_under_multi_steps_it_sees_the_mean_and_after_clipping_the_clipped():
 
 def test_a_leaf_without_a_gradient_keeps_what_it_had():
     grads = jax.tree.map(lambda g: 2 * g, GRADS) | {"head": None}
-    (_, first), (updates, second) = steps(KEEPS(**OPTIONS), [GRADS, grads])
+    (_, first), (updates, second) = each_step(KEEPS(**OPTIONS), [GRADS, grads])
     had, has = kept(first), kept(second)
     assert updates["head"] is None
     assert_equal(has["head"], had["head"])
@@ -106,7 +105,7 @@ def test_a_masked_leaf_has_none():
 
 def test_a_scheduled_weight_decay_counts_by_itself():
     tx = KEEPS(lambda count: 0.1 * count, True, 0.01)
-    for count, (_, state) in enumerate(steps(tx, [GRADS] * 3)):
+    for count, (_, state) in enumerate(each_step(tx, [GRADS] * 3)):
         decay = jnp.float32(0.1) * count
         expected = lars_optax.layer_stats(GRADS, PARAMS, decay, True, 0.01)
         assert_equal(kept(state), expected)

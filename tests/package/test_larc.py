@@ -100,7 +100,7 @@ def test_an_injected_rate_is_one_trace_and_clips_anew():
 def test_updates_have_the_parameters_dtype_and_a_wide_buffer_keeps_its_own(dtype):
     params = {"kernel": jnp.ones((4, 4), dtype)}
     tx = lars_optax.larc(jnp.float32(0.5), accumulator_dtype="float32")
-    for updates, state in trees.updates_and_states(tx, [params] * 3, params):
+    for updates, state in trees.each_step(tx, [params] * 3, params):
         assert updates["kernel"].dtype == dtype
         assert optax.tree.get(state, "trace")["kernel"].dtype == jnp.float32
 

@@ -23,12 +23,8 @@ from examples.imagenet.step.step import train_step
 from lars_optax import recipes
 
 IMAGENET = 1_281_167
-PARAMETERS = {
-    "alexnet": 60_965_224,
-    "alexnet_bn": 60_965_224,
-    "resnet50": 25_557_032,
-    "resnet50_v1.5": 25_557_032,
-}
+PARAMETERS = dict.fromkeys(("alexnet", "alexnet_bn"), 60_965_224)
+PARAMETERS |= dict.fromkeys(("resnet50", "resnet50_v1.5"), 25_557_032)
 # What a user could give for what a source leaves out.
 FILLED = {"learning_rate": 10.0, "warmup_epochs": 5, "warmup_start": 0.001}
 FILLED |= {"momentum": 0.9, "weight_decay": 5e-4}

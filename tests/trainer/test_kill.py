@@ -97,11 +97,9 @@ def test_sigterm_saves_logs_and_goes_on_to_the_same_end(start, whole):
 def test_a_disk_that_fills_up_ends_the_run_and_loses_no_checkpoint(start, whole):
     out, process = start("full", _AT_STEP.format(step=10, act=_FILL_UP), 1)
     # tensorstore prints tracebacks of its own before and after it.
-    error = re.search(
-        r"error: --out: a checkpoint could not be saved \(.*File too large.*\);"
-        r" the newest whole one is of step (\d+)",
-        process.stderr,
-    )
+    line = r"error: --out: a checkpoint could not be saved \(.*File too large.*\);"
+    line += r" the newest whole one is of step (\d+)"
+    error = re.search(line, process.stderr)
     assert error, process.stderr
     names = [path.name for path in (out / "checkpoints").iterdir()]
     newest = max(int(name) for name in names if name.isdigit())

@@ -42,14 +42,12 @@ def together(out, more="", struck=1, strike=""):
     """Runs two processes of two devices; how they ended."""
     words = f"{more} --coordinator 127.0.0.1:{runs.free_port()} --processes 2"
     words = flags(out, f"{words} --heartbeat-timeout {HEARTBEAT}")
-    processes = [
-        runs.begin(
-            [*words, "--process", str(i)],
-            out.parent / "cache",
-            runs.UNDRAWN + (strike if i == struck else ""),
-        )
-        for i in range(2)
-    ]
+
+    def begin(i):
+        code = runs.UNDRAWN + (strike if i == struck else "")
+        return runs.begin([*words, "--process", str(i)], out.parent / "cache", code)
+
+    processes = [begin(i) for i in range(2)]
     # The one that is struck ends first.
     first, began = runs.end(processes[struck]), time.monotonic()
     second = runs.end(processes[1 - struck])

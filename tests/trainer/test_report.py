@@ -35,17 +35,13 @@ def test_without_a_terminal_a_line_a_minute_says_when_it_will_end(monkeypatch, c
 def test_tables_8_and_9_come_back_from_logs_of_the_papers_speeds():
     """AlexNet-BN; in each log the median is the paper's speed, the first an outlier."""
     paper = {(512, 4): 6627, (512, 8): 5771, (4096, 4): 6585, (4096, 8): 15379}
-    runs = [
-        run(
-            config(batch, n),
-            *(speed(each, n) for each in (1, found - 900, found, found + 1)),
-            {"kind": "resume", "step": 9},
-            speed(1, n),
-            step(10, batch),
-        )
-        for (batch, n), found in paper.items()
-    ]
-    found = speeds.cells(runs)
+
+    def of(batch, n, median):
+        first = [speed(each, n) for each in (1, median - 900, median, median + 1)]
+        then = [{"kind": "resume", "step": 9}, speed(1, n), step(10, batch)]
+        return run(config(batch, n), *first, *then)
+
+    found = speeds.cells([of(*cell, median) for cell, median in paper.items()])
     assert {(c.batch, c.devices): c.speed for c in found} == paper
     assert {(c.records, c.data_wait, c.warm) for c in found} == {(3, 0.25, True)}
     assert found[0].seconds == 100 * logs.IMAGES / 6627
@@ -125,11 +121,8 @@ def test_a_report_holds_what_the_logs_hold_and_says_what_they_do_not(tmp_path, c
     ):
         assert line in text, line
     cpu, gpu = text.split("## Speed: ")[1:]
-    for note in (
-        "*: nothing but first records",
-        "On a CPU, devices are virtual",
-        "?: not in the log",
-    ):
+    starred, virtual = "*: nothing but first records", "On a CPU, devices are virtual"
+    for note in (starred, virtual, "?: not in the log"):
         assert note in cpu
         assert note not in gpu
     for picture in ("curves.png", "layers-whole-run.png"):
