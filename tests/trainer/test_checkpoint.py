@@ -3,6 +3,7 @@
 import os
 import threading
 from dataclasses import replace
+from unittest.mock import Mock
 
 import jax
 import numpy as np
@@ -56,17 +57,16 @@ def test_a_state_that_is_written_late_is_that_of_its_step(tmp_path, monkeypatch)
             assert trained_on.wait(60)
         mkdir(path, *args, **kwargs)
 
-    given, copies = [], []
+    given = []
 
     class Watched(Checkpoints):
         def save(self, state, *rest):
-            given.append(state)
-            copies.append(jax.tree.map(np.array, state))
+            given.append((state, jax.tree.map(np.array, state)))
             super().save(state, *rest)
 
     def check():
         assert not (tmp_path / "checkpoints" / "3").exists()
-        assert all(leaf.is_deleted() for leaf in jax.tree.leaves(given[0].params))
+        assert all(leaf.is_deleted() for leaf in jax.tree.leaves(given[0][0].params))
         trained_on.set()
 
     monkeypatch.setattr(os, "mkdir", late)
@@ -74,7 +74,7 @@ def test_a_state_that_is_written_late_is_that_of_its_step(tmp_path, monkeypatch)
     runs.train(tmp_path, runs.when("step", 5, check), Watched, **kept)
     assert trained_on.is_set()
     assert runs.steps_of(tmp_path) == [3, 6, 8, 9, 12, 15, 16, 18, 21, 24]
-    runs.assert_equal(runs.saved(tmp_path, 3), copies[0])
+    runs.assert_equal(runs.saved(tmp_path, 3), given[0][1])
 
 
 def test_a_finished_run_trains_nothing_and_repeats_its_result(tmp_path, monkeypatch):
@@ -107,10 +107,8 @@ def old(tmp_path_factory):
 
 @pytest.fixture
 def no_training(monkeypatch):
-    def compile(*args):
-        raise AssertionError("something was compiled")
-
-    monkeypatch.setattr(Experiment, "compile", compile)
+    compiled = Mock(side_effect=AssertionError("something was compiled"))
+    monkeypatch.setattr(Experiment, "compile", compiled)
 
 
 @pytest.mark.usefixtures("no_training")
@@ -166,10 +164,8 @@ def test_a_batch_cut_otherwise_is_told_and_not_refused(old):
     words = [*old[0], "--devices", "4"]
     with Checkpoints(command.parse(words), *of(words)) as checkpoints:
         assert checkpoints.any
-        assert checkpoints.changes == [
-            "devices: 4, and 2 until now",
-            "images of which BatchNorm takes the moments: 4, and 8 until now",
-        ]
+        moments = "images of which BatchNorm takes the moments: 4, and 8 until now"
+        assert checkpoints.changes == ["devices: 4, and 2 until now", moments]
 
 
 def test_images_of_the_same_number_but_others_are_refused(old, tmp_path):

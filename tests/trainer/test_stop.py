@@ -5,6 +5,7 @@ And a trace of some of its steps.
 
 import gzip
 import json
+from contextlib import ExitStack
 from functools import partial
 from signal import SIGINT, SIGTERM, getsignal, raise_signal, signal
 
@@ -12,6 +13,7 @@ import jax
 import numpy as np
 import pytest
 import small_runs as runs
+from cases import cases
 from trees import assert_refused
 
 from examples.imagenet.__main__ import DIVERGED
@@ -50,8 +52,9 @@ def test_the_first_signal_is_noted_and_the_second_acts_at_once(second):
     def act(signum, frame):
         raise Acted(signum)
 
-    before = {number: signal(number, act) for number in (SIGINT, SIGTERM)}
-    try:
+    with ExitStack() as stack:
+        for number in (SIGINT, SIGTERM):
+            stack.callback(signal, number, signal(number, act))
         with StopSignals() as stops:
             assert stops.agreed(1) is None
             raise_signal(SIGINT)
@@ -61,9 +64,6 @@ def test_the_first_signal_is_noted_and_the_second_acts_at_once(second):
         with StopSignals():
             assert act not in handlers()
         assert handlers() == [act, act]
-    finally:
-        for number, handler in before.items():
-            signal(number, handler)
 
 
 def assert_finite(out):
@@ -144,24 +144,24 @@ def first():
     return state, batch, partial(first_not_finite, experiment.model, slot=slot)
 
 
-@pytest.mark.parametrize(
-    ("poisons", "found"),
-    [
-        ([], None),
-        ([("fc1", "bias", np.nan)], "the parameter fc1/bias"),
-        ([("conv1", "kernel", 3e38), ("fc2", "kernel", np.inf)], "the parameter fc2"),
-        ([("conv1", "kernel", 3e38), ("fc1", "kernel", 3e38)], "the output of conv1"),
-        ([("conv2", "kernel", 3e38), ("fc2", "kernel", 3e38)], "the output of conv2"),
-        ([("bn3", "scale", 3e38), ("fc2", "kernel", 3e38)], "the output of bn3"),
-        ([("fc2", "kernel", 3e38)], "the output of fc2"),
-    ],
+HUGE = 3e38
+
+
+@cases(
+    "found, poisons",
+    nothing=("None", {}),
+    parameter=("the parameter fc1/bias", {"fc1/bias": np.nan}),
+    its_end=("the parameter fc2", {"conv1/kernel": HUGE, "fc2/kernel": np.inf}),
+    first=("the output of conv1", {"conv1/kernel": HUGE, "fc1/kernel": HUGE}),
+    middle=("the output of conv2", {"conv2/kernel": HUGE, "fc2/kernel": HUGE}),
+    norm=("the output of bn3", {"bn3/scale": HUGE, "fc2/kernel": HUGE}),
+    last=("the output of fc2", {"fc2/kernel": HUGE}),
 )
-def test_the_first_thing_not_finite_is_named(first, poisons, found):
+def test_the_first_thing_not_finite_is_named(first, found, poisons):
     state, batch, find = first
-    for each in poisons:
-        state = poison(state, *each)
-    name = find(state, batch)
-    assert name is found is None or name.startswith(found)
+    for name, value in poisons.items():
+        state = poison(state, *name.split("/"), value)
+    assert str(find(state, batch)).startswith(found)
 
 
 @pytest.mark.parametrize("image", [0, 15])
