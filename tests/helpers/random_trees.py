@@ -83,15 +83,13 @@ def trees(draw, **options):
 NUMBERS = st.builds(  # exact in float32, from 2⁻¹⁰ to 1
     lambda m, e: m * 2.0 ** (e - 7), st.integers(64, 128), st.integers(-9, 0)
 )
-OPTIONS = st.fixed_dictionaries(
-    {
-        "weight_decay": st.just(0.0) | NUMBERS,
-        "trust_coefficient": NUMBERS,
-        "eps": st.just(0.0) | NUMBERS,
-        "denominator": st.sampled_from(["separate", "joint"]),
-        "fallback_ratio": st.sampled_from([0.0, 1.0]) | NUMBERS,
-    }
-)
+OPTIONS = st.fixed_dictionaries({
+    "weight_decay": st.just(0.0) | NUMBERS,
+    "trust_coefficient": NUMBERS,
+    "eps": st.just(0.0) | NUMBERS,
+    "denominator": st.sampled_from(["separate", "joint"]),
+    "fallback_ratio": st.sampled_from([0.0, 1.0]) | NUMBERS,
+})  # fmt: skip
 
 
 def is_x64(tree):

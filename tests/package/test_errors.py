@@ -41,9 +41,10 @@ BAD = {
 }
 
 
-@pytest.mark.parametrize(
-    ("argument", "value"), [(key, x) for key, values in BAD.items() for x in values]
-)
+PAIRS = [(argument, value) for argument, values in BAD.items() for value in values]
+
+
+@pytest.mark.parametrize(("argument", "value"), PAIRS)
 def test_bad_argument_of_lars(argument, value):
     with pytest.raises(ValueError, match=argument) as error:
         lars_optax.lars(**{"learning_rate": 0.1, argument: value})

@@ -66,9 +66,8 @@ def test_is_unscaled_lars_where_no_ratio_reaches_the_rate():
     rule = {"trust_coefficient": ETA / gamma, "fallback_ratio": 1e-6}
     rate = optax.scale_by_learning_rate(gamma)
     lars = optax.chain(lars_optax.scale_by_lars(**rule), optax.trace(0.9), rate)
-    trees.assert_same_history(
-        *(trees.replay(t, grads=trees.RECORDED[:10]) for t in (tx, lars))
-    )
+    histories = (trees.replay(x, grads=trees.RECORDED[:10]) for x in (tx, lars))
+    trees.assert_same_history(*histories)
 
 
 def test_the_state_counts_only_where_something_is_scheduled():

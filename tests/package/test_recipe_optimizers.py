@@ -16,9 +16,7 @@ GOYAL = recipes.get("goyal-resnet50-sgd-8192")
 SHORT = {"batch_size": 100, "epochs": 4}
 
 
-@pytest.mark.parametrize(
-    "name", ["paper-t5-alexnet_bn-lars-512", "mlperf-v1.0-resnet50-lars-8192"]
-)
+@pytest.mark.parametrize("name", ["paper-t5-alexnet_bn-lars-512", MLPERF.name])
 def test_lars_recipe_equals_the_reference(name):
     recipe = recipes.get(name).replace(**SHORT, warmup_epochs=1, warmup_start=0.0)
     rate = recipe.schedule(1000)

@@ -19,25 +19,24 @@ from examples.imagenet.run import cluster
 from examples.imagenet.run.cluster import TRY_AGAIN, Watchdog, gather, join
 from examples.imagenet.step import devices as engine
 
+MISSING = "--coordinator, --process: missing; give all three"
+
 
 @cases(
     "make, message",
-    incomplete=(
-        partial(Cluster, processes=2),
-        "--coordinator, --process: missing; give all three",
-    ),
+    incomplete=(partial(Cluster, processes=2), MISSING),
     number_too_high=(partial(Cluster, "a:1", 2, 2), "--process: got 2; give 0 to 1"),
     no_port=(partial(Cluster, "a", 2, 0), "--coordinator: got 'a'; give HOST:PORT"),
     heartbeat=(partial(Cluster, heartbeat_timeout=1), "--heartbeat-timeout: got 1"),
     negative_timeout=(partial(Cluster, step_timeout=-1), "--step-timeout: got -1"),
-    empty_profile=(partial(Run, profile="5:5"), "--profile: got"),
-    reversed_profile=(partial(Run, profile="7:5"), "--profile: got"),
-    profile_of_one_number=(partial(Run, profile="5"), "--profile: got"),
-    profile_of_words=(partial(Run, profile="a:b"), "--profile: got"),
-    negative_profile=(partial(Run, profile="-1:5"), "--profile: got"),
 )
-def test_what_makes_no_cluster_or_profile_is_refused(make, message):
+def test_flags_that_make_no_cluster_are_refused(make, message):
     assert_refused(message, make)
+
+
+@pytest.mark.parametrize("profile", ["5", "5:5", "7:5", "a:b", "-1:5"])
+def test_a_profile_of_no_steps_is_refused(profile):
+    assert_refused("--profile: got", Run, profile=profile)
 
 
 def test_a_cluster_is_joined_by_flags_or_under_srun_alone(monkeypatch):

@@ -126,9 +126,7 @@ CHANGES = {
     "file_renamed": lambda root: rename(root / "train/dog", "0.png", "z.png"),
     "class_added": lambda root: images.write_tree(root, {"train/ant/new.png": b""}),
     "class_removed": lambda root: shutil.rmtree(root / "test/dog"),
-    "class_renamed": lambda root: [
-        rename(root / split, "cat", "zebra") for split in ("train", "test")
-    ],
+    "class_renamed": lambda root: [rename(x, "cat", "zebra") for x in root.iterdir()],
     "split_removed": lambda root: shutil.rmtree(root / "test"),
 }
 

@@ -48,14 +48,10 @@ class Stripes:
 def experiment():
     held = Stripes(30)
     stripes = Dataset(Stripes(96), held, held, 10, SHAPE, 60.0, 50.0)
-    return Experiment(
-        Data(),
-        Model(network="alexnet_small", width=0.5),
-        Optimizer("sgd", learning_rate=0.05, warmup_epochs=0),
-        Batching(batch_size=16, epochs=8, eval_batch_size=20),
-        stripes,
-        jax.local_devices()[:2],
-    )
+    optimizer = Optimizer("sgd", learning_rate=0.05, warmup_epochs=0)
+    batching = Batching(batch_size=16, epochs=8, eval_batch_size=20)
+    settings = Data(), Model(network="alexnet_small", width=0.5), optimizer, batching
+    return Experiment(*settings, stripes, jax.local_devices()[:2])
 
 
 def test_a_users_iterator_is_learnt_and_resumed_bit_for_bit(experiment, tmp_path):
