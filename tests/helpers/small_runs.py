@@ -4,7 +4,7 @@ import os
 import socket
 import subprocess
 import sys
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 
 import jax
@@ -147,10 +147,9 @@ def assert_equal(found, expected):
 
 
 def _leaves(tree):
-    return {
-        jax.tree_util.keystr(path, simple=True, separator="/"): np.asarray(leaf)
-        for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
-    }
+    name = partial(jax.tree_util.keystr, simple=True, separator="/")
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return {name(path): np.asarray(leaf) for path, leaf in leaves}
 
 
 def records(out, *kinds):

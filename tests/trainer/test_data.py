@@ -139,9 +139,10 @@ def test_synthetic_images_have_imagenets_numbers_and_are_the_same_every_time():
     assert abs(pool.std() - noise.pixel_std) < 0.5
 
 
-@pytest.mark.skipif(
-    not FASHION.is_dir(), reason=f"Debian's dataset-fashion-mnist not in {FASHION}"
-)
+ABSENT = f"Debian's dataset-fashion-mnist not in {FASHION}"
+
+
+@pytest.mark.skipif(not FASHION.is_dir(), reason=ABSENT)
 def test_fashion_mnist_is_read_whole():
     fashion = load(str(FASHION), 5_000)
     parts = (fashion.train, fashion.validation, fashion.test)

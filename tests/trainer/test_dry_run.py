@@ -145,9 +145,10 @@ def test_a_rate_of_another_batch_size_is_told_unless_it_is_changed_too(dry_run):
     assert "belongs to" not in dry_run(f"{flags} --learning-rate 4.25")
 
 
-@pytest.mark.parametrize(
-    ("network", "batch"), [("alexnet_small", 256), ("alexnet_bn_small", 16)]
-)
+BATCHES = {"alexnet_small": 256, "alexnet_bn_small": 16}
+
+
+@pytest.mark.parametrize(("network", "batch"), BATCHES.items())
 def test_the_memory_told_is_what_xla_allots(network, batch):
     """Within a third, as the text says.
 

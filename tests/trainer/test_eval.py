@@ -73,9 +73,10 @@ def test_copies_that_differ_are_named(devices):
         engine.assert_replicated(state._replace(params=drifted))
 
 
-@pytest.mark.parametrize(
-    ("network", "leaves"), [("alexnet_small", 10), ("alexnet_bn_small", 13)]
-)
+LEAVES = {"alexnet_small": 10, "alexnet_bn_small": 13}
+
+
+@pytest.mark.parametrize(("network", "leaves"), LEAVES.items())
 def test_networks_are_shaped_like_alexnet_and_its_bn_sibling(network, leaves):
     setup = make_setup(network, algorithm="sgd")
     state = jax.eval_shape(partial(start, setup, (28, 28, 1)))

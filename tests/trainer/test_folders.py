@@ -119,8 +119,7 @@ def test_training_draws_are_a_function_of_seed_epoch_and_image_alone(tree, augme
         np.testing.assert_array_equal(loaded.images[place], crop)
         assert loaded.mirror[place] == mirror
     everyone = np.arange(16)
-    seeds = 5, 6
-    first, second = (whole.take_augmented(everyone, s, 0 * everyone) for s in seeds)
+    first, second = (whole.take_augmented(everyone, s, 0 * everyone) for s in (5, 6))
     assert (first.images != second.images).any()
     assert 0 < first.mirror.sum() < 16
 

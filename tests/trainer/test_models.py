@@ -69,14 +69,12 @@ def test_sizes_of_alexnet_and_one_kernel_for_both_groups(network):
     assert params["fc6"]["kernel"].shape == (6 * 6 * 256, 4096)
 
 
-@pytest.mark.parametrize(
-    ("network", "after_1x1"), [("resnet50", 28), ("resnet50_v1.5", 56)]
-)
-def test_v1_halves_in_the_1x1_and_v1_5_in_the_3x3(network, after_1x1):
+@pytest.mark.parametrize(("network", "side"), [("resnet50", 28), ("resnet50_v1.5", 56)])
+def test_v1_halves_in_the_1x1_and_v1_5_in_the_3x3(network, side):
     _, found, _ = outputs(make(network), 224)
     assert found["conv1"].shape[1:] == (112, 112, 64)
     assert found["stage1_block1/conv1"].shape[1:] == (56, 56, 64)  # VALID would be 55
-    assert found["stage2_block1/conv1"].shape[1] == after_1x1
+    assert found["stage2_block1/conv1"].shape[1] == side
     assert found["stage2_block1/conv2"].shape[1] == 28
     assert found["stage2_block1/conv_projection"].shape[1:] == (28, 28, 512)
     assert found["stage4_block3"].shape[1:] == (7, 7, 2048)

@@ -73,11 +73,11 @@ def test_slots_in_turn_need_little_more_memory_than_one():
     assert turns < 0.5 * temporary(256, 1)
 
 
+SLOTS = [(steps.PLAIN, 1, 1), (steps.NORMED, 1, 1), (steps.NORMED, 4, 2)]
+
+
 @pytest.mark.parametrize("name", ["pmap", "shard_map"])
-@pytest.mark.parametrize(
-    ("net", "accumulate", "solvers"),
-    [(steps.PLAIN, 1, 1), (steps.NORMED, 1, 1), (steps.NORMED, 4, 2)],
-)
+@pytest.mark.parametrize(("net", "accumulate", "solvers"), SLOTS)
 def test_gradients_are_reduced_once(name, net, accumulate, solvers, eight_devices):
     """One all-reduce, of each gradient, moment and metric once, and in no loop."""
     setup = steps.make_setup(net, algorithm="lars")

@@ -150,11 +150,8 @@ def test_batch_stats_are_those_of_the_whole_batch_and_age(devices):
     batches = [steps.make_batch(seed, 32) for seed in range(2)]
     batches = [b._replace(images=(b.images * scale).astype(np.uint8)) for b in batches]
     kernel = params_of(setup)["conv"]["kernel"]
-    options = {"accumulate": 2, "solvers": 2}
-    one, two = (
-        steps.run(setup, batches[:k], devices[:2], **options)[0].batch_stats["bn"]
-        for k in (1, 2)
-    )
+    run = partial(steps.run, setup, devices=devices[:2], accumulate=2, solvers=2)
+    one, two = (run(batches[:k])[0].batch_stats["bn"] for k in (1, 2))
     for i, name in enumerate(("mean", "var")):
         first, second = (conv_moments(kernel, b.images)[i] for b in batches)
         # The first batch is copied, the next ages it; float32 sums of 1,152 values.
