@@ -10,7 +10,6 @@ Python that has PyTorch and timm is timed with them. Run it on a quiet machine; 
 average is recorded. Writes benchmarks/results/optimizer_step_DEVICE.json.
 """
 
-import argparse
 import os
 import re
 import subprocess
@@ -26,14 +25,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import tyro
 
 import lars_optax
 from benchmarks import results
-from benchmarks.networks import NETWORKS, TITLES, shapes
+from benchmarks.networks import NETWORKS, TITLES, Network, shapes
 from benchmarks.results import BENCHMARKS, README, Record, Table
 from benchmarks.speed import timer
 from benchmarks.speed.peer import start_peer
-from examples.imagenet.report.page import markdown_table
+from benchmarks.speed.training import Dtype
 
 RATE, DECAY, MOMENTUM = 1e-3, 5e-4, 0.9  # a small rate, so that the weights stay alike
 BASE = "optax.sgd"
@@ -147,9 +147,9 @@ def measure(network: str, dtype: str, rounds: int, python: str | None) -> Record
         steps[name] = make_step(tx, tree, compiled)
     adapted = jax.tree.leaves(by_role(tree))
     task = {"shapes": [x.shape for x in leaves], "adapted": adapted, "dtype": dtype}
-    with start_peer(python, "torch_step", task) as peer:
+    with start_peer(python, "torch_step", task) as (theirs, versions):
         # The first step touches memory for the first time, and torch compiles twice.
-        timed = timer.compare(steps | peer.steps, rounds, BASE, warm_up=3)
+        timed = timer.compare(steps | theirs, rounds, BASE, warm_up=3)
     for name, row in timed.pop("steps").items():
         found[name] = found.get(name, {}) | row
     # On leaves of one element each a step takes all of its time but the arithmetic's.
@@ -158,7 +158,7 @@ def measure(network: str, dtype: str, rounds: int, python: str | None) -> Record
     for name, row in timer.compare(steps, 50, BASE)["steps"].items():
         each = row["median_seconds"] / len(leaves)
         found[name]["microseconds_per_leaf"] = 1e6 * each
-    about = {"leaves": len(leaves), "bytes": size, "torch": peer.versions}
+    about = {"leaves": len(leaves), "bytes": size, "torch": versions}
     return about | timed | {"optimizers": found}
 
 
@@ -174,21 +174,26 @@ def import_milliseconds() -> float:
 
 def main_table(record: Record) -> str:
     """Returns the ratios to SGD of the main optimizers on all networks and dtypes."""
-    measured = record["results"]
-    titles = [name.split() for name in measured]
-    head = ["one step", *(f"{TITLES[net]}, {dtype}" for net, dtype in titles)]
-    lines = []
+    rows = []
     for name in MAIN:
-        each = [result["optimizers"].get(name) for result in measured.values()]
-        cells = [f"{x['ratio']:.2f}" if x else "not run" for x in each]
-        lines.append([f"`{name}`" if "." in name else name, *cells])
-    return markdown_table([head, *lines])
+        row = {"one step": f"`{name}`" if "." in name else name}
+        for title, result in record["results"].items():
+            found = result["optimizers"].get(name)
+            cell = f"{found['ratio']:.2f}" if found else "not run"
+            row[full_title(title)] = cell
+        rows.append(row)
+    return results.markdown(rows)
+
+
+def full_title(title: str) -> str:
+    """Returns the network's name and the dtype, for the title of a result."""
+    network, dtype = title.split()
+    return f"{TITLES[network]}, {dtype}"
 
 
 def table(title: str, result: Record) -> str:
     """Returns all that was measured on one network, a row for each optimizer."""
-    network, dtype = title.split()
-    text = f"\n{TITLES[network]}, {dtype}: {result['leaves']} leaves,"
+    text = f"\n{full_title(title)}: {result['leaves']} leaves,"
     text += f" {result['bytes'] / 1e6:.0f} MB; load {result['load']:.1f}\n\n"
     rows = {}
     for name, row in result["optimizers"].items():
@@ -214,20 +219,25 @@ TABLES = (
 )
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--networks", nargs="+", choices=NETWORKS, default=NETWORKS)
-    parser.add_argument("--dtypes", nargs="+", default=["float32", "bfloat16"])
-    parser.add_argument(
-        "--rounds", type=int, default=20, help="steps of each optimizer"
-    )
-    parser.add_argument("--torch", metavar="PYTHON", help="one that has PyTorch")
-    given = parser.parse_args()
+def main(
+    networks: tuple[Network, ...] = NETWORKS,
+    dtypes: tuple[Dtype, ...] = ("float32", "bfloat16"),
+    rounds: int = 20,
+    torch: str | None = None,
+) -> None:
+    """Measures on each network in each dtype.
+
+    Args:
+      networks: whose parameters to update.
+      dtypes: of the parameters.
+      rounds: steps of each optimizer.
+      torch: path of another Python, which has PyTorch and timm.
+    """
     device = jax.local_devices()[0]
     record: Record = {"device": device.device_kind, "results": {}}
-    for network, dtype in product(given.networks, given.dtypes):
+    for network, dtype in product(networks, dtypes):
         title = f"{network} {dtype}"
-        found = measure(network, dtype, given.rounds, given.torch)
+        found = measure(network, dtype, rounds, torch)
         record["results"][title] = found
         print(table(title, found), flush=True)
     record["import_adds_milliseconds"] = import_milliseconds()
@@ -235,4 +245,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    tyro.cli(main, description=__doc__)

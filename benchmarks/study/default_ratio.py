@@ -33,14 +33,13 @@ import math
 from collections.abc import Iterable
 from statistics import mean, variance
 
-from benchmarks.results import STUDY, Record, Table, read
+from benchmarks.results import STUDY, Record, Table, markdown, read
 from benchmarks.study import dense
 from benchmarks.study.ablations import ABLATIONS, RATIO_TITLE, select
 from benchmarks.study.page import percent
 from benchmarks.study.protocol import DATA, NETWORKS, TUNED, Cell, Stage
 from benchmarks.study.runs import ABLATIONS_FILE, STUDY_FILE, Job, Runs
 from benchmarks.study.train import FASHION, Place, run_missing
-from examples.imagenet.report.page import markdown_table
 
 RATIOS = ("1", "0.1", "0.02", "0.005", "0.001")
 COMPARED = ("all leaves", "optax.lars")  # not candidates
@@ -132,17 +131,19 @@ def final(runs: Runs, optimizers: Iterable[str]) -> Scores:
 
 def table(scores: Scores, candidates: Iterable[str], compared: Iterable[str]) -> str:
     """Returns the accuracies in each setting and each candidate's largest shortfall."""
-    candidates = tuple(candidates)
     columns = [*candidates, *compared]
-    lines = [
-        [setting, *(percent(found[x]) if x in found else "" for x in columns)]
+    cells = {
+        setting: {name: percent(x) for name, x in found.items()}
         for setting, found in scores.items()
-    ]
+    }
     if all(name in found for found in scores.values() for name in candidates):
-        worst = shortfalls(scores, candidates)
-        points = [f"{100 * worst[x]:.2f}" if x in worst else "" for x in columns]
-        lines.append(["largest shortfall, points", *points])
-    return markdown_table([["setting", *columns], *lines])
+        worst = shortfalls(scores, candidates).items()
+        points = {name: f"{100 * x:.2f}" for name, x in worst}
+        cells["largest shortfall, points"] = points
+    return markdown(
+        {"setting": setting} | {name: row.get(name, "") for name in columns}
+        for setting, row in cells.items()
+    )
 
 
 def screening_table(_: object = None) -> str:
