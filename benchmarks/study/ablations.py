@@ -1,60 +1,50 @@
 """Compares choices that the paper leaves open, one at a time, on MNIST's digits.
 
-    python -m benchmarks.study.ablations [--only TITLE …] [--devices N]
+    python -m benchmarks.study.ablations [--only NAME …] [--devices N]
 
-LARS trains on the digits of `make train` at a batch size of 1,600; everything but the
-choice is as in the study. Every variant has the same six learning rates, seeds and 30
-epochs. All scores are published and are of the validation images, as nothing is chosen
-by them. The digits are few and easy. A difference shows that a choice can matter, and
-equality does not show that it never does. Each run adds a line to
-benchmarks/results/ablations.jsonl; runs that are kept there are not run again.
+LARS trains on the digits of `make train` at a batch size of 1,600. Everything but the
+choice is as in the study. Every variant is trained for 30 epochs with the same seeds at
+the same six learning rates. All scores are published. They are those of the validation
+images, because nothing is chosen by them. The digits are few and easy. A difference
+shows that a choice can matter, but equality does not show that it never does. Each run
+adds a line to benchmarks/results/ablations.jsonl. A run that is there is not repeated.
 """
 
-import argparse
 from dataclasses import replace
-from itertools import product
-from typing import Any
+from itertools import chain, product
+from typing import Any, Literal, get_args
 
 import optax
+import tyro
 
 import lars_optax
 from benchmarks.results import Record
-from benchmarks.study.protocol import (
-    ABLATION,
-    NETWORKS,
-    STUDIED,
-    TUNED,
-    Cell,
-    Variant,
-)
-from benchmarks.study.runs import ABLATIONS_FILE, Job
+from benchmarks.study.protocol import ABLATION, NETWORKS, STUDIED, TUNED, Cell
+from benchmarks.study.runs import ABLATIONS_FILE, Job, Variant
 from benchmarks.study.train import Place, run_missing
 from lars_optax.recipes import Recipe
 
+Ablation = Literal["denominator", "momentum", "excluded", "decay", "warm-up"]
 RATES = tuple(5.0 * 2**k for k in range(6))
 RATIO_TITLE = "weights, others at "
 
 
 def joint(recipe: Recipe, images: int) -> Any:
     """Returns LARS with the denominator of `optax.lars`."""
-    return lars_optax.lars(
-        recipe.schedule(images),
-        recipe.weight_decay or 0.0,
-        momentum=recipe.momentum,
-        denominator="joint",
-        fallback_ratio=recipe.fallback_ratio,
-    )
+    rate, decay = recipe.schedule(images), recipe.weight_decay or 0.0
+    options: Any = {"momentum": recipe.momentum, "denominator": "joint"}
+    options["fallback_ratio"] = recipe.fallback_ratio
+    return lars_optax.lars(rate, decay, **options)
 
 
 def post(recipe: Recipe, images: int) -> Any:
     """Returns LARS with λ of the momentum, which sums the decayed gradients."""
     decay, mask = recipe.weight_decay or 0.0, lars_optax.exclude_bias_and_norm
+    ratio = recipe.fallback_ratio
     return optax.chain(
         optax.add_decayed_weights(decay, mask),
         optax.trace(recipe.momentum or 0.0),
-        lars_optax.scale_by_lars(
-            denominator="joint", fallback_ratio=recipe.fallback_ratio
-        ),
+        lars_optax.scale_by_lars(denominator="joint", fallback_ratio=ratio),
         optax.scale_by_learning_rate(recipe.schedule(images)),
     )
 
@@ -89,7 +79,7 @@ _VARIANTS = (
 )
 # The first of each is the study's own choice.
 ABLATIONS = {
-    x.ablation: [y for y in _VARIANTS if y.ablation == x.ablation] for x in _VARIANTS
+    name: [x for x in _VARIANTS if x.ablation == name] for name in get_args(Ablation)
 }
 
 
@@ -104,19 +94,23 @@ def select(records: list[Record], variant: Variant, network: str) -> list[Record
     return [record for record in records if wanted <= record.items()]
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--only", nargs="+", choices=ABLATIONS, default=list(ABLATIONS))
-    parser.add_argument("--devices", type=int, help="devices to split a CPU into")
-    given = parser.parse_args()
-    variants = [variant for name in given.only for variant in ABLATIONS[name]]
+def main(
+    only: tuple[Ablation, ...] = get_args(Ablation), devices: int | None = None
+) -> None:
+    """Runs what is missing.
+
+    Args:
+      only: the ablations to run.
+      devices: how many devices to split a CPU into.
+    """
+    variants = chain(*(ABLATIONS[name] for name in only))
     jobs = [job(*each) for each in product(variants, NETWORKS, RATES, ABLATION.seeds)]
     run_missing(
         lambda runs: [each for each in jobs if not runs.of(each)],
-        Place(devices=given.devices),
+        Place(devices=devices),
         file=ABLATIONS_FILE,
     )
 
 
 if __name__ == "__main__":
-    main()
+    tyro.cli(main, description=__doc__)

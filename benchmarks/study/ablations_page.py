@@ -1,22 +1,22 @@
 """The tables and pictures of the ablations in docs/study.md."""
 
 from functools import partial
-from itertools import product
+from itertools import chain, product
 from pathlib import Path
 from statistics import mean
 from typing import Any
 
 import numpy as np
 
-from benchmarks.results import STUDY, Record, Table
+from benchmarks.results import STUDY, Record, Table, markdown
 from benchmarks.study.ablations import ABLATIONS, RATES, select
 from benchmarks.study.page import draw_panels, percent
-from benchmarks.study.protocol import NETWORKS, Variant
-from benchmarks.study.runs import ABLATIONS_FILE
+from benchmarks.study.protocol import NETWORKS
+from benchmarks.study.runs import ABLATIONS_FILE, Variant
 from examples.imagenet.report.figures import line_style, spread_accuracies
 from examples.imagenet.report.page import markdown_table
 
-CLOSE = 0.01  # below the best score
+CLOSE = 0.01  # a score this far below the best one is near it
 
 
 def scores(
@@ -54,14 +54,14 @@ def best_rates(ablation: str, records: list[Record]) -> str:
 
 def all_runs(records: list[Record]) -> str:
     """Returns the score of every variant at every learning rate."""
-    lines = [["variant", "network", "γ: validation accuracy"]]
-    variants = [variant for some in ABLATIONS.values() for variant in some]
-    for variant, (network, title) in product(variants, NETWORKS.items()):
+    rows = []
+    for variant, network in product(chain(*ABLATIONS.values()), NETWORKS):
         found = scores(records, variant, network)
         each = [f"{rate:g}: {percent(x)}" for rate, x in found.items()]
-        row = f"{variant.ablation}: {variant.title}"
-        lines.append([row, title, ", ".join(each) or "not run"])
-    return markdown_table(lines)
+        row = {"variant": f"{variant.ablation}: {variant.title}"}
+        row["network"] = NETWORKS[network]
+        rows.append(row | {"γ: validation accuracy": ", ".join(each) or "not run"})
+    return markdown(rows)
 
 
 TABLES = (

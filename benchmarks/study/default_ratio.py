@@ -28,10 +28,13 @@ settings and candidates of the final.
     python -m benchmarks.study.default_ratio [--hours 2]  the final, then both tables
 """
 
-import argparse
 import math
 from collections.abc import Iterable
+from itertools import product
 from statistics import mean, variance
+from typing import Literal, get_args
+
+import tyro
 
 from benchmarks.results import STUDY, Record, Table, markdown, read
 from benchmarks.study import dense
@@ -41,6 +44,7 @@ from benchmarks.study.protocol import DATA, NETWORKS, TUNED, Cell, Stage
 from benchmarks.study.runs import ABLATIONS_FILE, STUDY_FILE, Job, Runs
 from benchmarks.study.train import FASHION, Place, run_missing
 
+Network = Literal["alexnet_small", "alexnet_bn_small"]
 RATIOS = ("1", "0.1", "0.02", "0.005", "0.001")
 COMPARED = ("all leaves", "optax.lars")  # not candidates
 FINAL = Stage(30, (0, 1), "validation")
@@ -70,9 +74,8 @@ def screening() -> Scores:
         for network, title in NETWORKS.items()
         for r in select(kept, variant, network)
     ]
-    small = [
-        (dense.NETWORKS[r["network"]], r["optimizer"], r) for r in read(dense.FILE)
-    ]
+    records = read(dense.FILE)
+    small = [(dense.NETWORKS[r["network"]], r["optimizer"], r) for r in records]
     rows = digits + small
     return collect(row for row in rows if row[2]["learning_rate"] in dense.RATES)
 
@@ -110,12 +113,11 @@ def choose(scores: Scores, candidates: tuple[str, ...]) -> str:
 
 def jobs(optimizers: Iterable[str]) -> list[Job]:
     """Returns the runs of the final, those of the first seed first."""
+    methods = [METHOD_OF[name] for name in optimizers]
+    runs = product(FINAL.seeds, NETWORKS, FINAL_RATES, methods)
     return [
-        Job(Cell(DATA, network, TUNED[DATA], METHOD_OF[name]), rate, FINAL, seed)
-        for seed in FINAL.seeds
-        for network in NETWORKS
-        for rate in FINAL_RATES
-        for name in optimizers
+        Job(Cell(DATA, network, TUNED[DATA], method), rate, FINAL, seed)
+        for seed, network, rate, method in runs
     ]
 
 
@@ -169,27 +171,30 @@ TABLES = (
 )
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--hours", type=float, default=2.0, help="begin no run after")
-    networks = list(NETWORKS)
-    parser.add_argument("--only", nargs="+", choices=networks, default=networks)
-    parser.add_argument("--fashion-mnist", metavar="DIR", default=FASHION)
-    parser.add_argument("--devices", type=int, help="devices to split a CPU into")
-    given = parser.parse_args()
+def main(
+    hours: float = 2.0,
+    only: tuple[Network, ...] = get_args(Network),
+    fashion_mnist: str = FASHION,
+    devices: int | None = None,
+) -> None:
+    """Runs what is missing of the final.
+
+    Args:
+      hours: begin no run that would end later.
+      only: the networks to train.
+      fashion_mnist: the folder of Fashion-MNIST's IDX files.
+      devices: how many devices to split a CPU into.
+    """
     print(screening_table(), flush=True)
-    wanted = [
-        job
-        for job in jobs([*finalists(screening()), *COMPARED[:1]])
-        if job.cell.network in given.only
-    ]
+    wanted = jobs([*finalists(screening()), *COMPARED[:1]])
+    wanted = [job for job in wanted if job.cell.network in only]
     run_missing(
         lambda runs: [job for job in wanted if not runs.of(job)],
-        Place(given.fashion_mnist, devices=given.devices),
-        hours=given.hours,
+        Place(fashion_mnist, devices=devices),
+        hours=hours,
     )
     print(final_table(read(STUDY_FILE)))
 
 
 if __name__ == "__main__":
-    main()
+    tyro.cli(main, description=__doc__)

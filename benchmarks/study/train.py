@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from benchmarks.results import Record, append, read
-from benchmarks.study.protocol import METHODS, RUN, Cell, Stage, Variant
-from benchmarks.study.runs import STUDY_FILE, Job, Runs
+from benchmarks.study.protocol import METHODS, RUN, Cell, Stage
+from benchmarks.study.runs import STUDY_FILE, Job, Runs, Variant
 from examples.imagenet.data.dataset import Dataset
 from examples.imagenet.data.sources import load
 from examples.imagenet.provenance import provenance
@@ -32,9 +32,9 @@ VALIDATION = 5_000
 class Place(NamedTuple):
     """Where the data are, and how many devices to split a CPU into."""
 
-    fashion_mnist: str = FASHION
-    cifar10: str = ""
-    devices: int | None = None
+    fashion_mnist: str = FASHION  # folder of its IDX files
+    cifar10: str = ""  # folder of its JPEG files; give one on a GPU
+    devices: int | None = None  # how many devices to split a CPU into
 
 
 @cache
