@@ -11,7 +11,7 @@ benchmarks/results/gpu_step.json. Without a GPU it runs but writes nothing.
 import os
 import tempfile
 from statistics import median
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import tyro
@@ -21,6 +21,15 @@ from benchmarks.speed.training import Dtype, run_module
 from examples.imagenet.config import Network
 
 FLAGS = {"default": "", "deterministic": "--xla_gpu_deterministic_ops=true"}
+
+
+class Options(NamedTuple):
+    """What to run."""
+
+    network: Network = "resnet50"  # the network to train
+    batch_size: int = 256  # images in a batch
+    dtype: Dtype = "bfloat16"  # of activations and products
+    steps: int = 30  # updates of a run
 
 
 def run_twice(flags: str, **options: Any) -> Record:
@@ -45,22 +54,8 @@ def run_twice(flags: str, **options: Any) -> Record:
     }
 
 
-def main(
-    network: Network = "resnet50",
-    batch_size: int = 256,
-    dtype: Dtype = "bfloat16",
-    steps: int = 30,
-) -> None:
-    """Measures with each of FLAGS.
-
-    Args:
-      network: the network to train.
-      batch_size: images in a batch.
-      dtype: of activations and products.
-      steps: updates of a run.
-    """
-    options: Any = {"network": network, "batch_size": batch_size}
-    options |= {"dtype": dtype, "steps": steps}
+def main() -> None:
+    options = tyro.cli(Options, description=__doc__)._asdict()
     results = {name: run_twice(flags, **options) for name, flags in FLAGS.items()}
     for name, result in results.items():
         last = result["runs"][-1]
@@ -74,4 +69,4 @@ def main(
 
 
 if __name__ == "__main__":
-    tyro.cli(main, description=__doc__)
+    main()

@@ -12,7 +12,7 @@ import json
 import os
 import resource
 import sys
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -20,14 +20,19 @@ import tyro
 
 import lars_optax
 from benchmarks.results import Record, save
-from benchmarks.speed.training import (
-    NETWORKS,
-    Dtype,
-    TrainingStep,
-    draw_batch,
-    run_module,
-)
+from benchmarks.speed import training
+from benchmarks.speed.training import Dtype, TrainingStep, draw_batch, run_module
 from examples.imagenet.config import Network
+
+
+class Options(NamedTuple):
+    """What to measure."""
+
+    network: Network | None = None  # the only network; its record is not written
+    batch_size: int = 8  # images in a batch
+    dtype: Dtype = "float32"  # of activations and products
+    steps: int = 2  # updates to take
+    params: str | None = None  # a file for its parameters; any device is used
 
 
 def measure(
@@ -95,35 +100,21 @@ def peak_memory() -> int:
     return peak if sys.platform == "darwin" else 1024 * peak
 
 
-def main(
-    network: Network | None = None,
-    batch_size: int = 8,
-    dtype: Dtype = "float32",
-    steps: int = 2,
-    params: str | None = None,
-) -> None:
-    """Measures one network, or each in a process of its own.
-
-    Args:
-      network: the only network to measure; its record is printed and not written.
-      batch_size: images in a batch.
-      dtype: of activations and products.
-      steps: updates to take.
-      params: with --network, a file to save the parameters to; any device is used.
-    """
-    if network:
-        if not params:
+def main() -> None:
+    given = tyro.cli(Options, description=__doc__)
+    if given.network:
+        if not given.params:
             jax.config.update("jax_platforms", "cpu")
-        print(json.dumps(measure(network, batch_size, dtype, steps, params)))
+        print(json.dumps(measure(**given._asdict())))
         return
-    options: Any = {"batch_size": batch_size, "dtype": dtype, "steps": steps}
-    found = {}
-    for name in NETWORKS:
-        record = run_module("benchmarks.speed.one_step", network=name, **options)
-        found[name] = record | {"load": os.getloadavg()[0]}
-        print(name, json.dumps(found[name]), flush=True)
+    found, options = {}, given._asdict()
+    del options["network"], options["params"]
+    for network in training.NETWORKS:
+        record = run_module("benchmarks.speed.one_step", network=network, **options)
+        found[network] = record | {"load": os.getloadavg()[0]}
+        print(network, json.dumps(found[network]), flush=True)
     save("one_step.json", {"networks": found})
 
 
 if __name__ == "__main__":
-    tyro.cli(main, description=__doc__)
+    main()

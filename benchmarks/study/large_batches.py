@@ -9,17 +9,16 @@ command continues. It prints how many runs are to come and how long they should 
 judged by the runs that are kept.
 """
 
-from dataclasses import replace
 from statistics import mean, stdev
 from typing import Annotated
 
 import tyro
 
 from benchmarks.results import read
-from benchmarks.study.protocol import RUN, Cell, cells
-from benchmarks.study.runs import STUDY_FILE, Runs, missing, remaining
-from benchmarks.study.train import OUT, Place, dataset, experiment, run_missing
-from examples.imagenet.run.loop import Stopped, fit
+from benchmarks.study.protocol import Cell, cells
+from benchmarks.study.runs import STUDY_FILE, Job, Runs, missing, remaining
+from benchmarks.study.train import OUT, Place, dataset, run_missing, train
+from examples.imagenet.run.loop import Stopped
 
 
 def again(name: str, seeds: int, place: Place) -> tuple[list[float], list[float]]:
@@ -35,8 +34,8 @@ def again(name: str, seeds: int, place: Place) -> tuple[list[float], list[float]
     accuracies, rate = [r["accuracy"] for r in old], old[0]["learning_rate"]
     new = []
     for seed in final.seeds[:seeds]:
-        run = replace(RUN, seed=seed, out=str(OUT / "again"))
-        new.append(fit(experiment(have[name], rate, final, place), run).accuracy)
+        result = train(Job(have[name], rate, final, seed), place, OUT / "again")
+        new.append(result.accuracy)
         print(f"{name}, rate {rate:g}, seed {seed}: {new[-1]:.2%}", flush=True)
     spread = f" ± {stdev(accuracies):.2%}" if len(old) > 1 else ""
     kept = f"kept {mean(accuracies):.2%}{spread} of {len(old)} seeds"

@@ -17,7 +17,6 @@ Writes benchmarks/results/table4.json, or layers.json and docs/layers-*.png.
 """
 
 import json
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,9 +25,9 @@ import tyro
 
 from benchmarks.results import STUDY, Record, read, save
 from benchmarks.speed.input_pipeline import crops
-from benchmarks.study.protocol import BN_IMAGES, DATA, FINAL, NETWORKS, RUN, TUNED, Cell
-from benchmarks.study.runs import STUDY_FILE, Runs
-from benchmarks.study.train import FASHION, Place, experiment
+from benchmarks.study.protocol import BN_IMAGES, DATA, FINAL, NETWORKS, TUNED, Cell
+from benchmarks.study.runs import STUDY_FILE, Job, Runs
+from benchmarks.study.train import FASHION, Place, train
 from examples.imagenet.config import Batching, Config, Model, Network, Optimizer
 from examples.imagenet.data.arrays import Split, in_memory
 from examples.imagenet.data.pixels import for_evaluation
@@ -37,7 +36,6 @@ from examples.imagenet.log import LOG, read_log
 from examples.imagenet.models import image_pixels
 from examples.imagenet.report.figures import plot_layers
 from examples.imagenet.run.experiment import Experiment
-from examples.imagenet.run.loop import fit
 from examples.imagenet.step.devices import start_devices
 
 LOGS = Path("runs/layers")
@@ -100,31 +98,29 @@ def training(fashion_mnist: str = FASHION) -> None:
     runs, networks = Runs(read(STUDY_FILE)), {}
     for network, title in NETWORKS.items():
         cell = Cell(DATA, network, TUNED[DATA], "lars")
-        rate, seed = runs.best(cell), FINAL.seeds[0]
+        rate, seed, out = runs.best(cell), FINAL.seeds[0], LOGS / network
         if rate is None:
             raise SystemExit(f"error: {cell.name} has no best rate yet; run the study")
-        run = replace(RUN, layers_every=EVERY, seed=seed, out=str(LOGS / network))
-        result = fit(experiment(cell, rate, FINAL, Place(fashion_mnist)), run)
-        log = read_log(LOGS / network / LOG)
+        job, place = Job(cell, rate, FINAL, seed), Place(fashion_mnist)
+        result = train(job, place, out, layers_every=EVERY)
+        log = read_log(out / LOG)
         named = f"LARS of weights, {title}, batch {cell.batch:,}, γ = {rate:g}"
         plot_layers(log, named, STUDY.with_name(f"layers-{network}.png"))
-        layers = [r for r in log if r["kind"] == "layers"]
+        tables = (record for record in log if record["kind"] == "layers")
         networks[network] = {
             "learning_rate": rate,
             "seed": seed,
             "accuracy": result.accuracy,
             "updates": result.updates,
-            "tables": [
-                {"step": r["step"], "layers": shorten(r["layers"])} for r in layers
-            ],
+            "tables": [{k: shorten(r[k]) for k in ("step", "layers")} for r in tables],
         }
         print(f"{cell.name}: {result.accuracy:.2%} after {result.updates} updates")
     save("layers.json", {"every": EVERY, "networks": networks}, indent=None)
 
 
-def shorten(norms: Record) -> Any:
-    """Returns the same tree with numbers of five digits."""
-    return json.loads(json.dumps(norms), parse_float=lambda x: float(f"{float(x):.5g}"))
+def shorten(value: Any) -> Any:
+    """Returns the same with five digits of every float."""
+    return json.loads(json.dumps(value), parse_float=lambda x: float(f"{float(x):.5g}"))
 
 
 if __name__ == "__main__":

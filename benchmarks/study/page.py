@@ -14,7 +14,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter, StrMethodFormatter
 
-from benchmarks.results import NOT_RUN, STUDY, Record, Table, markdown
+from benchmarks.results import STUDY, Record, Table, markdown
 from benchmarks.study import protocol
 from benchmarks.study.protocol import DATA, METHODS, NETWORKS, TUNED, Cell, cells
 from benchmarks.study.runs import STUDY_FILE, Runs
@@ -45,10 +45,7 @@ def score(cell: Cell, final: list[Record]) -> str:
 
 def rows(name: str) -> list[Cell]:
     """Returns the rows of a network on Fashion-MNIST, or those on other data."""
-    small = [cell for cell in cells() if cell.data == name]
-    return small or [
-        cell for cell in cells() if (cell.data, cell.network) == (DATA, name)
-    ]
+    return [x for x in cells() if x.data == name or x[:2] == (DATA, name)]
 
 
 def first_cells(cell: Cell) -> dict[str, str]:
@@ -59,8 +56,6 @@ def first_cells(cell: Cell) -> dict[str, str]:
 def accuracies(name: str, records: list[Record]) -> str:
     """Returns a table of the test accuracies at the chosen learning rates."""
     runs, lines = Runs(records), []
-    if not any(runs.tried(cell) or runs.final(cell) for cell in rows(name)):
-        return NOT_RUN
     for cell in rows(name):
         rates, best = runs.trials(cell)
         final = runs.final(cell)
@@ -71,20 +66,22 @@ def accuracies(name: str, records: list[Record]) -> str:
             "test accuracy": score(cell, final),
         }
         lines.append(first_cells(cell) | results)
-    return markdown(lines)
+    some = any(runs.tried(cell) or runs.final(cell) for cell in rows(name))
+    return markdown(lines if some else [])
 
 
 def trials(name: str, records: list[Record]) -> str:
     """Returns a table of the validation accuracies of all trials."""
     runs, lines = Runs(records), []
     for cell in rows(name):
-        found = ", ".join(
+        found = [
             f"{r['learning_rate']:g}: {100 * r['accuracy']:.1f}"
             + " (diverged)" * r["diverged"]
             for r in runs.tried(cell)
-        )
+        ]
+        tried = {"rate: validation accuracy, %": ", ".join(found)}
         if found:
-            lines.append(first_cells(cell) | {"rate: validation accuracy, %": found})
+            lines.append(first_cells(cell) | tried)
     return markdown(lines)
 
 

@@ -17,7 +17,6 @@ Writes benchmarks/results/scaling_DEVICE.json or time_DEVICE.json.
 """
 
 from collections.abc import Callable
-from dataclasses import replace
 from itertools import groupby, product
 from operator import itemgetter
 from pathlib import Path
@@ -29,9 +28,9 @@ import tyro
 
 from benchmarks.results import STUDY, Record, Table, markdown, read, save
 from benchmarks.speed.training import Dtype
-from benchmarks.study.protocol import DATA, FINAL, NETWORKS, RUN, SMALL, TUNED, Cell
-from benchmarks.study.runs import STUDY_FILE, Runs
-from benchmarks.study.train import FASHION, Place, experiment
+from benchmarks.study.protocol import DATA, FINAL, NETWORKS, SMALL, TUNED, Cell
+from benchmarks.study.runs import STUDY_FILE, Job, Runs
+from benchmarks.study.train import FASHION, Place, train
 from examples.imagenet import config
 from examples.imagenet.data.sources import load
 from examples.imagenet.log import LOG, read_log
@@ -105,8 +104,7 @@ def measure_time(seeds: Literal[1, 2, 3] = 3, fashion_mnist: str = FASHION) -> N
         for cell, seed in product(cells, FINAL.seeds[:seeds]):
             rate = runs.final(cell)[0]["learning_rate"]
             out = LOGS / f"time-{network}-{cell.batch}-{seed}"
-            run = replace(RUN, seed=seed, out=str(out))
-            fit(experiment(cell, rate, FINAL, Place(fashion_mnist)), run)
+            train(Job(cell, rate, FINAL, seed), Place(fashion_mnist), out)
             epochs = [r for r in read_log(out / LOG) if r["kind"] == "epoch"]
             first: Record = next((r for r in epochs if r["accuracy"] >= target), {})
             row = cell._asdict() | {

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from functools import cache, lru_cache
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from benchmarks.results import Record, append, read
 from benchmarks.study.protocol import METHODS, RUN, Cell, Stage
@@ -21,7 +21,7 @@ from examples.imagenet.data.sources import load
 from examples.imagenet.provenance import provenance
 from examples.imagenet.run.checkpoint import Checkpoints
 from examples.imagenet.run.experiment import Experiment
-from examples.imagenet.run.loop import fit
+from examples.imagenet.run.loop import Result, fit
 from examples.imagenet.step.devices import start_devices
 
 OUT = Path("runs/study")
@@ -69,6 +69,15 @@ def experiment(
         config, make = replace(config, optimizer=optimizer), variant.make
     some = devices[: config.batching.devices]
     return Experiment.of(config, data, some, make)
+
+
+def train(job: Job, place: Place, out: Path, **options: Any) -> Result:
+    """Trains one run of the study with its log in `out`, and keeps no record of it.
+
+    `options` are fields of the trainer's `Run`.
+    """
+    run = replace(RUN, seed=job.seed, out=str(out), **options)
+    return fit(experiment(job.cell, job.rate, job.stage, place), run)
 
 
 def run(job: Job, place: Place, about: Record, file: str) -> Record:
