@@ -1,4 +1,4 @@
-"""The parameters of whole networks, as shapes alone."""
+"""The shapes of the parameters of whole networks."""
 
 from functools import partial
 from typing import Any, Literal, get_args

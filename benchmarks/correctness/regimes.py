@@ -6,9 +6,10 @@ Both are set to the rule λ = η‖w‖ / ‖g + βw‖ with momentum, unless th
 otherwise. The oracle (benchmarks/correctness/oracle.py) computes the same rule in
 float64, layer by layer, at the parameters that each of the two has reached. A number in
 the table is the largest error of an update over leaves and steps, as a share of the
-largest element of the right update. Exits with an error if ours is wrong in a row that
-it should get right. Takes half a minute and writes benchmarks/results/regimes.json. The
-README has two tables of it: what is wrong in `optax.lars`, and what it lacks.
+largest element of the right update. Exits with an error if `lars_optax.lars` is wrong
+in a row that it should get right. Takes half a minute and writes
+benchmarks/results/regimes.json. The README has two tables of these rows: where
+`optax.lars` is wrong, and what it lacks.
 """
 
 from collections.abc import Iterator
@@ -77,29 +78,27 @@ def dtypes() -> Iterator[Row]:
 
 
 def rules() -> Iterator[Row]:
-    """Rules that `optax.lars` has no argument for; it is compared with its own rule."""
+    """Rules that `optax.lars` has no argument for, where its own rule is compared."""
     near = make(kernel=LAYER)._replace(denominator="separate")
-    for grads in near.grads:  # as at a stationary point of the decayed loss
-        grads["kernel"] = (
-            -0.9 * oracle.BETA * near.params["kernel"] + 1e-5 * grads["kernel"]
-        )
+    cancels = -0.9 * oracle.BETA * near.params["kernel"]
+    for grads in near.grads:  # as at a stationary point of the loss with decay
+        grads["kernel"] = cancels + 1e-5 * grads["kernel"]
     note = "the joint denominator keeps steps long where g and βw cancel"
     regime = "the paper's denominator, g ≈ −0.9 βw"
     yield compare(regime, near, note, denominator="separate", readme="lacks")
     case, rate = make(kernel=LAYER), optax.scale_by_learning_rate(oracle.RATE)
     scale = partial(lars_optax.scale_by_lars, trust_ratio_mask=True)
     joint = scale(oracle.BETA, True, oracle.ETA, denominator="joint")
-    pair = (both(case)[0], optax.chain(joint, optax.trace(oracle.MU), rate))
+    trace, decay = optax.trace(oracle.MU), optax.add_decayed_weights(oracle.BETA)
+    unscaled = optax.chain(joint, trace, rate)
+    post = optax.chain(decay, trace, scale(denominator="joint"), rate)
     note = "a chain; `optax.lars` is one order"
-    regime = "rate after the momentum, as it falls (BYOL)"
-    yield compare(
-        regime, case._replace(order="unscaled"), note, pair=pair, readme="lacks"
-    )
-    decay = optax.add_decayed_weights(oracle.BETA)
-    post = optax.chain(decay, optax.trace(oracle.MU), scale(denominator="joint"), rate)
-    regime = "ratio after the momentum (SimCLR, not classic)"
-    pair = (both(case)[0], post)
-    yield compare(regime, case._replace(order="post"), note, pair=pair, readme="lacks")
+    for regime, order, chain in (
+        ("rate after the momentum, as it falls (BYOL)", "unscaled", unscaled),
+        ("ratio after the momentum (SimCLR, not classic)", "post", post),
+    ):
+        pair, other = (both(case)[0], chain), case._replace(order=order)
+        yield compare(regime, other, note, pair=pair, readme="lacks")
     options: Any = dict.fromkeys(MASKS, True) | {"denominator": "joint"}
     options |= {"trust_coefficient": oracle.ETA, "keep_layer_stats": True}
     keeps = lars_optax.lars(oracle.RATE, oracle.BETA, **options)

@@ -28,11 +28,11 @@ from examples.imagenet.config import Network
 class Options(NamedTuple):
     """What to measure."""
 
-    network: Network | None = None  # the only network; its record is not written
+    network: Network | None = None  # measure and print this one, and write no file
     batch_size: int = 8  # images in a batch
     dtype: Dtype = "float32"  # of activations and products
     steps: int = 2  # updates to take
-    params: str | None = None  # a file for its parameters; any device is used
+    params: str | None = None  # with --network: save parameters here; any device
 
 
 def measure(

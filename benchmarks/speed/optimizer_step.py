@@ -3,11 +3,11 @@
     python -m benchmarks.speed.optimizer_step [--torch PYTHON] [--networks resnet50 …]
 
 The step is what a training loop jits: `update` and `apply_updates` with donated state
-and parameters, on the leaves of ResNet-50, AlexNet and ViT-B/16. Ratios are to
-`optax.sgd` with momentum. A copy of all parameters, which is one read and one write, is
-timed with the optimizers and shows the speed of the memory. With --torch, another
-Python that has PyTorch and timm is timed with them. Run it on a quiet machine; the load
-average is recorded. Writes benchmarks/results/optimizer_step_DEVICE.json.
+and parameters. The leaves are those of ResNet-50, AlexNet and ViT-B/16. Ratios are to
+`optax.sgd` with momentum. A copy of all parameters is timed too and shows the speed of
+the memory; it is one read and one write. With --torch, the optimizers of PyTorch and
+timm are timed in another Python. Run it on a quiet machine; the load average is
+recorded. Writes benchmarks/results/optimizer_step_DEVICE.json.
 """
 
 import os
@@ -34,7 +34,7 @@ from benchmarks.speed import timer
 from benchmarks.speed.peer import start_peer
 from benchmarks.speed.training import Dtype
 
-RATE, DECAY, MOMENTUM = 1e-3, 5e-4, 0.9  # a small rate, so that the weights stay alike
+RATE, DECAY, MOMENTUM = 1e-3, 5e-4, 0.9  # the weights hardly change at this rate
 BASE = "optax.sgd"
 
 by_role = lars_optax.exclude_bias_and_norm
@@ -93,7 +93,7 @@ def build(tx: Any, tree: Any) -> tuple[Any, Record]:
 
 
 def examine(compiled: Any, size: int) -> Record:
-    """Returns what XLA made of a step on parameters of so many bytes."""
+    """Returns XLA's figures for a compiled step on parameters of `size` bytes."""
     return {
         "passes_by_xla": compiled.cost_analysis()["bytes accessed"] / size,
         "temporary_bytes": compiled.memory_analysis().temp_size_in_bytes,
@@ -114,7 +114,7 @@ def make_step(tx: Any, tree: Any, compiled: Any = None) -> timer.Step:
 
 
 def make_copy(size: int) -> timer.Step:
-    """Returns a copy of so many bytes, on a CPU by a thread for each core."""
+    """Returns a step that copies `size` bytes, on a CPU with a thread for each core."""
     if jax.default_backend() != "cpu":
         held = [jnp.ones(size // 4)]
         negate = jax.jit(jnp.negative, donate_argnums=0)
@@ -131,7 +131,7 @@ def make_copy(size: int) -> timer.Step:
 
 
 def measure(network: str, dtype: str, rounds: int, python: str | None) -> Record:
-    """Returns what was measured of the copy, all optimizers and the peer's."""
+    """Returns the figures of the copy, of all optimizers and of the peer's."""
     tree = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, dtype), shapes(network))
     leaves = jax.tree.leaves(tree)
     size = sum(x.size * x.dtype.itemsize for x in leaves)
@@ -149,7 +149,7 @@ def measure(network: str, dtype: str, rounds: int, python: str | None) -> Record
         timed = timer.compare(steps | theirs, rounds, BASE, warm_up=3)
     for name, row in timed.pop("steps").items():
         found[name] = found.get(name, {}) | row
-    # On leaves of one element each a step takes all of its time but the arithmetic's.
+    # On leaves of one element each almost no arithmetic is left.
     small = jax.tree.map(lambda x: jax.ShapeDtypeStruct((1,) * x.ndim, x.dtype), tree)
     steps = {name: make_step(tx, small) for name, tx in OPTIMIZERS.items()}
     for name, row in timer.compare(steps, 50, BASE)["steps"].items():
@@ -187,7 +187,7 @@ def full_title(title: str) -> str:
 
 
 def table(title: str, result: Record) -> str:
-    """Returns all that was measured on one network, a row for each optimizer."""
+    """Returns the figures on one network, with a row for each optimizer."""
     text = f"\n{full_title(title)}: {result['leaves']} leaves,"
     text += f" {result['bytes'] / 1e6:.0f} MB; load {result['load']:.1f}\n\n"
     rows = {}

@@ -81,7 +81,7 @@ def time_steps(
 
 
 def compare(network: Network, size: int, given: Options) -> Record:
-    """Times SGD without and with the log, LARS with it, their updates, and PyTorch."""
+    """Times SGD without and with the log, LARS with it, both updates, and PyTorch."""
     ready = partial(TrainingStep, network, given.dtype, draw_batch(network, size))
     both = {name: OPTIMIZERS[name] for name in (BASE, LARS)}
     steps: dict[str, timer.Step] = {PLAIN: ready(both[BASE], layer_stats=no_stats)}
@@ -98,7 +98,7 @@ def compare(network: Network, size: int, given: Options) -> Record:
 
 
 def accumulate(network: Network, size: int, given: Options) -> Record:
-    """Times LARS that accumulates the gradients of some numbers of micro-batches."""
+    """Times LARS with gradients accumulated over each number of micro-batches."""
     steps: dict[str, timer.Step] = {}
     for n in given.accumulate:
         batch, tx = draw_batch(network, n * size), OPTIMIZERS[LARS]

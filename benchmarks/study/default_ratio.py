@@ -1,8 +1,8 @@
 """Chooses the default of `fallback_ratio` by a rule.
 
-When the rule was written down some results existed. They were those of 1, 0.02 and
+Some results existed when the rule was written down. They were those of 1, 0.02 and
 0.001 on MNIST's digits, and in the final the runs of seed 0 with 0.02 and with all
-leaves. All other runs came after it.
+leaves. All other runs were made after it.
 
 The candidates are 1, 0.1, 0.02, 0.005 and 0.001. LARS of all leaves and `optax.lars`
 with its own defaults are trained for comparison and are not candidates.
@@ -51,12 +51,12 @@ FINAL = Stage(30, (0, 1), "validation")
 FINAL_RATES = (20.0, 40.0)
 METHOD_OF = {name: f"lars-{name}" for name in RATIOS}
 METHOD_OF |= {"1": "lars-mlperf", "0.02": "lars", "all leaves": "lars-all"}
-# From a setting and an optimizer to the accuracies of all seeds.
+# The accuracies of all seeds, by setting and then by optimizer.
 Scores = dict[str, dict[str, list[float]]]
 
 
 def collect(rows: Iterable[tuple[str, str, Record]]) -> Scores:
-    """Returns the scores of rows of a network, an optimizer and the record of a run."""
+    """Returns the scores from rows of network, optimizer and the record of a run."""
     scores: Scores = {}
     for network, optimizer, record in rows:
         rate = record["learning_rate"]
@@ -81,7 +81,7 @@ def screening() -> Scores:
 
 
 def shortfalls(scores: Scores, candidates: Iterable[str] = RATIOS) -> dict[str, float]:
-    """Returns how far each candidate's mean is below the best's, at most."""
+    """Returns the largest shortfall of each candidate."""
     worst = dict.fromkeys(candidates, 0.0)
     for found in scores.values():
         means = {name: mean(found[name]) for name in worst}
@@ -98,7 +98,7 @@ def finalists(scores: Scores) -> tuple[str, ...]:
 
 
 def standard_error(scores: Scores, candidates: Iterable[str]) -> float:
-    """Returns that of a difference of two means; the variance of seeds is pooled."""
+    """Returns the standard error of a difference of two means, by pooled variances."""
     groups = [found[name] for found in scores.values() for name in candidates]
     return math.sqrt(2 * mean(map(variance, groups)) / len(groups[0]))
 

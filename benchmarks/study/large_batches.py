@@ -4,9 +4,9 @@
     python -m benchmarks.study --again NAME                  a row, beside what is kept
 
 benchmarks/study/protocol.py says what is compared. Each run adds a line to
-benchmarks/results/study.jsonl. Stop the command with Ctrl-C at any time; the same
+benchmarks/results/study.jsonl. Ctrl-C stops the command at any time, and the same
 command continues. It prints how many runs are to come and how long they should take,
-judged by the runs that are kept.
+which it estimates from the runs that are kept.
 """
 
 from statistics import mean, stdev

@@ -64,7 +64,7 @@ def first_update(images: np.ndarray, labels: np.ndarray) -> Record:
 
 
 def table4(images: str | None = None) -> None:
-    """Measures the norms of AlexNet-BN for each set of images, and writes after each.
+    """Measures the norms of AlexNet-BN for each set of images, and writes them.
 
     Args:
       images: a folder with class folders in its train/, such as ImageNet's.

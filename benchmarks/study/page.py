@@ -44,7 +44,7 @@ def score(cell: Cell, final: list[Record]) -> str:
 
 
 def rows(name: str) -> list[Cell]:
-    """Returns the rows of a network on Fashion-MNIST, or those on other data."""
+    """Returns the rows of a network on Fashion-MNIST, or all rows on some data."""
     return [x for x in cells() if x.data == name or x[:2] == (DATA, name)]
 
 

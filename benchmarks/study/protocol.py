@@ -95,7 +95,10 @@ class Method(NamedTuple):
 
     @property
     def trains(self) -> tuple[Any, ...]:
-        """What it trains with, which methods share that only choose rates otherwise."""
+        """What it trains with.
+
+        Methods that differ only in how the learning rate is chosen have it in common.
+        """
         return self.optimizer, self.make
 
 

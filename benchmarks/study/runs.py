@@ -1,4 +1,4 @@
-"""Which runs of the study are kept, and which are missing."""
+"""Runs of the study and of the ablations: which are kept, and which are missing."""
 
 from collections.abc import Callable, Iterable, Mapping
 from itertools import product
@@ -11,7 +11,7 @@ from examples.imagenet.config import Optimizer
 from lars_optax.recipes import Recipe
 
 STUDY_FILE, ABLATIONS_FILE = "study.jsonl", "ablations.jsonl"
-COMPILING = 15  # seconds, about
+COMPILING = 15  # seconds that a run takes to compile, about
 
 
 class Variant(NamedTuple):
@@ -24,7 +24,10 @@ class Variant(NamedTuple):
 
     @property
     def key(self) -> dict[str, str]:
-        """What its runs are recorded under; the study's own choice is run once."""
+        """The fields that its runs are recorded under.
+
+        They are the same for every variant that is the study's own choice.
+        """
         if (self.optimizer, self.make) == (STUDIED, Recipe.optimizer):
             return {"ablation": "as in the study", "variant": "as in the study"}
         return {"ablation": self.ablation, "variant": self.title}
@@ -109,18 +112,18 @@ class Runs:
         return self.trials(cell)[1]
 
     def seconds(self, job: Job) -> float:
-        """Estimates how long a run takes from runs like it; 0 if there are none."""
+        """Estimates the seconds of a run from runs like it; 0 if there are none."""
         cell, epochs = job.cell, job.stage.epochs
         # The records of ablations lack what is the same in all of them.
-        same: Record = {"data": cell.data, "batch": cell.batch}
-        whole = [same | r for r in self.records]
+        same = {"data": cell.data, "batch": cell.batch, "epochs": epochs}
+        whole: list[Record] = [same | r for r in self.records]
         wanted = {"data": cell.data, "network": cell.network}.items()
         like = [r for r in whole if wanted <= r.items()]
         near = [r for r in like if r["batch"] == cell.batch] or like
         if not near:
             return 0
-        each: float = median(r["seconds"] / r.get("epochs", epochs) for r in near)
-        return COMPILING + 1.1 * each * epochs  # the seconds lack the evaluations
+        each: float = median(r["seconds"] / r["epochs"] for r in near)
+        return COMPILING + 1.1 * each * epochs  # evaluation is not in the seconds
 
 
 def choose(rates: list[float], scores: Mapping[float, float]) -> float | None:
@@ -150,7 +153,7 @@ def missing(runs: Runs, cell: Cell) -> list[Job]:
 
 
 def later(runs: Runs, cell: Cell) -> list[Job]:
-    """Returns the runs of a row whose rates are not known yet, at a rate of 1."""
+    """Returns the runs of a row that wait for a rate, with 1 in its place."""
     rates, best = runs.trials(cell)
     if best is not None:
         return []

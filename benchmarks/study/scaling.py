@@ -43,7 +43,7 @@ from examples.imagenet.run.loop import fit
 from examples.imagenet.step.devices import start_devices
 
 LOGS = Path("runs/scaling")
-UPDATES, RECORD = 30, 5  # of a run, and in each of its records of speed
+UPDATES, RECORD = 30, 5  # updates of a run, and of a record of its speed
 LARGE = (2048, TUNED[DATA])
 MARGIN = 0.005  # below the baseline's accuracy
 

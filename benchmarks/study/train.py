@@ -39,7 +39,7 @@ class Place(NamedTuple):
 
 @cache
 def dataset(name: str, place: Place) -> tuple[str, Dataset]:
-    """Returns the --data of the trainer, and the images.
+    """Returns the trainer's --data, and the images.
 
     Raises ValueError if the folder of the images does not exist.
     """
@@ -51,7 +51,7 @@ def dataset(name: str, place: Place) -> tuple[str, Dataset]:
         "cifar10": (place.cifar10, "train/CLASS/* and test/CLASS/*"),
     }[name]  # fmt: skip
     if not folder or not Path(folder).is_dir():
-        raise ValueError(f"--{name}: {folder!r} is no folder; give the one of {what}")
+        raise ValueError(f"--{name}: {folder!r} is no folder; give that of {what}")
     return folder, load(folder, VALIDATION, 32, "caffe")
 
 
@@ -81,7 +81,7 @@ def train(job: Job, place: Place, out: Path, **options: Any) -> Result:
 
 
 def run(job: Job, place: Place, about: Record, file: str) -> Record:
-    """Trains, from the last checkpoint if there is one, and keeps the result."""
+    """Trains from the last checkpoint, or from the start, and keeps the result."""
     bound = experiment(job.cell, job.rate, job.stage, place, job.variant)
     out = OUT / job.name
     out.mkdir(parents=True, exist_ok=True)
@@ -102,17 +102,18 @@ def run_missing(
     hours: float = math.inf,
     remaining: Callable[[Runs], Sequence[Job]] | None = None,
 ) -> None:
-    """Runs what is missing, and begins no run that would end after so many hours.
+    """Runs what is missing, and begins no run that should end after `hours`.
 
-    `missing` returns what can be run now, and `remaining` all that is to come if that
-    is more. The file is read before each run, as another process may have added runs.
+    `missing` returns the runs that can start now, and `remaining` all that are to come
+    if those are more. The file is read before each run, because another process may
+    have added runs.
     """
     about, end = provenance(), time.monotonic() + 3600 * hours
     remaining = remaining or missing
     while jobs := missing(runs := Runs(read(file))):
         job, left = jobs[0], remaining(runs)
         seconds = sum(map(runs.seconds, left))
-        long = f"about {seconds / 3600:.1f} h" if seconds else "no run tells how long"
+        long = f"about {seconds / 3600:.1f} h" if seconds else "no estimate yet"
         if time.monotonic() + runs.seconds(job) > end:
             print(f"{hours:g} h are over; run the same command again to continue")
             return
