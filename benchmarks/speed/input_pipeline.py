@@ -100,7 +100,7 @@ def read_all(source: ImageFolder, workers: int, steps: int) -> None:
 
 
 def compare(
-    sources: dict[Augment, ImageFolder], cores: int, rounds: int, python: str | None
+    sources: dict[Augment, ImageFolder], cores: int, rounds: int, python: str
 ) -> Record:
     """Times this process and the peer, both held to the same cores.
 
@@ -151,7 +151,7 @@ def page(record: Record) -> str:
 TABLES = (Table(BENCHMARKS, "input_pipeline", "input_pipeline.json", page),)
 
 
-def main(torch: str | None = None, files: int = 512, rounds: int = 7) -> None:
+def main(torch: str = "", files: int = 512, rounds: int = 7) -> None:
     """Measures with 1, 2, 4, … of the cores that this process may use.
 
     Args:

@@ -32,15 +32,15 @@ class Options(NamedTuple):
     batch_size: int = 8  # images in a batch
     dtype: Dtype = "float32"  # of activations and products
     steps: int = 2  # updates to take
-    params: str | None = None  # with --network: save parameters here; any device
+    params: str = ""  # with --network: save parameters here; any device
 
 
 def measure(
-    network: str, batch_size: int, dtype: Dtype, steps: int, params: str | None
+    network: str, batch_size: int, dtype: Dtype, steps: int, params: str
 ) -> Record:
     """Returns what the steps took on one device.
 
-    If `params` is not None, the parameters after the last step are saved there.
+    The parameters after the last step are saved in the file `params`, if it is given.
     """
     tx = lars_optax.lars(1.0, weight_decay=5e-4)
     batch = draw_batch(network, batch_size)

@@ -130,7 +130,7 @@ def make_copy(size: int) -> timer.Step:
     return partial(timer.clock, lambda: list(pool.map(np.copyto, target, source)))
 
 
-def measure(network: str, dtype: str, rounds: int, python: str | None) -> Record:
+def measure(network: str, dtype: str, rounds: int, python: str) -> Record:
     """Returns the figures of the copy, of all optimizers and of the peer's."""
     tree = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, dtype), shapes(network))
     leaves = jax.tree.leaves(tree)
@@ -218,7 +218,7 @@ def main(
     networks: tuple[Network, ...] = NETWORKS,
     dtypes: tuple[Dtype, ...] = ("float32", "bfloat16"),
     rounds: int = 20,
-    torch: str | None = None,
+    torch: str = "",
 ) -> None:
     """Measures on each network in each dtype.
 

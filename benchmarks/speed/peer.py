@@ -9,22 +9,23 @@ imports this module too, so it needs the standard library alone.
 import json
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
 from benchmarks.speed.timer import Step
 
+# The steps of a peer, and the versions of its packages.
+Offer = tuple[dict[str, Step], dict[str, Any] | None]
+
 
 @contextmanager
-def start_peer(
-    python: str | None, module: str, task: Any
-) -> Iterator[tuple[dict[str, Step], dict[str, Any] | None]]:
+def start_peer(python: str, module: str, task: Any) -> Iterator[Offer]:
     """Runs a module of this folder with another Python.
 
-    Yields the steps that it offers, and its versions. If `python` is None there are no
-    steps and no versions.
+    Yields the steps that it offers, and its versions. Without `python` there are no
+    steps, and the versions are None.
     """
     if not python:
         yield {}, None
@@ -44,13 +45,12 @@ def start_peer(
         yield {name: partial(ask, name) for name in about["names"]}, about["versions"]
 
 
-def read_task() -> Any:
-    """Returns the task that this process, the peer, was sent."""
-    return json.loads(sys.stdin.readline())
+def serve(offer: Callable[[Any], Offer]) -> None:
+    """Makes an offer for the task that this process was sent, and takes its steps.
 
-
-def serve(steps: Mapping[str, Step], versions: dict[str, Any]) -> None:
-    """Takes the steps that are asked for, until there are no more requests."""
+    Ends when there are no more requests.
+    """
+    steps, versions = offer(json.loads(sys.stdin.readline()))
     print(json.dumps({"names": list(steps), "versions": versions}), flush=True)
     for line in sys.stdin:
         print(json.dumps(steps[json.loads(line)]()), flush=True)

@@ -15,8 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.speed.peer import read_task, serve
-from benchmarks.speed.timer import clock
+from benchmarks.speed.peer import Offer, serve
+from benchmarks.speed.timer import Step, clock
 
 Image: Any = importlib.import_module("PIL.Image")
 features: Any = importlib.import_module("PIL.features")
@@ -70,8 +70,8 @@ def read_all(loader: Any, task: Any) -> None:
     assert read == task["images"]
 
 
-def main() -> None:
-    task, passes = read_task(), {}
+def offer(task: Any) -> Offer:
+    passes: dict[str, Step] = {}
     for workers, antialias in product(task["workers"], (True, False)):
         options = {"num_workers": workers, "persistent_workers": workers > 0}
         files, make = Files(task, antialias), torch.utils.data.DataLoader
@@ -79,10 +79,10 @@ def main() -> None:
         how = "" if antialias else ", no antialiasing"
         name = f"torch DataLoader, {workers} workers{how}"
         passes[name] = partial(clock, partial(read_all, loader, task))
-    versions = {name: version(name) for name in ("torch", "pillow")}
+    versions: Any = {name: version(name) for name in ("torch", "pillow")}
     versions["libjpeg-turbo"] = features.version("libjpeg_turbo")
-    serve(passes, versions)
+    return passes, versions
 
 
 if __name__ == "__main__":
-    main()
+    serve(offer)

@@ -12,7 +12,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from benchmarks.speed.peer import read_task, serve
+from benchmarks.speed.peer import Offer, serve
 from benchmarks.speed.timer import Step, clock
 
 torch: Any = importlib.import_module("torch")
@@ -55,8 +55,8 @@ def prepare(make: Any, task: Any) -> Step:
     return partial(clock, step)
 
 
-def main() -> None:
-    task, options = read_task(), {"lr": 1e-3, "momentum": 0.9}
+def offer(task: Any) -> Offer:
+    options = {"lr": 1e-3, "momentum": 0.9}
     sgd, lars = (partial(f, **options) for f in (torch.optim.SGD, timm_lars()))
 
     def compiled(groups: Any) -> Any:
@@ -73,8 +73,8 @@ def main() -> None:
     }
     versions: dict[str, Any] = {name: version(name) for name in ("torch", "timm")}
     versions["threads"] = torch.get_num_threads()
-    serve({name: prepare(make, task) for name, make in makers.items()}, versions)
+    return {name: prepare(make, task) for name, make in makers.items()}, versions
 
 
 if __name__ == "__main__":
-    main()
+    serve(offer)

@@ -10,7 +10,7 @@ import importlib
 import math
 from typing import Any
 
-from benchmarks.speed.peer import read_task, serve
+from benchmarks.speed.peer import Offer, serve
 from benchmarks.speed.timer import Step, clock
 
 torch: Any = importlib.import_module("torch")
@@ -92,11 +92,11 @@ def prepare(task: Any) -> Step:
     return timed
 
 
-def main() -> None:
+def offer(task: Any) -> Offer:
     versions = {"torch": torch.__version__, "device": DEVICE}
     versions["threads"] = torch.get_num_threads()
-    serve({"PyTorch, SGD": prepare(read_task())}, versions)
+    return {"PyTorch, SGD": prepare(task)}, versions
 
 
 if __name__ == "__main__":
-    main()
+    serve(offer)

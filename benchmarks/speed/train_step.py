@@ -48,7 +48,7 @@ class Options(NamedTuple):
     micro_batch: int  # images in a micro-batch where gradients are accumulated
     networks: tuple[Network, ...] = ("resnet50", "alexnet")
     accumulate: tuple[int, ...] = (1, 8, 32)  # micro-batches in a step
-    torch: str | None = None  # path of another Python, which has PyTorch
+    torch: str = ""  # path of another Python, which has PyTorch
 
 
 # A step of ResNet-50 takes seconds on two cores, and compiling several takes minutes.
@@ -90,7 +90,7 @@ def compare(network: Network, size: int, given: Options) -> Record:
     for name, tx in both.items():
         steps[f"{name}, update alone"] = make_step(tx, shapes(network))
     task = {"batch_size": size, "side": image_pixels(network), "dtype": given.dtype}
-    python = given.torch if network == "resnet50" else None
+    python = given.torch if network == "resnet50" else ""
     with start_peer(python, "torch_train", task) as (theirs, versions):
         images |= dict.fromkeys(theirs, size)
         timed = time_steps(steps | theirs, given.rounds, images)

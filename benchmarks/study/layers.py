@@ -63,7 +63,7 @@ def first_update(images: np.ndarray, labels: np.ndarray) -> Record:
     return dict(zip(bound.layer_names, norms, strict=True))
 
 
-def table4(images: str | None = None) -> None:
+def table4(images: str = "") -> None:
     """Measures the norms of AlexNet-BN for each set of images, and writes them.
 
     Args:

@@ -51,7 +51,7 @@ def dataset(name: str, place: Place) -> tuple[str, Dataset]:
         "cifar10": (place.cifar10, "train/CLASS/* and test/CLASS/*"),
     }[name]  # fmt: skip
     if not folder or not Path(folder).is_dir():
-        raise ValueError(f"--{name}: {folder!r} is no folder; give that of {what}")
+        raise ValueError(f"--{name}: {folder!r} is no folder; give one with {what}")
     return folder, load(folder, VALIDATION, 32, "caffe")
 
 
