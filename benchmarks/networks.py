@@ -1,7 +1,7 @@
-"""The parameters of whole networks, as shapes alone."""
+"""The shapes of the parameters of whole networks."""
 
 from functools import partial
-from typing import Any
+from typing import Any, Literal, get_args
 
 import flax.linen as nn
 import jax
@@ -9,7 +9,8 @@ import jax.numpy as jnp
 
 from examples.imagenet.models import image_pixels, make_model
 
-NETWORKS = ("resnet50", "alexnet", "vit_b")
+Network = Literal["resnet50", "alexnet", "vit_b"]
+NETWORKS: tuple[Network, ...] = get_args(Network)
 TITLES = {
     "resnet50": "ResNet-50",
     "alexnet": "AlexNet",

@@ -6,7 +6,6 @@ Every file holds the commit, machine and versions that its figures were made wit
 import json
 from collections.abc import Callable, Iterable, Mapping
 from importlib.metadata import version
-from itertools import compress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,15 +16,16 @@ from examples.imagenet.report.page import markdown_table
 RESULTS = Path("benchmarks/results")
 README, BENCHMARKS = Path("README.md"), Path("benchmarks/README.md")
 STUDY = Path("docs/study.md")
+NOT_RUN = "Not run.\n"
 Record = dict[str, Any]
-# From a column's title to its field, a factor and a format.
+# The title of a column, and the field, factor and format of its cells.
 Columns = Mapping[str, tuple[str, float, str]]
 
 
 class Table(NamedTuple):
-    """A table of a page: the page, the name of its marks, a file, and how to make it.
+    """A table of a page, between the marks of that name.
 
-    `make` takes what `read` returns for the file and returns Markdown.
+    `make` returns it in Markdown from what `read` returns for the file.
     """
 
     page: Path
@@ -42,15 +42,14 @@ def read(file: str) -> Any:
     path = RESULTS / file
     if path.suffix == ".json":
         return json.loads(path.read_text())
-    return (
-        [json.loads(x) for x in path.read_text().splitlines()] if path.exists() else []
-    )
+    lines = path.read_text().splitlines() if path.exists() else []
+    return [json.loads(line) for line in lines]
 
 
 def save(
     file: str, record: Record, packages: Iterable[str] = (), indent: int | None = 1
 ) -> None:
-    """Writes a .json file, with provenance and with the versions of more packages."""
+    """Writes a record and its provenance, with the versions of `packages`, as JSON."""
     about = provenance()
     about["versions"] |= {name: version(name) for name in packages}
     text = json.dumps(about | record, indent=indent, ensure_ascii=False)
@@ -64,14 +63,31 @@ def append(file: str, record: Record) -> None:
         lines.write(strict_json(record) + "\n")
 
 
+def markdown(rows: Iterable[Mapping[str, str]]) -> str:
+    """Returns a table in Markdown of rows that map titles of columns to cells.
+
+    The titles are those of the first row. Returns NOT_RUN if there are no rows.
+    """
+    rows = list(rows)
+    if not rows:
+        return NOT_RUN
+    cells = ([row.get(title, "") for title in rows[0]] for row in rows)
+    return markdown_table([list(rows[0]), *cells])
+
+
 def table(records: Mapping[str, Record], columns: Columns) -> str:
-    """Returns a row for each record, under its name; leaves empty columns out."""
+    """Returns a table with a row for each record, under its name.
 
-    def cells(record: Record) -> list[str]:
-        values = [(record.get(field), by, form) for field, by, form in columns.values()]
-        return ["" if x is None else form.format(x * by) for x, by, form in values]
+    A column that no record has a value for is left out.
+    """
 
-    rows = {name: cells(record) for name, record in records.items()}
-    used = [any(column) for column in zip(*rows.values(), strict=True)]
-    rows = {"": list(columns)} | rows
-    return markdown_table([name, *compress(row, used)] for name, row in rows.items())
+    def cell(record: Record, field: str, factor: float, form: str) -> str:
+        value = record.get(field)
+        return "" if value is None else form.format(factor * value)
+
+    rows = [
+        {"": name} | {title: cell(record, *how) for title, how in columns.items()}
+        for name, record in records.items()
+    ]
+    used = ["", *(title for title in columns if any(row[title] for row in rows))]
+    return markdown({title: row[title] for title in used} for row in rows)

@@ -1,4 +1,7 @@
-"""LARS, Layer-wise Adaptive Rate Scaling, for Optax. Anything not here is private."""
+"""LARS, Layer-wise Adaptive Rate Scaling, as gradient transformations for Optax.
+
+The names in this file are public. All other names of the package are private.
+"""
 
 from lars_optax import recipes as recipes
 from lars_optax._larc import larc as larc

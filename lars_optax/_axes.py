@@ -1,6 +1,7 @@
-"""What one layer is: a leaf or a slice of it, and the devices that hold it.
+"""Turns the arguments `stacked_axes` and `axis_name` into one value for each leaf.
 
-Turns `stacked_axes` and `axis_name` into one value per leaf.
+The stacking axis of a leaf is the axis along which it stacks several layers. Its mesh
+axes are the axes of the device mesh over which it is sharded.
 """
 
 from typing import Any, NamedTuple
@@ -11,7 +12,7 @@ from jax.sharding import PartitionSpec
 from lars_optax._tree import (
     Path,
     broadcast_prefix,
-    called,
+    call_if_function,
     flatten,
     is_empty,
     quote,
@@ -19,8 +20,14 @@ from lars_optax._tree import (
 
 
 def resolve_stacked_axes(stacked_axes: Any, params: Any) -> list[int | None]:
-    """The stacking axis of each leaf of `flatten(params)`; None: it is one layer."""
-    stacked_axes = called(stacked_axes, params)
+    """Returns the axis along which each leaf stacks layers, or None for a single layer.
+
+    `stacked_axes` has one of the forms that `scale_by_lars` describes.
+
+    Raises ValueError if an axis is not an int, if a leaf does not have its axis, or if
+    `stacked_axes` is one int and the leaves have different lengths along this axis.
+    """
+    stacked_axes = call_if_function(stacked_axes, params)
     paths, leaves, _ = flatten(params)
     per_leaf = broadcast_prefix(stacked_axes, params, "stacked_axes")
     axes = [
@@ -35,9 +42,9 @@ def resolve_stacked_axes(stacked_axes: Any, params: Any) -> list[int | None]:
         if len(lengths) > 1:
             found = ", ".join(f"{n} at {quote(path)}" for n, path in lengths.items())
             raise ValueError(
-                f"stacked_axes={stacked_axes} says that every leaf stacks the same "
-                f"layers, but the lengths differ: {found}. Pass a tree of axes with "
-                "None where a leaf is one layer."
+                f"stacked_axes={stacked_axes} needs leaves of equal length along axis "
+                f"{stacked_axes}, but the lengths are {found}. Pass a tree of axes "
+                "with None for each leaf that is a single layer."
             )
     return axes
 
@@ -48,27 +55,28 @@ def _stacking_axis(path: Path, leaf: Any, axis: Any) -> int | None:
     if isinstance(axis, bool) or not isinstance(axis, int | np.integer):
         raise ValueError(
             "stacked_axes must be an int, a tree of ints and None, or a function from "
-            f"the parameters to such a tree; got {axis!r} for {quote(path)}. Under "
+            f"the parameters to such a tree, got {axis!r} for {quote(path)}. Under "
             "optax.inject_hyperparams pass static_args='stacked_axes'."
         )
     rank = np.ndim(leaf)
     if not -rank <= axis < rank:
         raise ValueError(
             f"stacked_axes is {axis} for {quote(path)}, which has shape "
-            f"{np.shape(leaf)} and no such axis."
+            f"{np.shape(leaf)}. Pass an axis of the leaf, or None if it is a single "
+            "layer."
         )
     return int(axis) % rank
 
 
 class AxisNames(NamedTuple):
-    """The mesh axes over which a leaf is sharded."""
+    """The names of the mesh axes over which a leaf is sharded."""
 
-    summed: tuple[str, ...] = ()  # they shard its layers: squares are summed over them
-    between: tuple[str, ...] = ()  # they shard the stacking axis: nothing is summed
+    summed: tuple[str, ...] = ()  # shard the inside of a layer: norms are summed
+    stacking: tuple[str, ...] = ()  # shard the stacking axis: norms are not summed
 
 
 def _is_names(axis_name: Any) -> bool:
-    # Not isinstance: in older versions of jax a PartitionSpec is a tuple too.
+    # In older versions of jax a PartitionSpec is an instance of tuple.
     return isinstance(axis_name, str) or (
         type(axis_name) is tuple and all(isinstance(x, str) for x in axis_name)
     )
@@ -77,15 +85,23 @@ def _is_names(axis_name: Any) -> bool:
 def resolve_axis_names(
     axis_name: Any, params: Any, stacked: list[int | None]
 ) -> list[AxisNames]:
-    """The mesh axes over which each leaf is sharded.
+    """Returns the mesh axes over which each leaf of `flatten(params)` is sharded.
 
-    Where a `PartitionSpec` shards the stacking axis, each device has its own layers.
+    `stacked` has the axis along which each leaf stacks layers, or None. If a
+    `PartitionSpec` shards this axis, each device has different layers, and norms are
+    not summed over these devices.
+
+    Raises ValueError if `axis_name` has another form than `scale_by_lars` describes, or
+    if a `PartitionSpec` does not fit its leaf.
     """
     if axis_name is None:
         return [AxisNames()] * len(stacked)
     if _is_names(axis_name):
         if stacked and not axis_name:
-            raise ValueError("axis_name is empty; None says that nothing is sharded.")
+            raise ValueError(
+                "axis_name is an empty tuple. Pass the names of the mesh axes over "
+                "which the parameters are sharded, or None if they are not sharded."
+            )
         names = (axis_name,) if isinstance(axis_name, str) else axis_name
         return [AxisNames(names)] * len(stacked)
     if (
@@ -93,20 +109,25 @@ def resolve_axis_names(
         and isinstance(axis_name, list)
         and all(isinstance(x, str) for x in axis_name)
     ):
-        raise ValueError(f"axis_name must be a tuple of names, got {axis_name!r}.")
+        raise ValueError(
+            f"axis_name must be a tuple of names, got the list {axis_name!r}. Pass "
+            f"{tuple(axis_name)!r}."
+        )
     specs = _specs(axis_name, params)
     paths, leaves, _ = flatten(params)
     return [
-        AxisNames() if is_empty(leaf) else _sharded_on(path, leaf, spec, axis)
+        AxisNames() if is_empty(leaf) else _mesh_axes(path, leaf, spec, axis)
         for path, leaf, spec, axis in zip(paths, leaves, specs, stacked, strict=True)
     ]
 
 
 def shapes_for_roles(axis_name: Any, params: Any) -> list[tuple[int, ...]]:
-    """The shape of each leaf, in which an axis that may be sharded is longer than 1.
+    """Returns the shapes by which a mask decides whether each leaf is a weight.
 
-    Inside `shard_map` an axis of one device's shard can have length 1 where the same
-    axis of the whole leaf is longer. With names alone any axis may be the sharded one.
+    Inside `shard_map` a device has only a shard of each leaf. An axis of the shard can
+    have length 1 although the axis of the whole leaf is longer. So length 1 is replaced
+    by 2 if the axis may be sharded. If `axis_name` holds only names, every axis may be
+    sharded.
     """
     shapes = [np.shape(leaf) for leaf in flatten(params)[1]]
     if axis_name is None:
@@ -128,19 +149,19 @@ def _specs(axis_name: Any, params: Any) -> list[Any]:
     )
 
 
-def _sharded_on(path: Path, leaf: Any, spec: Any, stacked: int | None) -> AxisNames:
+def _mesh_axes(path: Path, leaf: Any, spec: Any, stacked: int | None) -> AxisNames:
     if not isinstance(spec, PartitionSpec):
         raise ValueError(
-            "axis_name must be a mesh axis name, a tuple of them, or a tree of "
-            f"PartitionSpec; found {spec!r} for {quote(path)}."
+            "axis_name must be the name of a mesh axis, a tuple of names, or a tree of "
+            f"PartitionSpec, got {spec!r} for {quote(path)}."
         )
     if len(spec) > np.ndim(leaf):
         raise ValueError(
             f"axis_name has {spec} for {quote(path)}, which has only "
-            f"{np.ndim(leaf)} axes."
+            f"{np.ndim(leaf)} axes. Pass a PartitionSpec with no more entries."
         )
     summed: set[str] = set()
-    between: set[str] = set()
+    stacking: set[str] = set()
     for axis, entry in enumerate(spec):
         if entry is not None:
             names = (entry,) if isinstance(entry, str) else entry
@@ -149,7 +170,7 @@ def _sharded_on(path: Path, leaf: Any, spec: Any, stacked: int | None) -> AxisNa
             ):
                 raise ValueError(
                     f"axis_name has {spec} for {quote(path)}; each entry must be the "
-                    "name of a mesh axis, a tuple of them or None."
+                    "name of a mesh axis, a tuple of such names, or None."
                 )
-            (between if axis == stacked else summed).update(names)
-    return AxisNames(tuple(sorted(summed)), tuple(sorted(between)))
+            (stacking if axis == stacked else summed).update(names)
+    return AxisNames(tuple(sorted(summed)), tuple(sorted(stacking)))

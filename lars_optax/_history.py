@@ -1,4 +1,8 @@
-"""The statistics of several steps as a series of numbers for each layer."""
+"""Collects the values of each layer over the steps of a run, for a plot.
+
+A history is a list of records, one for each step. A record is the tree that
+`layer_stats` returned, or the state of an optimizer with `keep_layer_stats=True`.
+"""
 
 import re
 from collections.abc import Iterable, Sequence
@@ -19,19 +23,26 @@ _WANTED = (
 
 
 class Line(NamedTuple):
-    """What several layers have in common, or one has alone."""
+    """One plotted line, shared by all layers with equal values."""
 
-    layer: int  # the first of them
+    layer: int  # the index of the first of these layers
     label: str
-    values: np.ndarray  # one for each record
+    values: np.ndarray  # one value for each record
 
 
 def records(history: Any) -> tuple[list[Any], list[Any]]:
-    """A tree of statistics for each record; the count of each that is a state."""
+    """Returns the statistics of each record, and the update count of each state.
+
+    A record is the tree that `layer_stats` returned, or an optimizer's state. Only a
+    state has an update count, so the second list may be shorter than the first.
+
+    Raises ValueError if `history` is not a list, is empty, or has a record with the
+    states of several optimizers.
+    """
     if not isinstance(history, Sequence) or hasattr(history, "_fields"):
         raise ValueError(
             f"history must be a list of records, got {type(history).__name__}. "
-            f"Records are {_WANTED}; pass one as [record]."
+            f"Records are {_WANTED}. Pass a single record as [record]."
         )
     if not history:
         raise ValueError(f"history is empty. Append to it {_WANTED}.")
@@ -41,12 +52,13 @@ def records(history: Any) -> tuple[list[Any], list[Any]]:
         if len(found) > 1:
             raise ValueError(
                 f"history[{i}] holds the layer_stats of {len(found)} optimizers; pass "
-                "the state of one of them."
+                "the state of one optimizer."
             )
         if found and found[0].count.ndim:
             raise ValueError(
-                f"history[{i}] holds several states in one, of shape "
-                f"{found[0].count.shape}: take one step, or one device, of each array."
+                f"history[{i}] is a state of several steps or devices, because its "
+                f"count has shape {found[0].count.shape}. Select one step or one "
+                "device of each array."
             )
         counts += [state.count for state in found]
         trees.append(found[0].layer_stats if found else record)
@@ -58,18 +70,24 @@ def _is_state(x: Any) -> bool:
 
 
 def _leaves(tree: Any, i: int, quantity: str) -> dict[Path, Any]:
-    """Path to the quantity's values, or to None, of record `i`."""
+    """Returns the values of `quantity` at each path of record number `i`.
+
+    The value is None at a path without statistics. `quantity` is a field of
+    `LayerStats`, or "norm_ratio" for ‖w‖/‖g‖.
+
+    Raises ValueError if a leaf is not a `LayerStats`, or if the record holds tracers.
+    """
     paths, leaves, _ = flatten(tree, lambda x: is_empty(x) or isinstance(x, LayerStats))
     for path, leaf in zip(paths, leaves, strict=True):
         if not isinstance(leaf, LayerStats) and not is_empty(leaf):
             raise ValueError(
-                f"history[{i}] has {type(leaf).__name__} at {quote(path)}; records "
+                f"history[{i}] has {type(leaf).__name__} at {quote(path)}, but records "
                 f"must be {_WANTED}."
             )
     if any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves(leaves)):
         raise ValueError(
-            f"history[{i}] holds tracers: return the statistics from jit, and draw "
-            "them outside."
+            f"history[{i}] holds tracers; return the statistics from jit and plot them "
+            "outside."
         )
     fields = ["param_norm", "grad_norm"] if quantity == "norm_ratio" else [quantity]
     arrays = jax.device_get(
@@ -78,11 +96,15 @@ def _leaves(tree: Any, i: int, quantity: str) -> dict[Path, Any]:
             for x in leaves
         ]
     )
-    return dict(zip(paths, map(_on_log_axis, arrays), strict=True))
+    return dict(zip(paths, map(_positive_values, arrays), strict=True))
 
 
-def _on_log_axis(arrays: list[Any] | None) -> np.ndarray | None:
-    """One quantity, or the first by the second; NaN where its logarithm is not."""
+def _positive_values(arrays: list[Any] | None) -> np.ndarray | None:
+    """Returns the first array, divided by the second one if there are two.
+
+    Values that are not finite and positive become NaN, because a log axis cannot show
+    them. Returns None if `arrays` is None.
+    """
     if arrays is None:
         return None
     values, *divisors = (np.asarray(x, np.float64) for x in arrays)
@@ -93,14 +115,21 @@ def _on_log_axis(arrays: list[Any] | None) -> np.ndarray | None:
 
 
 def series_of(trees: Sequence[Any], quantity: str) -> dict[str, np.ndarray]:
-    """Each layer's values over the records, NaN where a log axis has none."""
+    """Returns an array for each layer, with its value of `quantity` in each tree.
+
+    Each key is the name of a layer. Values that are not finite and positive become NaN,
+    because a log axis cannot show them.
+
+    Raises ValueError if the trees have different paths, if a leaf does not have the
+    same number of stacked layers in all trees, or if there are no statistics.
+    """
     tables = [_leaves(tree, i, quantity) for i, tree in enumerate(trees)]
     for i, table in enumerate(tables):
         both = tables[0] | table
         if other := [p for p in both if p not in table or p not in tables[0]]:
             raise ValueError(
-                f"history[{i}] and history[0] are of different trees: only one of them "
-                f"has {list_some(other)}."
+                f"history[{i}] and history[0] have different trees: only one of them "
+                f"has {list_some(other)}. Plot one network at a time."
             )
     series = {}
     for path in _in_order(tables[0]):
@@ -109,7 +138,8 @@ def series_of(trees: Sequence[Any], quantity: str) -> dict[str, np.ndarray]:
         if len(shapes) > 1:
             listed = ", ".join(f"{x} in history[{i}]" for x, i in shapes.items())
             raise ValueError(
-                f"the layers stacked at {quote(path)} differ in number: {listed}."
+                f"the number of layers stacked at {quote(path)} changes: its shape is "
+                f"{listed}. Plot one network at a time."
             )
         for shape in shapes:
             values = np.full((len(tables), *shape), np.nan)
@@ -123,7 +153,10 @@ def series_of(trees: Sequence[Any], quantity: str) -> dict[str, np.ndarray]:
 
 
 def _in_order(paths: Iterable[Path]) -> list[Path]:
-    """As the tree has them; 2 before 10 where the tree goes by the alphabet."""
+    """Returns the paths in their given order, or sorted if that order is alphabetical.
+
+    They are sorted with numbers by value, so that layer2 stands before layer10.
+    """
     parts = {path: path_string(path).split("/") for path in paths}
     if list(parts.values()) != sorted(parts.values()):
         return list(parts)
@@ -135,8 +168,12 @@ def _in_order(paths: Iterable[Path]) -> list[Path]:
     return sorted(parts, key=numbered)
 
 
-def merged(series: dict[str, np.ndarray]) -> list[Line]:
-    """A line for all that are equal."""
+def merge_equal(series: dict[str, np.ndarray]) -> list[Line]:
+    """Returns one line for each group of layers with equal values.
+
+    `series` has the values of each layer by its name. The label of a line is the name
+    of the first layer, followed by the number of further layers.
+    """
     names = list(series)
     equal: dict[bytes, list[int]] = {}
     for i, values in enumerate(series.values()):

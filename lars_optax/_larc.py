@@ -1,4 +1,4 @@
-"""LARC: LARS whose layers never learn faster than the learning rate."""
+"""LARC: LARS in which the learning rate is an upper bound for each layer."""
 
 from typing import Any
 
@@ -29,47 +29,65 @@ def larc(
     accumulator_dtype: Any = None,
     keep_layer_stats: bool = False,
 ) -> optax.GradientTransformationExtraArgs:
-    """LARC: SGD with momentum at the rate min(λ, γ) in each layer.
+    """The LARC optimizer: SGD with momentum and a clipped learning rate for each layer.
+
+    A layer has weights w, a gradient g and a momentum buffer a. One update is
 
         λ = η‖w‖ / (‖g‖ + β‖w‖ + ε)
-        f = min(λ/γ, 1), and 1 where γ = 0
+        f = min(λ/γ, 1), or 1 if γ = 0
         a ← μa + f(g + βw)
         w ← w − γa
 
-    with γ `learning_rate`, μ `momentum` and the rest as in `scale_by_lars`. So γ is an
-    upper bound, as for SGD, and not LARS's large rate; where λ ≥ γ in all layers this
-    is SGD with momentum and decay.
+    where γ is `learning_rate`, η is `trust_coefficient`, β is `weight_decay`, ε is
+    `eps` and μ is `momentum`. So the learning rate of a layer is min(λ, γ), and a
+    learning rate for SGD is a good first value of γ. If λ ≥ γ in every layer, this is
+    SGD with momentum and weight decay. The documentation of `scale_by_lars` describes
+    the masks.
 
-    How this differs from apex's LARC, whose η and ε are the defaults:
+    The defaults of η and ε are those of LARC in NVIDIA apex. The two optimizers differ
+    in three ways:
 
-    1. Leaves outside `trust_ratio_mask`, biases and norm parameters by default, take
-       f = `fallback_ratio`. There, every parameter is adapted.
-    2. At a zero norm f is `fallback_ratio` too, and the decay stays. There, the decay
-       is dropped with the ratio.
-    3. γ may be a schedule, 0 at its start too.
+    1. On leaves outside `trust_ratio_mask`, f is `fallback_ratio` here. By default
+       these are biases and norm parameters, which are those of normalisation layers.
+       apex computes f for every parameter.
+    2. Where a norm is zero, f is `fallback_ratio` and weight decay is applied here.
+       apex uses the plain gradient there, without weight decay.
+    3. γ may be a schedule here. The schedule may start at 0.
 
     Args:
-      learning_rate: γ ≥ 0, a number or a schedule.
-      weight_decay: β ≥ 0, a number or a schedule.
-      weight_decay_mask: the leaves that are decayed.
-      trust_coefficient: η > 0.
-      eps: ε ≥ 0.
-      trust_ratio_mask: the leaves that take f.
-      momentum: μ, 0 ≤ μ < 1; None or 0 for none.
-      nesterov: whether the momentum is Nesterov's.
-      denominator: "separate" or "joint".
-      fallback_ratio: ≥ 0, in place of f where there is none. 1, the default, is plain
-        SGD: γ is of the size of SGD's learning rates here.
-      stacked_axes: where leaves stack several layers.
-      axis_name: what parameters are sharded over, inside `shard_map` and `pmap`.
-      accumulator_dtype: dtype of the momentum buffer, None for the parameters'.
-      keep_layer_stats: whether the state keeps each layer's norms and its factor f.
+      learning_rate: The learning rate γ, a number of at least 0 or a schedule.
+      weight_decay: The weight decay β, a number of at least 0 or a schedule. 0 disables
+        weight decay.
+      weight_decay_mask: The leaves that get weight decay. The default excludes biases
+        and norm parameters. True selects all leaves.
+      trust_coefficient: The trust coefficient η, a number above 0.
+      eps: The term ε in the denominator, a number of at least 0. 0 leaves it out.
+      trust_ratio_mask: The leaves for which f is computed. The default excludes biases
+        and norm parameters. True selects all leaves.
+      momentum: The momentum μ, a number of at least 0 and below 1. None or 0 disables
+        momentum.
+      nesterov: Whether to use Nesterov momentum.
+      denominator: "separate" for the denominator above, "joint" for that of
+        `optax.lars`.
+      fallback_ratio: The value of f on leaves outside `trust_ratio_mask` and where a
+        norm is zero, a number of at least 0. At the default of 1 the update there is
+        that of SGD.
+      stacked_axes: The axis along which a leaf stacks several layers, an int or a tree.
+        None means that every leaf is a single layer.
+      axis_name: The mesh axes over which parameters are sharded inside `shard_map` or
+        `pmap`. Leave it None elsewhere.
+      accumulator_dtype: The dtype of the momentum buffer. None takes the dtype of each
+        parameter.
+      keep_layer_stats: Whether the state keeps the norms and the factor f of each
+        layer.
 
     Returns:
-      A transformation whose update needs `params`.
+      A transformation whose `update` needs `params`. Each update has the dtype of its
+      parameter.
 
     Raises:
-      ValueError: as `lars`.
+      ValueError: If an argument is invalid or does not fit the parameters. The
+        conditions are those of `lars`.
 
     Example:
       >>> import jax.numpy as jnp
@@ -83,8 +101,8 @@ def larc(
       -0.02 -0.5
 
     References:
-      NVIDIA apex, apex/parallel/LARC.py, clip=True; nvcaffe's larc of late 2017
-      clips likewise and leaves β‖w‖ out of the denominator.
+      NVIDIA apex, apex/parallel/LARC.py with clip=True. NVIDIA's fork of Caffe,
+      nvcaffe, clips in the same way since late 2017, without β‖w‖ in the denominator.
     """
     check_sgd(learning_rate, momentum, nesterov)
     settings = Settings(

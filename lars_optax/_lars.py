@@ -1,4 +1,4 @@
-"""LARS as a transform and as an optimizer, which is a chain around it."""
+"""LARS as a gradient transformation and as an optimizer."""
 
 from typing import Any
 
@@ -26,80 +26,98 @@ def scale_by_lars(
     axis_name: Any = None,
     keep_layer_stats: bool = False,
 ) -> optax.GradientTransformationExtraArgs:
-    """Add the weight decay and scale each layer by its trust ratio; nothing else.
+    """Add weight decay to each layer's gradient and scale it by the trust ratio.
 
-    For the weights w of one layer with gradient g,
+    Each leaf of the parameters is a layer with weights w and a gradient g. The trust
+    ratio λ of a layer and its update are
 
-        λ = η‖w‖ / (‖g‖ + β‖w‖ + ε)      denominator="separate", the paper's
-        λ = η‖w‖ / (‖g + βw‖ + ε)         denominator="joint", `optax.lars`'s
+        λ = η‖w‖ / (‖g‖ + β‖w‖ + ε)      denominator="separate", as in the paper
+        λ = η‖w‖ / (‖g + βw‖ + ε)        denominator="joint", as in `optax.lars`
         update = λ (g + βw)
 
-    with η `trust_coefficient`, β `weight_decay`, ε `eps`. The fallback ratio replaces λ
-    on leaves outside `trust_ratio_mask`, where ‖w‖ = 0, and where ‖g‖ = 0 (separate) or
-    ‖g + βw‖ = 0 (joint). β is 0 on leaves outside `weight_decay_mask`, in the update
-    and in the denominator. There is no learning rate, sign or momentum here: the order
-    in which a chain adds them makes the three kinds of LARS in use.
+    where η is `trust_coefficient`, β is `weight_decay` and ε is `eps`. The rule has
+    three exceptions:
+
+    - On leaves outside `weight_decay_mask`, β is 0 in the update and in λ.
+    - On leaves outside `trust_ratio_mask`, `fallback_ratio` replaces λ. The other
+      leaves are called adapted.
+    - In an adapted layer, `fallback_ratio` replaces λ where ‖w‖ is 0. It also replaces
+      λ where ‖g‖ is 0, or where ‖g + βw‖ is 0 with the joint denominator.
+
+    This transform applies no learning rate and no momentum, and it does not negate the
+    update. Other transforms of a chain do this. With a learning rate γ and a momentum
+    μ, three orders are in use:
 
         scaled    chain(scale_by_lars(β), scale_by_learning_rate(γ), trace(μ))
         unscaled  chain(scale_by_lars(β), trace(μ), scale_by_learning_rate(γ))
         post      chain(add_decayed_weights(β, exclude_bias_and_norm), trace(μ),
                         scale_by_lars(denominator="joint"), scale_by_learning_rate(γ))
 
-    Scaled is the paper's, TensorFlow's, SimCLR's and Optax's, and what `lars` is;
-    unscaled is BYOL's and that of every torch.optim port. They differ only when the
-    learning rate changes. Post is `classic_momentum=False` of SimCLR's optimizer: the
-    momentum does not lengthen its steps. examples/chains.py has MLPerf's, BYOL's and
-    SimCLR's settings of each.
+    The scaled order is that of the paper, TensorFlow, SimCLR, `optax.lars` and `lars`.
+    The unscaled order is that of BYOL and of every port to torch.optim. These two
+    differ only when the learning rate changes. The post order is that of SimCLR's
+    optimizer with `classic_momentum=False`. There the momentum does not make the steps
+    longer. The file examples/chains.py has the settings of MLPerf, BYOL and SimCLR.
 
     Args:
-      weight_decay: β ≥ 0, a number or a schedule.
-      weight_decay_mask: the leaves that are decayed. True for all, a tree of bool or a
-        prefix of one, a callable from params to one, or "exclude_bias_and_norm".
-      trust_coefficient: η > 0.
-      eps: ε ≥ 0; 0 in the paper.
-      trust_ratio_mask: the leaves that take λ, likewise.
-      denominator: "separate" or "joint".
-      fallback_ratio: ≥ 0, the factor in place of λ on leaves without one; 0.02. So the
-        learning rate of biases and norm parameters is 0.02 times that of the chain. A
-        ratio of 1 is the rule of the authors' solver, of `optax.lars` and of MLPerf. In
-        this project's study it fails at learning rates where 0.02 trains ("The default
-        of fallback_ratio" in docs/study.md).
-      max_ratio: an upper bound of λ, None for none. It does not bound fallback_ratio.
-      stacked_axes: for leaves that stack several layers, as `nn.scan` and vmapped
-        ensembles make them: the axis of the layers, an int for all leaves, a prefix
-        tree of ints with None where a leaf is one layer, or a function from params to
-        such a tree. Each slice has its own λ.
-      axis_name: inside `shard_map` or `pmap` with sharded parameters, what they are
-        sharded over: an axis name or a tuple of names for all leaves, or a prefix tree
-        of `PartitionSpec`. Norms are summed over just those axes. A name is summed over
-        for every leaf; where the axis of stacked layers is itself sharded, give specs.
-        Under `jit`, and where parameters are replicated, leave it None.
-      keep_layer_stats: whether the state keeps each layer's `LayerStats`: ‖w‖, ‖g‖ and
-        the trust ratio, as the update used them. Read them with
-        `optax.tree.get(state, "layer_stats")`. They are 0 before the first update, and
-        a leaf without a gradient keeps the statistics of its last one. ‖g‖ is the norm
-        of the gradient that this transform is given, after clipping or averaging.
-        Where `shard_map` splits the axis of stacked layers, call `init` outside of it.
+      weight_decay: The weight decay β, a number of at least 0 or a schedule. 0 disables
+        weight decay.
+      weight_decay_mask: The leaves that get weight decay. It is True for all leaves, a
+        tree of bool, a prefix of such a tree, a function from the parameters to one of
+        these, or the name "exclude_bias_and_norm".
+      trust_coefficient: The trust coefficient η, a number above 0.
+      eps: The term ε in the denominator, a number of at least 0. 0 leaves it out, as
+        the paper does.
+      trust_ratio_mask: The leaves that get a trust ratio, in the same forms as
+        `weight_decay_mask`.
+      denominator: "separate" or "joint", as above.
+      fallback_ratio: The factor that replaces λ, a number of at least 0. With the
+        default of 0.02, the learning rate of biases and norm parameters is 0.02 times
+        that of the chain. The authors' solver, `optax.lars` and MLPerf use a ratio of
+        1. In this project's study a ratio of 1 failed at learning rates at which 0.02
+        trained. See "The default of fallback_ratio" in docs/study.md.
+      max_ratio: An upper bound of λ, a number above 0. None sets no bound.
+        It does not bound `fallback_ratio`.
+      stacked_axes: The axis along which a leaf stacks several layers, as the leaves of
+        `nn.scan` and of vmapped ensembles do. Each slice then has its own λ. An int
+        holds for all leaves. A prefix tree of ints has None for each leaf that is a
+        single layer. A function from the parameters to such a tree is allowed too. The
+        default None means that every leaf is a single layer.
+      axis_name: The mesh axes over which parameters are sharded inside `shard_map` or
+        `pmap`. Norms are summed over these axes. A name or a tuple of names holds for
+        every leaf. A prefix tree of `PartitionSpec` gives each leaf its own axes. Pass
+        such a tree if an axis of stacked layers is itself sharded. Leave `axis_name`
+        None under `jit` and where parameters are replicated.
+      keep_layer_stats: Whether the state keeps the `LayerStats` of each layer, which
+        are ‖w‖, ‖g‖ and the trust ratio that the update used. Read them with
+        `optax.tree.get(state, "layer_stats")`. They are 0 before the first update. A
+        leaf without a gradient keeps its last statistics. ‖g‖ is the norm of the
+        gradient that reaches this transform, for example after clipping. If `shard_map`
+        shards an axis of stacked layers, call `init` outside of it.
 
     Returns:
-      A transformation whose update needs `params`. Updates have the dtype of their
-      parameter; norms are taken in float32 at least. Its state is a
-      `ScaleByLarsState`, whose structure, shapes and dtypes are fixed from `init` on,
-      if `weight_decay` is a schedule or `keep_layer_stats` is set. Else it has none. A
-      None gradient stays None. An
-      adapted layer whose norm is not finite becomes NaN: it does not stand still.
-      (`optax.apply_if_finite` looks at gradients alone: it skips the step of an
-      infinite one, not that of finite ones whose norm overflows.) In float32 a norm is
-      right up to 1.8e19 and, element by element, down to about 1e-19, where squares
-      leave float32's range.
+      A transformation whose `update` needs `params`. Each update has the dtype of its
+      parameter. Norms are computed in float32, or in float64 for float64 parameters. A
+      gradient of None stays None.
+
+      The state is a `ScaleByLarsState` if `weight_decay` is a schedule or
+      `keep_layer_stats` is True. Otherwise it is empty. Its structure, shapes and
+      dtypes never change after `init`.
+
+      If the norm of an adapted layer is not finite, its update becomes NaN, so the
+      failure is visible. `optax.apply_if_finite` skips an update whose gradients are
+      not finite. It does not skip finite gradients whose norm overflows. A float32 norm
+      overflows above 1.8e19. An element smaller than about 1e-19 may not count, because
+      its square underflows.
 
     Raises:
-      ValueError: on arguments out of range, a mask that is False, has an unknown name
-        or does not fit the parameters, a default mask that selects no leaf, axes or
-        specs that do not fit, missing params, params or updates that are not
-        floating-point, and updates unlike params. `init` raises the errors that
-        depend on params alone. Of traced and jax values only shape and dtype are
-        checked, and floating-point arrays of fewer than 32 bits are refused.
+      ValueError: If an argument is out of range, or if a mask is False or has an
+        unknown name. `init` and `update` raise it if a mask, `stacked_axes` or
+        `axis_name` does not fit the parameters, if a default mask selects no leaf, or
+        if a parameter is not floating-point. `update` raises it if `params` is missing,
+        or if the updates do not match the parameters. If a hyperparameter is a JAX
+        array, only its shape and dtype are checked. Floating-point arrays of fewer than
+        32 bits are not accepted.
 
     Example:
       >>> import jax.numpy as jnp, optax
@@ -107,13 +125,14 @@ def scale_by_lars(
       >>> params = {"kernel": jnp.full((2, 2), 3.0), "bias": jnp.ones(2)}
       >>> grads = {"kernel": jnp.full((2, 2), 8.0), "bias": jnp.full(2, 0.1)}
       >>> updates, _ = tx.update(grads, tx.init(params), params)
-      >>> print(updates["kernel"][0], updates["bias"])  # -γη‖w‖ long; -0.02 γg
+      >>> # The kernel's update has the norm γη‖w‖. The bias's update is −0.02 γg.
+      >>> print(updates["kernel"][0], updates["bias"])
       [-0.03 -0.03] [-0.02 -0.02]
 
     References:
       You, Gitman, Ginsburg 2017, https://arxiv.org/abs/1708.03888, section 3.2.3, steps
-      1 to 3. Its step 1 prints β‖∇w‖ in the denominator, a misprint for β‖w‖, which the
-      authors' solver computes.
+      1 to 3. Its step 1 prints β‖∇w‖ in the denominator. That is a misprint for β‖w‖,
+      which the authors' solver computes.
     """
     settings = Settings(
         weight_decay=weight_decay,
@@ -148,63 +167,82 @@ def lars(
     accumulator_dtype: Any = None,
     keep_layer_stats: bool = False,
 ) -> optax.GradientTransformationExtraArgs:
-    """LARS: SGD with momentum in which each layer has its own learning rate γλ.
+    """The LARS optimizer: SGD with momentum and one learning rate for each layer.
+
+    A layer has weights w, a gradient g and a momentum buffer a. One update is
 
         λ = η‖w‖ / (‖g‖ + β‖w‖ + ε)
         a ← μa + γλ(g + βw)
         w ← w − a
 
-    with γ `learning_rate`, μ `momentum` and the rest as in `scale_by_lars`, which see
-    for masks, zero norms, and for the chains of the other momentum orders. Before the
-    momentum, which lengthens it up to 1/(1 − μ) times, the step of an adapted layer is
-    at most γη‖w‖ long, whatever its gradient's scale. So γ is large: the paper tunes
-    it from 1 to 50.
+    where γ is `learning_rate`, η is `trust_coefficient`, β is `weight_decay`, ε is
+    `eps` and μ is `momentum`. The documentation of `scale_by_lars` describes the masks,
+    the rule for zero norms and the chains with another order of momentum.
 
-    How this differs from `optax.lars`, whose positional arguments it takes:
+    Before the momentum, an update moves a layer with a trust ratio by at most γη‖w‖,
+    whatever the scale of its gradient. Momentum makes the steps up to 1/(1 − μ) times
+    longer. So γ is much larger than the learning rate of SGD: the paper tunes it from 1
+    to 50.
 
-    1. By default biases and norm parameters have neither weight decay nor a trust
-       ratio. Their learning rate is γ · fallback_ratio. `optax.lars` decays and adapts
-       them: one that starts at zero has the learning rate γ in its first step, and a
-       rate in proportion to its norm afterwards.
-    2. Where a norm is zero, λ is `fallback_ratio`, 0.02 by default. In `optax.lars` it
-       is 1.
-    3. The denominator is the paper's; denominator="joint" is Optax's. With that, both
-       masks True and fallback_ratio=1.0, both optimizers give the same float32
-       updates, to rounding.
-    4. The default masks work under `optax.inject_hyperparams`. It takes callables for
-       schedules, so name masks that are callables in its `static_args`. A mask
-       that is not named there is called with the step count, and raises an error
-       unless it returns True for it.
-    5. Norms are computed in float32 at least. The norm of a sharded layer is that of
-       the whole layer, and each stacked layer has its own. A momentum of None or 0
-       keeps no buffer.
+    The positional arguments are those of `optax.lars`. The two optimizers differ in
+    five ways:
+
+    1. By default, biases and norm parameters have no weight decay and no trust ratio
+       here. Norm parameters are those of normalisation layers. The learning rate of
+       both is γ · `fallback_ratio`. `optax.lars` gives them weight decay and a trust
+       ratio. There a bias that starts at zero has the learning rate γ in its first
+       step. After that its learning rate is proportional to its norm.
+    2. Where a norm is zero, λ is `fallback_ratio` here, which is 0.02 by default. In
+       `optax.lars` λ is 1 there.
+    3. The denominator is the paper's here. Optax's is denominator="joint". With that,
+       with both masks True and with fallback_ratio=1.0, both optimizers give the same
+       float32 updates up to rounding.
+    4. The default masks work under `optax.inject_hyperparams`. A mask that is a
+       function must be named in its `static_args`, because `inject_hyperparams` takes
+       functions for schedules. Otherwise the mask is called with the step count. This
+       raises an error unless the mask returns True for a step count.
+    5. Norms are computed in at least float32 here. The norm of a sharded layer is that
+       of the whole layer, and each stacked layer has its own norm. A momentum of None
+       or 0 allocates no buffer.
 
     Args:
-      learning_rate: γ ≥ 0, a number or a schedule.
-      weight_decay: β ≥ 0, a number or a schedule.
-      weight_decay_mask: the leaves that are decayed.
-      trust_coefficient: η > 0.
-      eps: ε ≥ 0.
-      trust_ratio_mask: the leaves that take λ.
-      momentum: μ, 0 ≤ μ < 1; None or 0 for none.
-      nesterov: whether the momentum is Nesterov's.
-      denominator: "separate" or "joint".
-      fallback_ratio: ≥ 0, in place of λ where there is none; 0.02 by default.
-      stacked_axes: where leaves stack several layers.
-      axis_name: what parameters are sharded over, inside `shard_map` and `pmap`.
-      accumulator_dtype: dtype of the momentum buffer, None for the parameters'. Sums
-        are taken in float32 at least, and updates have the parameters' dtype.
-      keep_layer_stats: whether the state keeps each layer's norms and trust ratio.
+      learning_rate: The learning rate γ, a number of at least 0 or a schedule.
+      weight_decay: The weight decay β, a number of at least 0 or a schedule. 0 disables
+        weight decay.
+      weight_decay_mask: The leaves that get weight decay. The default excludes biases
+        and norm parameters. True selects all leaves.
+      trust_coefficient: The trust coefficient η, a number above 0.
+      eps: The term ε in the denominator, a number of at least 0. 0 leaves it out.
+      trust_ratio_mask: The leaves that get a trust ratio. The default excludes biases
+        and norm parameters. True selects all leaves.
+      momentum: The momentum μ, a number of at least 0 and below 1. None or 0 disables
+        momentum.
+      nesterov: Whether to use Nesterov momentum.
+      denominator: "separate" for the denominator above, "joint" for that of
+        `optax.lars`.
+      fallback_ratio: The factor that replaces λ on leaves outside `trust_ratio_mask`
+        and where a norm is zero, a number of at least 0.
+      stacked_axes: The axis along which a leaf stacks several layers, an int or a tree.
+        None means that every leaf is a single layer.
+      axis_name: The mesh axes over which parameters are sharded inside `shard_map` or
+        `pmap`. Leave it None elsewhere.
+      accumulator_dtype: The dtype of the momentum buffer. None takes the dtype of each
+        parameter. Sums are computed in at least float32 for any dtype.
+      keep_layer_stats: Whether the state keeps the norms and the trust ratio of each
+        layer.
 
     Returns:
-      A transformation whose update needs `params`. It is a chain of three, and its
-      state has the structure of chain(scale_by_lars(β), scale_by_learning_rate(γ),
-      trace(μ)), so a checkpoint of one restores into the other.
+      A transformation whose `update` needs `params`. Each update has the dtype of its
+      parameter. The state has the structure of that of chain(scale_by_lars(β),
+      scale_by_learning_rate(γ), trace(μ)), so a checkpoint of one restores into the
+      other.
 
     Raises:
-      ValueError: as `scale_by_lars`, for γ and μ out of range, for an
-        `accumulator_dtype` that is not a dtype, and for a real one where parameters
-        are complex.
+      ValueError: If an argument is out of range, or if `accumulator_dtype` is not a
+        floating-point dtype. `init` and `update` raise it if a mask, `stacked_axes` or
+        `axis_name` does not fit the parameters, or if a default mask selects no leaf.
+        `init` raises it if `accumulator_dtype` is real and a parameter is complex. The
+        other conditions are those of `scale_by_lars`.
 
     Example:
       >>> import jax, jax.numpy as jnp, optax

@@ -1,6 +1,6 @@
-"""Each layer's norms and trust ratio: the paper's Table 4, for any network.
+"""The norms and the trust ratio of each layer, as in Table 4 of the LARS paper.
 
-`layer_stats` computes them. With `keep_layer_stats=True` an optimizer keeps them in its
+`layer_stats` computes them. An optimizer with `keep_layer_stats=True` keeps them in its
 state.
 """
 
@@ -19,11 +19,15 @@ from lars_optax._tree import flatten, is_empty, replace_leaves
 
 
 class LayerStats(NamedTuple):
-    """Norms and ratio of one leaf: scalars, or vectors over the layers it stacks."""
+    """The norms and the trust ratio of one leaf.
+
+    Each field is a scalar, or a vector over the layers that the leaf stacks. Its dtype
+    is float32, or float64 for float64 parameters.
+    """
 
     param_norm: jax.Array  # ‖w‖
     grad_norm: jax.Array  # ‖g‖
-    trust_ratio: jax.Array  # the factor of g + βw: λ, or fallback_ratio
+    trust_ratio: jax.Array  # λ or fallback_ratio, the factor of g + βw
 
 
 def layer_stats(
@@ -41,24 +45,44 @@ def layer_stats(
     stacked_axes: Any = None,
     axis_name: Any = None,
 ) -> Any:
-    """‖w‖, ‖g‖ and the trust ratio of every leaf, as `scale_by_lars` would take them.
+    """Returns the norms and the trust ratio of each layer, as `scale_by_lars` has them.
 
-    Pass the arguments given to `scale_by_lars`, with the present value of a scheduled
-    weight decay. An optimizer with `keep_layer_stats=True` keeps the same statistics in
-    its state, and is told its arguments only once.
+    The norms are ‖w‖ of a layer's weights w and ‖g‖ of its gradient g. The trust ratio
+    is the factor by which `scale_by_lars` multiplies g + βw, where β is the weight
+    decay. Pass the arguments that you give to `scale_by_lars`. If the weight decay is a
+    schedule, pass its current value. An optimizer with `keep_layer_stats=True` keeps
+    the same statistics in its state and needs no second set of arguments.
 
-    Inside one jit with the optimizer's update on the same gradients, no array of an
-    adapted layer is read twice, because XLA shares the reductions. With
-    denominator="joint" and weight decay, ‖g‖ is one reduction more.
+    Call this function in the jitted function that updates the parameters with the same
+    gradients. The statistics of layers with a trust ratio then cost no further pass
+    over memory, because XLA shares the reductions. With denominator="joint" and weight
+    decay, ‖g‖ takes one further reduction.
 
-    Args: the gradients, the parameters, then as `scale_by_lars`.
+    Args:
+      grads: The gradients, a tree like `params`. A leaf may be None.
+      params: The parameters.
+      weight_decay: The weight decay β, a number of at least 0. 0 disables weight decay.
+      weight_decay_mask: The leaves that get weight decay, as in `scale_by_lars`.
+      trust_coefficient: The trust coefficient η, a number above 0.
+      eps: The term ε in the denominator, a number of at least 0. 0 leaves it out.
+      trust_ratio_mask: The leaves that get a trust ratio, as in `scale_by_lars`.
+      denominator: "separate" or "joint", as in `scale_by_lars`.
+      fallback_ratio: The factor on leaves and layers without a trust ratio, a number of
+        at least 0.
+      max_ratio: An upper bound of the trust ratio, a number above 0. None sets no
+        bound.
+      stacked_axes: The axis along which a leaf stacks several layers, as in
+        `scale_by_lars`. None means that every leaf is a single layer.
+      axis_name: The mesh axes over which parameters are sharded inside `shard_map` or
+        `pmap`. Leave it None elsewhere.
 
     Returns:
-      A tree like `params` with a `LayerStats` at each leaf, None where the gradient is
+      A tree like `params` with a `LayerStats` at each leaf, or None if the gradient is
       None.
 
     Raises:
-      ValueError: as `scale_by_lars`.
+      ValueError: If `weight_decay` is a schedule, if an argument is out of range, or if
+        an argument does not fit the parameters, as in `scale_by_lars`.
 
     Example:
       >>> import jax.numpy as jnp
@@ -72,8 +96,8 @@ def layer_stats(
       kernel  6         1         6         0.006
 
     References:
-      You, Gitman, Ginsburg 2017, Table 4 (where x.1 are weights and x.0 biases, the
-      reverse of its caption, except at conv4).
+      You, Gitman, Ginsburg 2017, Table 4. Its rows x.1 are weights and its rows x.0 are
+      biases, except for conv4. The caption says the reverse.
     """
     settings = Settings(
         weight_decay=weight_decay,
@@ -89,8 +113,8 @@ def layer_stats(
     )
     if callable(weight_decay):
         raise ValueError(
-            "weight_decay is a schedule; layer_stats needs its present value, "
-            "weight_decay(count)."
+            "weight_decay is a schedule, but layer_stats needs a number; pass "
+            "weight_decay(count), its value at the current step."
         )
     layers = settings.layers(grads, params)
     return stats_tree(grads, layers, settings.trust_ratios(layers))
@@ -99,7 +123,11 @@ def layer_stats(
 def stats_tree(
     grads: optax.Updates, layers: list[Layer], ratios: list[jax.Array]
 ) -> Any:
-    """A tree like `grads` with the `LayerStats` of each layer that has a gradient."""
+    """Returns a tree like `grads` with the norms and the trust ratio of each layer.
+
+    Each leaf is a `LayerStats`, or None if the gradient is None. `layers` and `ratios`
+    have one entry for each gradient that is not None.
+    """
     arrays = [x.param for x in layers] + [x.grad for x in layers]
     norms = norms_of(arrays, layers + layers)
     pairs = zip(norms[: len(layers)], norms[len(layers) :], strict=True)
@@ -114,7 +142,10 @@ def stats_tree(
 def newest_stats(
     old: Any, grads: optax.Updates, layers: list[Layer], ratios: list[jax.Array]
 ) -> Any:
-    """`stats_tree`, with the statistics of `old` where there is no gradient."""
+    """Returns the statistics of each layer for these gradients.
+
+    A leaf whose gradient is None keeps its statistics from `old`.
+    """
     return jax.tree.map(
         lambda before, now: before if now is None else now,
         old,
@@ -124,7 +155,10 @@ def newest_stats(
 
 
 def zero_stats(settings: Settings, params: optax.Params) -> Any:
-    """Zeros in the shapes and dtypes of the statistics of these parameters."""
+    """Returns the statistics that a state has before the first update, which are 0.
+
+    Their shapes and dtypes are those of later statistics of the same parameters.
+    """
     stacked = resolve_stacked_axes(settings.stacked_axes, params)
 
     def zeros(param: Any, axis: int | None) -> Any:

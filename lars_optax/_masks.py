@@ -1,7 +1,8 @@
-"""Which leaves a transform applies to: by role, by path, or as a tree.
+"""Masks, which select leaves of the parameters by role, by path or as a tree.
 
-True in a mask means applied, as in every Optax mask. A mask is True, a tree of bool or
-a prefix of one, a callable from params to such a tree, or "exclude_bias_and_norm".
+True in a mask selects a leaf, as in every Optax mask. A mask is True, a tree of bool, a
+prefix of such a tree, a function from the parameters to one of these, or the name
+"exclude_bias_and_norm". The role of a leaf is weight, bias or norm parameter.
 """
 
 import numbers
@@ -18,7 +19,7 @@ from lars_optax._axes import resolve_stacked_axes
 from lars_optax._roles import is_weight
 from lars_optax._tree import (
     broadcast_prefix,
-    called,
+    call_if_function,
     flatten,
     is_empty,
     list_some,
@@ -30,64 +31,72 @@ Mask = bool | str | Any | Callable[[optax.Params], Any]
 
 BY_ROLE = "exclude_bias_and_norm"
 _STATIC_ARGS = (
-    "optax.inject_hyperparams calls every callable with the step count. Name the "
-    "argument that holds this one in its static_args, such as "
-    "static_args=('weight_decay_mask', 'trust_ratio_mask'); the mask with the name "
-    f"{BY_ROLE!r} needs none"
+    "optax.inject_hyperparams calls every function with the step count. If a mask is "
+    "a function, name its argument in static_args, as in "
+    "static_args=('weight_decay_mask', 'trust_ratio_mask'). The mask named "
+    f"{BY_ROLE!r} needs no static_args"
 )
 
 
 def exclude_bias_and_norm(params: optax.Params, *, stacked_axes: Any = None) -> Any:
-    """True for weights, False for biases and the parameters of normalisation layers.
+    """Returns a mask that is True for weights and False for biases and norm parameters.
 
-    A leaf's name is the last part of its path, and its module's name is the part before
-    it. Slashes, dots and the entries of a key that is a tuple separate the parts of a
-    path; underscores, digits and capitals separate the words of a name. The first of
-    these rules that applies to a leaf decides:
+    Norm parameters are the parameters of normalisation layers. The last part of a
+    leaf's path is its name, and the part before it is the name of its module. Slashes,
+    dots and the entries of a tuple key separate the parts of a path. Underscores,
+    digits and capitals separate the words of a name. The role of a leaf is decided by
+    the first of these rules that applies:
 
     - A leaf named `b`, or with the word bias or biases in its name, is a bias.
-    - A leaf named `scale`, `offset`, `gamma` or `beta` is a norm's parameter. So is an
-      entry with a tuple for a key in the dict `scales`: a gain of `nnx.WeightNorm`.
-    - A leaf named `kernel`, `w`, `embedding` or `embeddings` is a weight, unless it has
-      rank 0 or 1 and its module is named for a norm.
-    - A leaf whose module is named for a norm is a norm's parameter. The last word of
-      such a name, before a number or a single letter, is a norm's: `BatchNorm_0`,
-      `bn1`, `input_layernorm`, `ln_f`, `norms/0`. `WeightNorm_0` is not such a name,
-      because it holds weights.
-    - A leaf with the word kernel, w, weight, embedding or lora in its name, such as
-      `w_i` and `weight_v`, is a weight if its rank is at least 2. So is a leaf whose
-      last word ends in token, cls, probe, embed or embedding, such as `cls_token`.
-      Their usual plurals count too. This rule does not apply to a name whose last
-      word is g, gain or scale. An array in a list has the list's name for this rule.
-    - A leaf of rank 2 without a name of its own, as in `[(kernel, bias), ...]`, is a
-      weight.
+    - A leaf named `scale`, `offset`, `gamma` or `beta` is a norm parameter. So is a
+      gain of `nnx.WeightNorm`, which has a tuple key in a dict named `scales`.
+    - A leaf named `kernel`, `w`, `embedding` or `embeddings` is a weight, unless it
+      belongs to a normalisation layer and has rank 0 or 1.
+    - Any other leaf of a normalisation layer is a norm parameter. A module is a
+      normalisation layer if the last word of its name is that of one. A number or a
+      single letter may follow the word, as in `BatchNorm_0`, `bn1`, `input_layernorm`,
+      `ln_f` and `norms/0`. `WeightNorm_0` does not count, because it holds weights.
+    - A leaf with the word kernel, w, weight, embedding or lora in its name is a weight
+      if its rank is at least 2. Examples are `w_i` and `weight_v`. The same holds for a
+      leaf whose last word ends in token, cls, probe, embed or embedding, such as
+      `cls_token`. The usual plurals of these words count too. The rule does not apply
+      if the last word is g, gain or scale. For this rule an array in a list has the
+      name of the list.
+    - A leaf of rank 2 without a name, as in `[(kernel, bias), ...]`, is a weight.
     - Any other leaf is a weight if at least two of its axes are longer than 1.
 
-    So Linen's 2-D attention bias, Haiku's rank-4 BatchNorm scale and Equinox's rank-3
-    convolution bias are excluded, which a mask by rank alone gets wrong. A layer scale
-    of shape (1, 1, 32) is excluded too, and so is WeightNorm's gain `weight_g` of shape
-    (1, 1, 8), while a `kernel` of shape (32, 1) is a weight. NNX's trailing `value` is
-    not part of a path, and a module's index in a list is not its name.
+    So the mask excludes Linen's 2-D attention bias, Haiku's rank-4 BatchNorm scale and
+    Equinox's rank-3 convolution bias, which a mask by rank selects. It also excludes a
+    layer scale of shape (1, 1, 32) and the gain `weight_g` of shape (1, 1, 8) of a
+    WeightNorm. It selects a `kernel` of shape (32, 1). The `value` at the end of a path
+    in NNX is not part of the path. The index of a module in a list is not its name.
 
-    Names can mislead, and an unnamed norm of rank 2 (`eqx.nn.Sequential`) looks like a
-    weight: print the mask with `describe_mask`. Inside `shard_map` this function sees
-    the shape of one device's shard. Where that shortens an axis to length 1, call it
-    outside and pass the tree that it returns. With a mask given by its name the
-    optimizer counts every axis that `axis_name` may shard as longer than 1. A tree of
-    `PartitionSpec` says which axes those are. With an axis name alone it is every axis,
-    so there a leaf that no name explains is a weight if its rank is at least 2.
+    Names can mislead. A normalisation layer without a name, for example in
+    `eqx.nn.Sequential`, looks like a weight if its parameters have rank 2. Check the
+    mask with `describe_mask`.
+
+    Inside `shard_map` this function sees the shapes of one device's shards. If sharding
+    shortens an axis to length 1, call it outside of `shard_map` and pass the tree that
+    it returns. If the optimizer gets the mask by its name, it counts each axis that may
+    be sharded as longer than 1. A tree of `PartitionSpec` as `axis_name` tells which
+    axes are sharded. With a name as `axis_name`, each axis may be sharded. The last
+    rule then selects a leaf if its rank is at least 2.
 
     Args:
-      params: a tree of arrays, or of anything with a shape.
-      stacked_axes: the axis on which leaves stack several layers, as in
-        `scale_by_lars`; it does not count in a leaf's rank. A mask given by its name
-        takes the optimizer's; given as this function it does not know of it.
+      params: A tree of arrays, or of other objects with a shape.
+      stacked_axes: The axis along which a leaf stacks several layers, as in
+        `scale_by_lars`. It does not count in the rank of the leaf. None means that
+        every leaf is a single layer. An optimizer that gets the mask by its name uses
+        its own `stacked_axes`. An optimizer that gets this function does not pass them
+        on.
 
     Returns:
-      A tree of bool like `params`; None and MaskedNode stay as they are.
+      A tree of bool like `params`. None and MaskedNode stay unchanged.
 
     Raises:
-      ValueError: if called with a step count, as `optax.inject_hyperparams` does.
+      ValueError: If `params` is a step count, which `optax.inject_hyperparams` passes
+        to a function that is not in its `static_args`. Also if `stacked_axes` does not
+        fit the parameters.
 
     Example:
       >>> import jax.numpy as jnp
@@ -102,22 +111,25 @@ def exclude_bias_and_norm(params: optax.Params, *, stacked_axes: Any = None) -> 
 
 
 def match_paths(*patterns: str, invert: bool = False) -> Callable[[Any], Any]:
-    """A mask that is True where a regular expression is found in a leaf's path.
+    """Returns a mask that is True where a regular expression matches a leaf's path.
 
-    Paths are keys joined by '/', as `describe_mask` prints them; `re.search` decides,
-    so anchor a pattern with `^` and `$` where it matters.
+    The path consists of the keys joined by '/', as `describe_mask` prints it. A pattern
+    matches if `re.search` finds it anywhere in the path. Use `^` and `$` to match the
+    start and the end.
 
     Args:
-      *patterns: regular expressions; a leaf is selected when any of them is found.
-      invert: True selects the leaves in which none is found.
+      *patterns: Regular expressions. A leaf is selected if any of them matches.
+      invert: Whether to select the leaves that no pattern matches instead.
 
     Returns:
-      A callable from a tree of parameters to a tree of bool, for any Optax mask. It
-      raises ValueError if a pattern matches no leaf, or if it is called with a step
-      count, as `optax.inject_hyperparams` does with callables not in `static_args`.
+      A function from a tree of parameters to a tree of bool, for use as any Optax mask.
+      It raises ValueError if a pattern matches no leaf. It also raises ValueError if it
+      is called with a step count, as `optax.inject_hyperparams` does with a function
+      that is not in `static_args`.
 
     Raises:
-      ValueError: without a pattern, and on what is no regular expression.
+      ValueError: If there is no pattern, or if a pattern is not a valid regular
+        expression.
 
     Example:
       >>> import jax.numpy as jnp
@@ -126,7 +138,7 @@ def match_paths(*patterns: str, invert: bool = False) -> Callable[[Any], Any]:
       {'conv': {'kernel': True}, 'head': {'kernel': False}}
     """
     if not patterns:
-        raise ValueError("match_paths needs at least one pattern.")
+        raise ValueError("match_paths got no pattern; pass at least one.")
     compiled = [_compile(pattern) for pattern in patterns]
 
     def mask_fn(params: optax.Params) -> Any:
@@ -138,9 +150,10 @@ def match_paths(*patterns: str, invert: bool = False) -> Callable[[Any], Any]:
         for pattern in compiled:
             if not any(map(pattern.search, known)):
                 raise ValueError(
-                    f"match_paths: the pattern {pattern.pattern!r} is found in no path "
-                    f"of the tree. Its paths begin: {', '.join(map(repr, known[:8]))}. "
-                    "In optax.partition and optax.masked these are one group's."
+                    f"match_paths: the pattern {pattern.pattern!r} matches no path of "
+                    f"the tree. The first paths are {', '.join(map(repr, known[:8]))}. "
+                    "Correct or remove the pattern. In optax.partition and "
+                    "optax.masked only the paths of one group are visible."
                 )
         return structure.unflatten(
             x
@@ -159,24 +172,30 @@ def _compile(pattern: str) -> re.Pattern[str]:
         return re.compile(pattern)
     except re.error as error:
         raise ValueError(
-            f"match_paths: {pattern!r} is not a regular expression: {error}."
+            f"match_paths: {pattern!r} is not a valid regular expression: {error}."
         ) from error
 
 
 def check_mask(mask: Mask, argument: str) -> None:
-    """Refuse at construction what cannot be a mask: bare False, None, unknown names."""
+    """Raises ValueError if `mask` is None, False, a number or an unknown name.
+
+    `argument` is the name of the argument, for the message.
+    """
     if mask is None or (_is_bool(mask) and not mask):
         raise ValueError(
-            f"{argument} is {mask}. If that is meant, pass a tree of False: "
-            "lambda params: jax.tree.map(lambda _: False, params). Otherwise: "
-            f"{_STATIC_ARGS}."
+            f"{argument} is {mask}, which is not a mask. To select no leaf, pass a "
+            "tree of False: lambda params: jax.tree.map(lambda _: False, params). If "
+            f"you passed a function: {_STATIC_ARGS}."
         )
     if isinstance(mask, numbers.Number) and not isinstance(mask, bool | np.bool_):
-        raise ValueError(f"{argument} must be a mask, got the number {mask!r}.")
+        raise ValueError(
+            f"{argument} must be a mask, got the number {mask!r}. To select every "
+            "leaf, pass True."
+        )
     if isinstance(mask, str) and mask != BY_ROLE:
         raise ValueError(
-            f"{argument} is {mask!r}; the only mask with a name is {BY_ROLE!r}. For "
-            "others use match_paths(...), a tree of bool, or True."
+            f"{argument} is {mask!r}, but the only mask with a name is {BY_ROLE!r}. "
+            "For another mask use match_paths(...), a tree of bool, or True."
         )
 
 
@@ -187,19 +206,25 @@ def resolve_mask(
     stacked: list[int | None],
     shapes: list[tuple[int, ...]] | None = None,
 ) -> list[bool]:
-    """One bool per leaf of `flatten(params)`; False where the leaf is empty.
+    """Returns for each leaf of `flatten(params)` whether the mask selects it.
 
-    `shapes`: those by which roles are told, where they are not the leaves' own.
+    The value is False for None and MaskedNode. A mask given by its name decides by
+    `shapes` if they are given, and otherwise by the shapes of the leaves. `stacked` has
+    the axis along which each leaf stacks layers, or None.
+
+    Raises ValueError with the name `argument` if the mask is invalid or does not fit
+    the parameters.
     """
     check_mask(mask, argument)
     paths, leaves, _ = flatten(params)
     if isinstance(mask, str):
         return _by_role(params, stacked, shapes)
-    values = broadcast_prefix(called(mask, params), params, argument)
+    values = broadcast_prefix(call_if_function(mask, params), params, argument)
     for path, leaf, value in zip(paths, leaves, values, strict=True):
         if not is_empty(leaf) and not _is_bool(value):
             raise ValueError(
-                f"{argument} must be a tree of bool; found {value!r} for {quote(path)}."
+                f"{argument} must be a tree of bool, got {value!r} for {quote(path)}. "
+                "Pass True or False there."
             )
     return [
         not is_empty(leaf) and bool(value)
@@ -210,21 +235,24 @@ def resolve_mask(
 def refuse_empty_default(
     mask: Mask, argument: str, params: Any, chosen: list[bool]
 ) -> None:
-    """Raise if the default mask selects nothing: flat parameters, or only biases."""
+    """Raises ValueError if a mask given by its name selects no leaf.
+
+    It selects none if the parameters were flattened to one vector, or if all of them
+    are biases. `chosen` has for each leaf whether the mask selects it.
+    """
     if isinstance(mask, str) and not any(chosen):
         paths, leaves, _ = flatten(params)
         named = [p for p, x in zip(paths, leaves, strict=True) if not is_empty(x)]
         if named:
             raise ValueError(
-                f"{argument}={mask!r} selects no leaf: {list_some(named)}. Were the "
-                "parameters flattened (optax.flatten removes the layers LARS needs), "
-                "or has none of them the name or the shape of a weight? "
-                f"{argument}=True selects every leaf."
+                f"{argument}={mask!r} selects no leaf of {list_some(named)}, because "
+                "none has the name or the shape of a weight. Remove optax.flatten if "
+                f"you use it, or pass {argument}=True to select every leaf."
             )
 
 
 def _is_bool(value: Any) -> bool:
-    # A concrete 0-d boolean array is a bool; a traced one is not: masks are static.
+    # A boolean array of rank 0 counts unless it is traced, because masks are static.
     return isinstance(value, bool | np.bool_) or (
         isinstance(value, np.ndarray | jax.Array)
         and not isinstance(value, jax.core.Tracer)
@@ -238,7 +266,7 @@ def _by_role(
     stacked: list[int | None],
     shapes: list[tuple[int, ...]] | None = None,
 ) -> list[bool]:
-    # `shapes` stands for the leaves' own where `params` holds shards of them.
+    # `shapes` replaces the shapes of the leaves if `params` holds shards.
     paths, leaves, _ = flatten(params)
     shapes = list(map(np.shape, leaves)) if shapes is None else shapes
     return [
@@ -249,10 +277,11 @@ def _by_role(
 
 
 def _refuse_step_count(name: str, params: Any) -> None:
-    # No tree of parameters is one integer; a schedule's argument is.
+    # The argument of a schedule is one integer. Parameters are floating-point.
     if isinstance(params, int) or (
         hasattr(params, "dtype") and jnp.issubdtype(params.dtype, jnp.integer)
     ):
         raise ValueError(
-            f"{name} was called with a step count, not with parameters. {_STATIC_ARGS}."
+            f"{name} was called with a step count instead of parameters. "
+            f"{_STATIC_ARGS}."
         )

@@ -1,4 +1,4 @@
-"""The end of the optimizer's chain: momentum, and the dtype of buffer and updates."""
+"""Momentum with a chosen dtype of its buffer, and updates in the parameters' dtype."""
 
 from typing import Any
 
@@ -13,24 +13,28 @@ from lars_optax._validate import is_zero
 def wide_momentum(
     momentum: Any, nesterov: Any, accumulator_dtype: Any
 ) -> optax.GradientTransformation:
-    """Momentum, none for None or 0, that sums in the updates' dtype.
+    """Returns a transform that applies momentum.
 
-    Its buffer has `accumulator_dtype`, or that of the parameters. Raises ValueError on
-    complex parameters and a real one.
+    Sums are computed in the dtype of the updates. The buffer has `accumulator_dtype`,
+    or the dtype of each parameter if that is None. If the momentum is None or 0, the
+    transform changes nothing and has no buffer.
+
+    Raises ValueError if `accumulator_dtype` is not a floating-point dtype. The `init`
+    of the transform raises ValueError if this dtype is real and a parameter is complex.
     """
     dtype = _check_dtype(accumulator_dtype)
     if momentum is None or is_zero(momentum):
         return optax.identity()
     if not isinstance(momentum, jax.Array):
-        momentum = float(momentum)  # a NumPy scalar would promote
+        momentum = float(momentum)  # a NumPy scalar would promote the buffer's dtype
     trace = optax.trace(momentum, bool(nesterov))
 
     def init_fn(params: optax.Params) -> Any:
         real = dtype and jnp.issubdtype(dtype, jnp.floating)
         if real and any(map(jnp.iscomplexobj, jax.tree.leaves(params))):
             raise ValueError(
-                f"accumulator_dtype={dtype} holds no momentum of complex "
-                "parameters; leave it None."
+                f"accumulator_dtype={dtype} is real, but a parameter is complex; use "
+                "a complex dtype or leave it None."
             )
         return optax.trace(momentum, accumulator_dtype=dtype).init(params)
 
@@ -42,7 +46,7 @@ def wide_momentum(
             is_leaf=lambda x: x is None,
         )
         updates, new = trace.update(updates, state._replace(trace=wide), params)
-        # Where there is no gradient the trace drops its buffer: keep it.
+        # optax.trace drops the buffer of a leaf without a gradient. Keep it.
         kept = jax.tree.map(
             lambda x, old: old if x is None else x.astype(old.dtype),
             new,
@@ -57,7 +61,7 @@ def wide_momentum(
 def in_dtype_of_params(
     inner: optax.GradientTransformation,
 ) -> optax.GradientTransformationExtraArgs:
-    """The transform with its updates in the dtype of their parameters."""
+    """Returns the transform `inner` with updates cast to the parameters' dtypes."""
     inner = optax.with_extra_args_support(inner)
 
     def cast(x: Any, y: Any) -> Any:
@@ -74,11 +78,14 @@ def in_dtype_of_params(
 
 
 def _check_dtype(accumulator_dtype: Any) -> Any:
-    """A floating-point or complex dtype, or None; else ValueError."""
+    """Returns `accumulator_dtype` as a dtype, or None if it is None.
+
+    Raises ValueError if it is not a floating-point or complex dtype.
+    """
     if accumulator_dtype is None:
         return None
     try:
-        # An array is what optax.inject_hyperparams makes of jnp.float32, a callable.
+        # optax.inject_hyperparams calls jnp.float32, which then returns an array.
         is_value = isinstance(accumulator_dtype, jax.Array | np.ndarray | np.generic)
         dtype = None if is_value else jnp.dtype(accumulator_dtype)
     except TypeError:
@@ -86,7 +93,7 @@ def _check_dtype(accumulator_dtype: Any) -> Any:
     if dtype is None or not jnp.issubdtype(dtype, jnp.inexact):
         raise ValueError(
             "accumulator_dtype must be a floating-point dtype or its name, got "
-            f"{accumulator_dtype!r}. Under optax.inject_hyperparams give its name, "
-            "'float32', or put 'accumulator_dtype' in static_args."
+            f"{accumulator_dtype!r}. Under optax.inject_hyperparams pass a name such "
+            "as 'float32', or put 'accumulator_dtype' in static_args."
         )
     return dtype

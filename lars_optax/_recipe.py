@@ -1,4 +1,4 @@
-"""What a published recipe is, and how it becomes a schedule and an optimizer."""
+"""A recipe has the hyperparameters of a published run and builds its optimizer."""
 
 import dataclasses
 import re
@@ -31,47 +31,56 @@ _CHOICES = {
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """The hyper-parameters of one published run.
+    """The hyperparameters of one published run.
 
-    A value is printed by the source, or inferred (`inferred` says from what), or None
-    where the source is silent; `hints` then says what is known. `schedule` and
-    `optimizer` raise on a None they need; `replace` fills it in. Learning rates belong
-    to `batch_size`; for another batch replace both (`linear_scaling`, `sqrt_scaling`).
+    The source prints most values. A value that it does not print is inferred or None.
+    `inferred` has the reason for an inferred value. `hints` has what is known about a
+    field that is None. `schedule` and `optimizer` raise ValueError if they need a field
+    that is None. Set it with `replace`.
+
+    A learning rate belongs to a batch size. For another batch size replace both, for
+    example with `linear_scaling` or `sqrt_scaling`.
 
     Attributes:
-      name: lineage, table, network, optimizer, batch and, where needed, the rate.
-      source: where the row is printed.
-      network: "alexnet", "alexnet_bn", "resnet50" (v1) or "resnet50_v1.5".
+      name: The source, the table, the network, the algorithm and the batch size. The
+        learning rate is added where it is needed to tell two recipes apart.
+      source: The publication and the table that print the values.
+      network: "alexnet", "alexnet_bn", "resnet50" for version 1, or "resnet50_v1.5".
       algorithm: "sgd" or "lars".
-      batch_size: images per update.
-      rate_batch_size: the batch size that `learning_rate` belongs to, where `replace`
-        changed the batch size and left the rate; None where they belong together.
-      epochs: length of the run.
-      learning_rate: the peak, γ.
+      batch_size: The number of images in one update.
+      rate_batch_size: The batch size that `learning_rate` belongs to, if `replace`
+        changed only the batch size. None if they belong together.
+      epochs: The length of the run in epochs.
+      learning_rate: The peak learning rate γ.
       decay: "polynomial" or "piecewise_constant".
-      power: exponent of the polynomial.
-      end_learning_rate: where the polynomial ends.
-      boundaries: epochs at which the piecewise constant rate falls tenfold.
-      warmup_epochs: 0 for no warm-up.
-      warmup_start: learning rate at step 0, where there is a warm-up.
-      decay_from_start: whether the polynomial counts from step 0, with the warm-up cut
-        out of it (the authors' solver), not from the end of the warm-up.
-      extra_decay_steps: steps by which the decay outlasts the run; 1 in MLPerf.
-      momentum: μ.
-      nesterov: whether the momentum is Nesterov's.
-      momentum_order: "scaled" for a ← μa + γ(…), Caffe's and the paper's; "unscaled"
-        for γ applied after the momentum.
-      weight_decay: β.
-      mask: what is decayed and, with LARS, adapted: True for all leaves.
-      trust_coefficient: η, for LARS.
-      fallback_ratio: what replaces LARS's trust ratio on leaves that are not adapted
-        and at zero norms. 1 in the published LARS recipes; SGD does not use it.
-      label_smoothing: of the loss.
-      top1: the test accuracy the source prints, a fraction; None if it prints none.
-      inferred: maps a field to the reason for its value.
-      hints: field that is None to what is known of it.
-      notes: what else the source says of the run, and whether the learning rate
-        belongs to another batch size.
+      power: The exponent of the polynomial.
+      end_learning_rate: The learning rate at which the polynomial ends.
+      boundaries: The epochs at which the piecewise constant rate becomes ten times
+        smaller.
+      warmup_epochs: The length of the warm-up in epochs. 0 disables the warm-up.
+      warmup_start: The learning rate at step 0 of a warm-up.
+      decay_from_start: Whether the polynomial begins at step 0, as in the authors'
+        solver. The warm-up then replaces its first steps. Otherwise it begins at the
+        end of the warm-up.
+      extra_decay_steps: The number of steps by which the decay is longer than the run.
+        It is 1 for MLPerf.
+      momentum: The momentum μ. 0 disables momentum.
+      nesterov: Whether momentum is Nesterov momentum.
+      momentum_order: "scaled" if the update that enters the momentum is multiplied by
+        γ, as in Caffe and the paper. "unscaled" if γ multiplies the momentum's output.
+      weight_decay: The weight decay β. 0 disables weight decay.
+      mask: The leaves that get weight decay and, with LARS, a trust ratio. True selects
+        all.
+      trust_coefficient: The trust coefficient η of LARS.
+      fallback_ratio: The factor of LARS on leaves without a trust ratio and where a
+        norm is zero. It is 1 in the published LARS recipes. SGD does not use it.
+      label_smoothing: The label smoothing of the loss. 0 disables it.
+      top1: The test accuracy that the source prints, as a fraction. None if it prints
+        none.
+      inferred: A mapping from each inferred field to the reason for its value.
+      hints: A mapping from a field that is None to what is known about it.
+      notes: What else the source says about the run. After `replace` it may also say
+        that the learning rate belongs to another batch size.
     """
 
     name: str
@@ -104,19 +113,32 @@ class Recipe:
     notes: str = ""
 
     def replace(self, **fields: Any) -> "Recipe":
-        """A copy with other values.
+        """Returns a copy of the recipe with other values.
 
-        What `inferred` and `hints` say of a replaced field is dropped. A learning rate
-        belongs to a batch size, so replace both (`linear_scaling`, `sqrt_scaling`).
-        Where `batch_size` is replaced without `learning_rate`, `notes` says so.
+        The entries of `inferred` and `hints` for these fields are dropped. A learning
+        rate belongs to a batch size, so replace both, for example with `linear_scaling`
+        or `sqrt_scaling`. If you replace only `batch_size`, `notes` says so.
+
+        Args:
+          **fields: The new values, by the names of the attributes.
 
         Raises:
-          ValueError: on a name that is no field, and on values out of range.
+          ValueError: If a name is not a field, or if a value is out of range.
+
+        Example:
+          >>> from lars_optax import recipes, sqrt_scaling
+          >>> recipe = recipes.get("mlperf-v1.0-resnet50-lars-8192")
+          >>> smaller = recipe.replace(
+          ...     batch_size=2048, learning_rate=sqrt_scaling(17.0, 2048, 8192)
+          ... )
+          >>> smaller.batch_size, smaller.learning_rate
+          (2048, 8.5)
         """
         known = {field.name for field in dataclasses.fields(self)}
         if unknown := sorted(fields.keys() - known):
             raise ValueError(
-                f"{self.name}: a recipe has no field {unknown}; it has {sorted(known)}."
+                f"{self.name}: a recipe has no field {unknown}; the fields are "
+                f"{sorted(known)}."
             )
         grounds = {
             name: {k: v for k, v in getattr(self, name).items() if k not in fields}
@@ -133,7 +155,10 @@ class Recipe:
         return dataclasses.replace(new, notes=f"{notes} {new._rate_note()}".strip())
 
     def _rate_note(self) -> str:
-        """What `_RATE_NOTE` finds."""
+        """Returns a note if the learning rate belongs to another batch size, else "".
+
+        The pattern `_RATE_NOTE` matches this note.
+        """
         if self.rate_batch_size is None or self.learning_rate is None:
             return ""
         return (
@@ -164,12 +189,21 @@ class Recipe:
         if self.rate_batch_size is not None:
             check_count("rate_batch_size", self.rate_batch_size, low=1)
         if not isinstance(self.boundaries, tuple):
-            raise ValueError(f"boundaries must be a tuple, got {self.boundaries!r}.")
+            raise ValueError(
+                "boundaries must be a tuple of epochs, such as (30, 60, 80), got "
+                f"{self.boundaries!r}."
+            )
         for epoch in self.boundaries:
             check_number("boundaries", epoch)
 
     def missing(self) -> tuple[str, ...]:
-        """The fields `optimizer` needs that the source leaves out."""
+        """Returns the names of the fields that `optimizer` needs and that are None.
+
+        Example:
+          >>> from lars_optax import recipes
+          >>> recipes.get("paper-t6-alexnet-lars-4096").missing()
+          ('learning_rate', 'warmup_start')
+        """
         needed = ["learning_rate", "warmup_epochs", "momentum", "weight_decay"]
         if self.warmup_epochs != 0:
             needed.insert(2, "warmup_start")
@@ -179,22 +213,33 @@ class Recipe:
         if gaps := [name for name in self.missing() if name in names]:
             known = [f"{gap}: {self.hints[gap]}" for gap in gaps if gap in self.hints]
             raise ValueError(
-                f"{self.name}: {self.source} does not state {', '.join(gaps)}. Fill in "
-                f"with recipe.replace({gaps[0]}=...)."
-                + (f" Known: {'; '.join(known)}." if known else "")
+                f"{self.name}: {self.source} does not state {', '.join(gaps)}. Choose "
+                f"a value and call recipe.replace({'=..., '.join(gaps)}=...)."
+                + (f" What is known: {'; '.join(known)}." if known else "")
             )
 
     def schedule(self, num_examples: int) -> optax.Schedule:
-        """The learning rate over steps.
+        """Returns the learning rate schedule over the steps of a run.
 
-        Epochs become round(epochs · num_examples / batch_size) steps.
+        A number of epochs becomes epochs · num_examples / batch_size steps, rounded to
+        the nearest int.
 
         Args:
-          num_examples: of the training set; an epoch visits each once.
+          num_examples: The number of training examples in one epoch.
+
+        Returns:
+          A schedule. `jax.jit` and `jax.vmap` accept it.
 
         Raises:
-          ValueError: naming the fields that the source leaves out, or those that do
-            not fit together.
+          ValueError: If a field that it needs is None, if the run rounds to 0 steps, if
+            the warm-up does not end before the run, or if it ends after the first
+            boundary.
+
+        Example:
+          >>> from lars_optax import recipes
+          >>> rate = recipes.get("mlperf-v1.0-resnet50-lars-8192").schedule(1_281_167)
+          >>> float(rate(782))  # the end of the warm-up
+          17.0
         """
         self._require("learning_rate", "warmup_epochs", "warmup_start")
         check_count("num_examples", num_examples, low=1)
@@ -215,7 +260,7 @@ class Recipe:
             self._refuse_warmup("epochs", steps(warmup), updates)
         if self.decay == "piecewise_constant":
             scales: dict[int, float] = {}
-            for epoch in self.boundaries:  # on few data two can fall on one step
+            for epoch in self.boundaries:  # two may round to the same step
                 scales[steps(epoch)] = scales.get(steps(epoch), 1.0) * 0.1
             if any(step < steps(warmup) for step in scales):
                 self._refuse_warmup("boundaries", steps(warmup), min(scales))
@@ -249,21 +294,38 @@ class Recipe:
         accumulator_dtype: Any = None,
         keep_layer_stats: bool = False,
     ) -> optax.GradientTransformationExtraArgs:
-        """The optimizer, with its schedule for a data set of `num_examples`.
+        """Returns the optimizer of the recipe, with its schedule.
 
-        SGD is LARS with every ratio 1; the momentum is in the recipe's order, and none
-        is kept where it is 0.
+        SGD is built as LARS with a trust ratio of 1 on every leaf. The learning rate is
+        applied before or after the momentum, as `momentum_order` says. A momentum of 0
+        allocates no buffer.
 
         Args:
-          num_examples: of the training set; an epoch visits each once.
-          stacked_axes: as in `lars`; with SGD it counts only in what is decayed.
-          axis_name: as in `lars`; checked, but of no effect on SGD.
-          accumulator_dtype: dtype of the momentum buffer, None for the parameters'.
-          keep_layer_stats: as in `lars`.
+          num_examples: The number of training examples in one epoch.
+          stacked_axes: The axis along which a leaf stacks several layers, as in `lars`.
+            For SGD it only affects which leaves get weight decay. None means that every
+            leaf is a single layer.
+          axis_name: The mesh axes over which parameters are sharded, as in `lars`. For
+            SGD it is checked but has no effect. Leave it None outside of `shard_map`
+            and `pmap`.
+          accumulator_dtype: The dtype of the momentum buffer. None takes the dtype of
+            each parameter.
+          keep_layer_stats: Whether the state keeps the norms and the trust ratio of
+            each layer.
+
+        Returns:
+          A transformation whose `update` needs `params`. Each update has the dtype of
+          its parameter.
 
         Raises:
-          ValueError: naming the fields that the source leaves out, or those that do
-            not fit together.
+          ValueError: If a field that it needs is None, if `schedule` raises it, or if
+            an argument is invalid, as in `lars`.
+
+        Example:
+          >>> import jax.numpy as jnp
+          >>> from lars_optax import recipes
+          >>> tx = recipes.get("mlperf-v1.0-resnet50-lars-8192").optimizer(1_281_167)
+          >>> state = tx.init({"kernel": jnp.ones((2, 3)), "bias": jnp.zeros(3)})
         """
         self._require(*self.missing())
         rate = optax.scale_by_learning_rate(self.schedule(num_examples))
@@ -283,21 +345,26 @@ class Recipe:
         stacked_axes: Any = None,
         axis_name: Any = None,
     ) -> Any:
-        """`lars_optax.layer_stats` with the settings of this recipe's optimizer.
+        """Returns the norms and the trust ratio of each layer, by this recipe's rule.
+
+        These are the statistics that `lars_optax.layer_stats` returns with the settings
+        of the recipe's optimizer.
 
         Args:
-          grads: the gradients.
-          params: the parameters.
-          stacked_axes: as given to `optimizer`.
-          axis_name: as given to `optimizer`.
+          grads: The gradients, a tree like `params`.
+          params: The parameters.
+          stacked_axes: The axis along which a leaf stacks several layers, as given to
+            `optimizer`.
+          axis_name: The mesh axes over which parameters are sharded, as given to
+            `optimizer`.
 
         Returns:
-          A tree like `params` with a `LayerStats` at each leaf. With SGD every ratio
-          is 1.
+          A tree like `params` with a `LayerStats` at each leaf. For SGD every trust
+          ratio is 1.
 
         Raises:
-          ValueError: if the source does not state the weight decay, and as
-            `lars_optax.layer_stats`.
+          ValueError: If the weight decay of the recipe is None, or if an argument does
+            not fit the parameters, as in `lars_optax.layer_stats`.
         """
         self._require("weight_decay")
         settings = self._settings(stacked_axes, axis_name)
@@ -308,7 +375,7 @@ class Recipe:
         decayed = adapted = self.mask
         if self.algorithm == "sgd":
             adapted = partial(jax.tree.map, lambda _: False)
-            if self.mask == BY_ROLE:  # SGD may train biases alone
+            if self.mask == BY_ROLE:  # SGD may train only biases
                 decayed = partial(exclude_bias_and_norm, stacked_axes=stacked_axes)
         return Settings(
             weight_decay=self.weight_decay,

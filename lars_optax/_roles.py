@@ -1,4 +1,7 @@
-"""What a leaf is by its name, its module's name and its shape: weight, bias or norm."""
+"""Decides whether a leaf is a weight, a bias or a parameter of a normalisation layer.
+
+This role follows from the name of the leaf, the name of its module and its shape.
+"""
 
 import re
 
@@ -6,19 +9,19 @@ import jax
 
 from lars_optax._tree import Path, path_string
 
-# What leaves and modules are called in Linen, NNX, Haiku and Equinox, and in PyTorch,
-# whose names remain in models ported to JAX.
+# Names of leaves and modules in Linen, NNX, Haiku, Equinox and PyTorch. PyTorch's names
+# remain in models ported to JAX.
 _BIAS_WORDS = {"bias", "biases"}
 _NORM_LEAVES = {"scale", "offset", "gamma", "beta"}
 _WEIGHT_LEAVES = {"kernel", "w", "embedding", "embeddings"}
 _WEIGHT_WORDS = {"kernel", "kernels", "w", "weight", "weights", "embedding",
                  "embeddings", "lora"}  # fmt: skip
-# Last words of what multiplies a weight: weight_g is the gain of the weight weight_v.
+# The last word of a factor of a weight, such as the gain weight_g of weight_v.
 _GAIN_WORDS = {"g", "gain", "scale"}
-# Class tokens, probes of attention pooling and position embeddings.
+# Class tokens, attention-pooling probes and position embeddings.
 _TOKEN_WORD = re.compile(r"(token|cls|probe|embed|embedding)s?$")
-# A module named for a norm by its last word, with or without a number. Weight
-# normalisation is not one of them: its module holds weights.
+# The name of a normalisation layer ends in such a word, with or without a number.
+# Weight normalisation does not count, because its module holds weights.
 _NORM_MODULE = re.compile(
     r"(^|(?<!weight)_|batch|layer|group|instance|rms)"
     r"(norms?|normali[sz]ation|bn|ln|gn)(\d[0-9a-z]*)?(_\d+|_[a-z])?$"
@@ -26,12 +29,11 @@ _NORM_MODULE = re.compile(
 
 
 def is_weight(path: Path, shape: tuple[int, ...]) -> bool:
-    """False for a bias or a norm's parameter, as `exclude_bias_and_norm` describes.
+    """Returns True if a leaf is a weight by the rules of `exclude_bias_and_norm`.
 
-    The shape is that of one layer: it does not have the axis on which layers are
-    stacked.
+    `shape` is the shape of one layer, without the axis along which layers are stacked.
     """
-    *parents, name = _names(path)
+    *parents, name = _module_and_leaf_names(path)
     # The index of a module in a list is not its name.
     modules = [module for module in parents if not module.isdecimal()]
     if _is_bias(name) or name.lower() in _NORM_LEAVES or _is_nnx_gain(path):
@@ -41,7 +43,7 @@ def is_weight(path: Path, shape: tuple[int, ...]) -> bool:
         return not in_norm or len(shape) > 1
     if in_norm:
         return False
-    # An array in a list has the list's name.
+    # An array in a list has the name of the list.
     if _names_a_weight(modules[-1] if name.isdecimal() and modules else name):
         return len(shape) > 1
     if len(shape) == 2 and (name.isdecimal() or not name):
@@ -49,11 +51,12 @@ def is_weight(path: Path, shape: tuple[int, ...]) -> bool:
     return sum(length > 1 for length in shape) > 1
 
 
-def _names(path: Path) -> list[str]:
-    """The names of a path, from the outermost module to the leaf.
+def _module_and_leaf_names(path: Path) -> list[str]:
+    """Returns the names in a path, from the outermost module to the leaf.
 
-    Haiku writes a module's whole path into one key, 'net/~/batchnorm'. A flat tree has
-    keys such as 'block.norm.weight', or tuples of names as Flax's `flatten_dict` makes.
+    One key can hold several names. Haiku has keys such as 'net/~/batchnorm'. Flat trees
+    have keys such as 'block.norm.weight', or tuples of names as from Flax's
+    `flatten_dict`.
     """
     names: list[str] = []
     for key in path:
@@ -70,7 +73,7 @@ def _is_bias(name: str) -> bool:
 
 
 def _is_nnx_gain(path: Path) -> bool:
-    # nnx.WeightNorm keeps its gains in a dict `scales`, whose keys are tuples.
+    # nnx.WeightNorm keeps its gains in the dict `scales`, whose keys are tuples.
     return path_string(path[-2:]).startswith("scales/(")
 
 

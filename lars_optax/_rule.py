@@ -1,7 +1,7 @@
-"""The rule: its settings, checked once, and the mathematics of one layer.
+"""The checked settings of LARS, and the trust ratio of a layer.
 
-`scale_by_lars` and `layer_stats` both use it. So they cannot disagree, and XLA finds
-the same reductions in both and does them once.
+`scale_by_lars` and `layer_stats` both use this module, so their trust ratios are equal.
+XLA also finds the same reductions in both and computes them once.
 """
 
 import dataclasses
@@ -27,22 +27,22 @@ FALLBACK_RATIO = 0.02
 
 
 class Layer(NamedTuple):
-    """One leaf of the parameters, its gradient, and how the rule applies to it."""
+    """One leaf of the parameters, with its gradient and the settings for this leaf."""
 
     param: jax.Array  # w
     grad: jax.Array  # g
-    step: jax.Array  # g + βw, in float32 at least
-    weight_decay: Any  # β, 0 where the leaf is not decayed
-    adapted: bool  # takes λ, else fallback_ratio
-    stacked: int | None  # the axis of the layers that the leaf stacks
+    decayed_grad: jax.Array  # g + βw, in at least float32
+    weight_decay: Any  # β, or 0 if the leaf is not decayed
+    adapted: bool  # whether λ is computed; otherwise fallback_ratio replaces it
+    stacked: int | None  # the axis along which the leaf stacks layers
     axis_names: AxisNames  # the mesh axes over which the leaf is sharded
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Settings:
-    """The arguments of `scale_by_lars`, and the learning rate at which `larc` clips.
+    """The checked arguments of `scale_by_lars`, and the learning rate of `larc`.
 
-    Raises ValueError if a value is out of range.
+    Raises ValueError if an argument is out of range.
     """
 
     weight_decay: Any
@@ -55,7 +55,7 @@ class Settings:
     max_ratio: Any = None
     stacked_axes: Any
     axis_name: Any
-    clip_at: Any = None  # γ, for `larc` alone
+    clip_at: Any = None  # the learning rate γ, only for `larc`
 
     def __post_init__(self) -> None:
         check_number("weight_decay", self.weight_decay, schedule=True)
@@ -67,12 +67,12 @@ class Settings:
         check_mask(self.trust_ratio_mask, "trust_ratio_mask")
         if self.denominator not in ("separate", "joint"):
             raise ValueError(
-                "denominator must be 'separate', the paper's, or 'joint', Optax's; "
-                f"got {self.denominator!r}."
+                "denominator must be 'separate' as in the paper or 'joint' as in "
+                f"optax.lars, got {self.denominator!r}."
             )
 
     def at(self, count: jax.Array) -> "Settings":
-        """The settings in which each schedule has its value at step `count`."""
+        """Returns these settings with the value of each schedule at step `count`."""
 
         def value(x: Any) -> Any:
             return x(count) if callable(x) else x
@@ -82,57 +82,62 @@ class Settings:
         )
 
     def layers(self, updates: optax.Updates, params: optax.Params) -> list[Layer]:
-        """One layer for each leaf of `flatten(params)` that has a gradient.
+        """Returns a `Layer` for each leaf of the parameters that has a gradient.
 
-        The weight decay is a number here, see `at`.
+        The weight decay of these settings must be a number. The method `at` replaces a
+        schedule by its value.
+
+        Raises ValueError if `params` is None, if updates and parameters do not match,
+        or if a mask, `stacked_axes` or `axis_name` does not fit the parameters.
         """
         if params is None:
             raise ValueError(
-                "params is None, but LARS scales each update by its parameter's norm: "
-                "call update(updates, state, params)."
+                "params is None, but LARS needs the norm of each parameter; call "
+                "update(updates, state, params)."
             )
         check_updates(updates, params)
-        leaves = zip(flatten(params)[1], flatten(updates)[1], strict=True)
-        return [
-            self._layer(param, grad, *how)
-            for (param, grad), how in zip(leaves, self._of_leaves(params), strict=True)
-            if not is_empty(grad)
-        ]
+        settings = self._leaf_settings(params)
+        leaves = zip(flatten(params)[1], flatten(updates)[1], settings, strict=True)
+        return [self._layer(w, g, *rest) for w, g, rest in leaves if not is_empty(g)]
 
     def _layer(
         self,
         param: Any,
         grad: Any,
         decayed: bool,
-        *how: *tuple[bool, int | None, AxisNames],
+        *rest: *tuple[bool, int | None, AxisNames],
     ) -> Layer:
         param, grad = jnp.asarray(param), jnp.asarray(grad)
         wide = norm_dtype(param.dtype)
-        step = grad.astype(wide)
+        decayed_grad = grad.astype(wide)
         if norm_dtype(grad.dtype) != wide:
-            grad = step  # both norms have the parameter's precision
+            grad = decayed_grad  # so both norms have the precision of the parameter
         if not decayed:
-            return Layer(param, grad, step, 0.0, *how)
+            return Layer(param, grad, decayed_grad, 0.0, *rest)
         weight_decay = jnp.asarray(self.weight_decay, jnp.finfo(wide).dtype)
-        step += weight_decay.astype(wide) * param.astype(wide)
-        return Layer(param, grad, step, weight_decay, *how)
+        decayed_grad += weight_decay.astype(wide) * param.astype(wide)
+        return Layer(param, grad, decayed_grad, weight_decay, *rest)
 
     def check(self, params: optax.Params) -> None:
-        """Raise ValueError for parameters that an update would refuse.
+        """Raises ValueError if an update would reject these parameters.
 
-        It also refuses any leaf that is neither floating-point nor complex, even one
-        that never gets a gradient.
+        Also raises it for a leaf that is neither floating-point nor complex, even if
+        this leaf never gets a gradient.
         """
         for path, leaf in zip(*flatten(params)[:2], strict=True):
             if not is_empty(leaf):
                 check_parameter(path, leaf)
-        self._of_leaves(params)
+        self._leaf_settings(params)
 
-    def _of_leaves(
+    def _leaf_settings(
         self, params: optax.Params
     ) -> list[tuple[bool, bool, int | None, AxisNames]]:
-        """For each leaf: decayed, adapted, its stacking axis, its mesh axes."""
-        if not jax.tree.leaves(params):  # as of an unused group of optax.partition
+        """Returns the settings of each leaf of the parameters.
+
+        They are whether the leaf gets weight decay, whether it gets a trust ratio, the
+        axis along which it stacks layers, and the mesh axes over which it is sharded.
+        """
+        if not jax.tree.leaves(params):  # an unused group of optax.partition
             return [(False, False, None, AxisNames())] * len(flatten(params)[0])
         stacked = resolve_stacked_axes(self.stacked_axes, params)
         names = resolve_axis_names(self.axis_name, params, stacked)
@@ -153,13 +158,14 @@ class Settings:
         return list(zip(decayed, adapted, stacked, names, strict=True))
 
     def trust_ratios(self, layers: list[Layer]) -> list[jax.Array]:
-        """The factor of each layer's step: λ where it is adapted, else fallback_ratio.
+        """Returns the trust ratio of each layer that has one, else `fallback_ratio`.
 
-        λ is a scalar, or a vector over the layers that a leaf stacks.
+        A trust ratio is a scalar. If the leaf stacks several layers, it is a vector
+        with one value for each of them.
         """
         joint = self.denominator == "joint"
         adapted = [x for x in layers if x.adapted]
-        grads = [x.step if joint else x.grad for x in adapted]
+        grads = [x.decayed_grad if joint else x.grad for x in adapted]
         norms = norms_of([x.param for x in adapted] + grads, adapted + adapted)
         pairs = zip(norms[: len(adapted)], norms[len(adapted) :], strict=True)
         ratios = (
@@ -171,7 +177,10 @@ class Settings:
 
 
 def norms_of(arrays: list[jax.Array], layers: list[Layer]) -> list[jax.Array]:
-    """The norm of each array, split and summed over devices as its layer says."""
+    """Returns the norms of arrays that belong to layers, such as their gradients.
+
+    `arrays[i]` belongs to `layers[i]`, and is stacked and sharded in the same way.
+    """
     return layer_norms(
         arrays, [x.stacked for x in layers], [x.axis_names for x in layers]
     )
@@ -180,29 +189,36 @@ def norms_of(arrays: list[jax.Array], layers: list[Layer]) -> list[jax.Array]:
 def trust_ratio(
     param_norm: jax.Array, grad_norm: jax.Array, weight_decay: Any, settings: Settings
 ) -> jax.Array:
-    """λ = η‖w‖ / (‖g‖ + β‖w‖ + ε), from the two norms.
+    """Returns the trust ratio of a layer with weights w and gradient g.
 
-    For the joint denominator pass ‖g + βw‖ as `grad_norm` and 0 as `weight_decay`.
-    With a `clip_at` of γ it returns LARC's factor min(λ/γ, 1).
+    It is λ = η‖w‖ / (‖g‖ + β‖w‖ + ε), where ‖w‖ is `param_norm`, ‖g‖ is `grad_norm`
+    and β is `weight_decay`. The settings have the trust coefficient η and ε, which is
+    `eps`. For the joint denominator pass ‖g + βw‖ as `grad_norm` and 0 as
+    `weight_decay`.
+
+    If `settings.clip_at` is a learning rate γ, the result is LARC's factor min(λ/γ, 1).
+    Where a norm is 0, the result is `settings.fallback_ratio`. Where a norm is not
+    finite, it is NaN.
     """
     eta, eps, fallback = (
         jnp.asarray(x, param_norm.dtype)
         for x in (settings.trust_coefficient, settings.eps, settings.fallback_ratio)
     )
-    # Zero norms: a layer not yet trained (w = 0) or one the loss does not see (g = 0).
+    # w = 0 in a layer initialised to zero. g = 0 in a layer that does not affect the
+    # loss.
     undefined = (param_norm == 0) | (grad_norm == 0)
-    # 0/0 must not reach the division: its derivative would be NaN on both branches.
+    # A quotient 0/0 would make the derivative NaN, although `where` discards its value.
     denominator = jnp.where(undefined, 1, grad_norm + weight_decay * param_norm + eps)
     ratio = eta * param_norm / denominator
     if settings.max_ratio is not None:
         ratio = jnp.minimum(ratio, jnp.asarray(settings.max_ratio, ratio.dtype))
     if settings.clip_at is not None:
         gamma = jnp.asarray(settings.clip_at, ratio.dtype)
-        # γ = 0, as a warm-up may start: no factor matters, and 1 is finite.
+        # A warm-up may start at γ = 0. The update is then 0 for any finite factor.
         is_zero = gamma == 0
         factor = jnp.minimum(ratio / jnp.where(is_zero, 1, gamma), 1)
         ratio = jnp.where(is_zero, 1, factor)
     ratio = jnp.where(undefined, fallback, ratio)
-    # An infinite norm would give λ = 0 and freeze the layer in silence.
+    # An infinite norm would give λ = 0 and freeze the layer without an error.
     finite = jnp.isfinite(param_norm) & jnp.isfinite(grad_norm)
     return jnp.where(finite, ratio, jnp.nan)

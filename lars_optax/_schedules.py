@@ -1,7 +1,8 @@
-"""Learning rates over steps: warm-up, then decay; and how rates scale with the batch.
+"""Learning rate schedules with warm-up, and scaling rules for the batch size.
 
-A schedule maps a step count (Python int or integer array, from 0) to a learning rate
-and is constant outside its range. Nothing here counts epochs but `epochs_to_steps`.
+A schedule is a function from a step count to a learning rate. The count is an int or an
+integer array and starts at 0. Before step 0 and after the last step the rate is
+constant.
 """
 
 import math
@@ -14,19 +15,26 @@ import optax
 
 from lars_optax._validate import check_count, check_number
 
-_STEPS = "Steps are counted; epochs_to_steps turns epochs into steps."
+_STEPS = "Use epochs_to_steps to turn epochs into steps."
 
 
 def epochs_to_steps(epochs: float, num_examples: int, batch_size: int) -> int:
-    """Steps in so many epochs: round(epochs · num_examples / batch_size).
+    """Returns the number of optimizer steps in a number of epochs.
+
+    It is epochs · num_examples / batch_size, rounded to the nearest int.
 
     Args:
-      epochs: passes over the training examples, 0 or more; need not be whole.
-      num_examples: training examples of one epoch.
-      batch_size: examples of one update, over all devices and accumulated steps.
+      epochs: The number of epochs, at least 0. It may be a fraction.
+      num_examples: The number of training examples in one epoch.
+      batch_size: The number of examples in one update, over all devices and accumulated
+        steps.
+
+    Returns:
+      The number of updates, an int.
 
     Raises:
-      ValueError: on negative or non-finite values, and counts below 1.
+      ValueError: If `epochs` is negative or not finite, or if another argument is not
+        an int of at least 1.
 
     Example:
       >>> epochs_to_steps(90, 1_281_167, 8192)
@@ -39,43 +47,65 @@ def epochs_to_steps(epochs: float, num_examples: int, batch_size: int) -> int:
 
 
 def linear_scaling(base_value: float, batch_size: int, base_batch_size: int) -> float:
-    """The linear scaling rule: base_value · batch_size / base_batch_size.
+    """Returns the learning rate for another batch size by the linear scaling rule.
 
-    For SGD (Krizhevsky 2014; Goyal et al. 2017; section 2.3 of the LARS paper).
+    The rate is base_value · batch_size / base_batch_size. This rule is for SGD.
 
     Args:
-      base_value: the learning rate that is right at `base_batch_size`.
-      batch_size: examples of one update, over all devices and accumulated steps.
-      base_batch_size: that of `base_value`.
+      base_value: A learning rate that is tuned at `base_batch_size`.
+      batch_size: The number of examples in one update, over all devices and accumulated
+        steps.
+      base_batch_size: The batch size of `base_value`.
+
+    Returns:
+      The learning rate at `batch_size`, a float.
 
     Raises:
-      ValueError: on a negative or non-finite rate, and batches that are not above 0.
+      ValueError: If `base_value` is negative or not finite, or if a batch size is not
+        above 0.
 
     Example:
       >>> linear_scaling(0.1, 8192, 256)
       3.2
+
+    References:
+      Krizhevsky 2014, https://arxiv.org/abs/1404.5997. Goyal et al. 2017,
+      https://arxiv.org/abs/1706.02677. You, Gitman, Ginsburg 2017, section 2.3.
     """
     return base_value * _batch_factor(base_value, batch_size, base_batch_size)
 
 
 def sqrt_scaling(base_value: float, batch_size: int, base_batch_size: int) -> float:
-    """The square-root scaling rule: base_value · √(batch_size / base_batch_size).
+    """Returns the learning rate for another batch size by the square-root scaling rule.
 
-    It keeps the variance of an SGD step constant (section 2.3 of the LARS paper). The
-    rates that paper found for LARS grow more slowly: 5, 10 and 14 at batches of 512,
-    4096 and 8192 (Table 5), where this gives 5, 14.1 and 20.
+    The rate is base_value · √(batch_size / base_batch_size). It keeps the variance of
+    an SGD step constant. The learning rates that the LARS paper tuned for LARS grow
+    more slowly than by this rule:
+
+        batch size   paper, Table 5   this rule from 512
+               512              5.0                  5.0
+              4096             10.0                 14.1
+              8192             14.0                 20.0
 
     Args:
-      base_value: the learning rate that is right at `base_batch_size`.
-      batch_size: examples of one update, over all devices and accumulated steps.
-      base_batch_size: that of `base_value`.
+      base_value: A learning rate that is tuned at `base_batch_size`.
+      batch_size: The number of examples in one update, over all devices and accumulated
+        steps.
+      base_batch_size: The batch size of `base_value`.
+
+    Returns:
+      The learning rate at `batch_size`, a float.
 
     Raises:
-      ValueError: on a negative or non-finite rate, and batches that are not above 0.
+      ValueError: If `base_value` is negative or not finite, or if a batch size is not
+        above 0.
 
     Example:
       >>> sqrt_scaling(5.0, 2048, 512)
       10.0
+
+    References:
+      You, Gitman, Ginsburg 2017, https://arxiv.org/abs/1708.03888, section 2.3.
     """
     return base_value * math.sqrt(
         _batch_factor(base_value, batch_size, base_batch_size)
@@ -100,40 +130,48 @@ def warmup_polynomial_decay_schedule(
     warmup: str = "linear",
     transition_begin: int | None = None,
 ) -> optax.Schedule:
-    """Warm up to the peak, then decay polynomially: the paper's "poly" rule.
+    """Returns a schedule with warm-up and polynomial decay, the paper's "poly" rule.
 
-    At step t, with W `warmup_steps`, T `decay_steps`, b `transition_begin`:
+    With W `warmup_steps`, T `decay_steps` and b `transition_begin`, the rate at step t
+    is
 
         t < W    init + (peak − init) · t/W          warmup="linear"
-                 init                                 warmup="constant"
-        t ≥ W    end + (peak − end) · (1 − (t − b)/(T − b))^power,  and end from T on
+                 init                                warmup="constant"
+        t ≥ W    end + (peak − end) · (1 − (t − b)/(T − b))^power
+        t ≥ T    end
 
     Args:
-      init_value: learning rate at step 0; not used when `warmup_steps` is 0.
-      peak_value: learning rate from which the polynomial decays.
-      warmup_steps: W, 0 for no warm-up.
-      decay_steps: T, counted from step 0, warm-up included, as in
-        `optax.warmup_cosine_decay_schedule`. MLPerf's decay over T − W + 1 steps is
-        decay_steps=T + 1.
-      end_value: learning rate at and after step T.
-      power: exponent, 2 throughout the paper.
-      warmup: "linear" (gradual warm-up, Goyal et al. 2017) or "constant".
-      transition_begin: b, the step from which the polynomial counts. None is W, so that
-        the rate is continuous. 0 is the authors' solver: the warm-up is cut out of the
-        polynomial's start, and at W the rate falls from peak to peak · (1 − W/T)^power.
-        The paper's recipes use 0.
+      init_value: The learning rate at step 0. It has no effect if `warmup_steps` is 0.
+      peak_value: The learning rate from which the polynomial decays.
+      warmup_steps: The number W of warm-up steps. 0 disables the warm-up.
+      decay_steps: The step T at which the decay ends. It counts from step 0 and
+        includes the warm-up, as in `optax.warmup_cosine_decay_schedule`. MLPerf decays
+        over T − W + 1 steps, which is decay_steps=T + 1.
+      end_value: The learning rate from step T on.
+      power: The exponent of the polynomial, a number above 0. The paper always uses 2.
+      warmup: "linear" for the gradual warm-up of Goyal et al. 2017, or "constant".
+      transition_begin: The step b at which the polynomial begins, an int from 0 to W.
+        None takes W, which makes the rate continuous. The authors' solver and the
+        paper's recipes use 0. The warm-up then replaces the first W steps of the
+        polynomial, and at step W the rate drops from peak to end + (peak − end) · (1 −
+        W/T)^power.
 
     Returns:
-      A schedule. It can be jitted and vmapped.
+      A schedule. `jax.jit` and `jax.vmap` accept it.
 
     Raises:
-      ValueError: on negative or non-finite values, steps that are no ints, a power of
-        0, W ≥ T, b > W, an unknown warm-up.
+      ValueError: If a rate is negative or not finite, if a number of steps is not an
+        int or is negative, if `power` is not above 0, if W ≥ T or b > W, or if `warmup`
+        is neither "linear" nor "constant".
 
     Example:
       >>> rate = warmup_polynomial_decay_schedule(0.0, 8.0, 2, 6)
       >>> [float(rate(t)) for t in range(8)]
       [0.0, 4.0, 8.0, 4.5, 2.0, 0.5, 0.0, 0.0]
+
+    References:
+      You, Gitman, Ginsburg 2017, https://arxiv.org/abs/1708.03888. Goyal et al. 2017,
+      https://arxiv.org/abs/1706.02677, section 2.2.
     """
     check_number("end_value", end_value)
     check_number("power", power, positive=True)
@@ -141,16 +179,16 @@ def warmup_polynomial_decay_schedule(
     decay_steps = check_count("decay_steps", decay_steps, low=1, remedy=_STEPS)
     if decay_steps <= warmup_steps:
         raise ValueError(
-            f"decay_steps counts from step 0, warm-up included, so it must be greater "
-            f"than warmup_steps={warmup_steps}; got {decay_steps}."
+            f"decay_steps must be greater than warmup_steps={warmup_steps}, because it "
+            f"counts from step 0 and includes the warm-up; got {decay_steps}."
         )
     begin = warmup_steps
     if transition_begin is not None:
         begin = check_count("transition_begin", transition_begin, remedy=_STEPS)
     if begin > warmup_steps:
         raise ValueError(
-            "transition_begin must not lie after the warm-up, at most "
-            f"warmup_steps={warmup_steps}; got {begin}."
+            f"transition_begin must be at most warmup_steps={warmup_steps}, "
+            f"got {begin}."
         )
 
     def decay(count: jax.Array) -> jax.Array:
@@ -168,27 +206,35 @@ def warmup_piecewise_constant_schedule(
     *,
     warmup: str = "linear",
 ) -> optax.Schedule:
-    """Warm up to the peak, then multiply by a scale from each boundary on.
+    """Returns a schedule with warm-up and constant rates between boundaries.
 
-    The multi-step rule of Goyal et al. 2017 is {30 epochs: 0.1, 60: 0.1, 80: 0.1}, each
-    in steps (`epochs_to_steps`).
+    From each boundary on, the rate is multiplied by the scale of that boundary. Goyal
+    et al. 2017 use the scale 0.1 at epochs 30, 60 and 80. `epochs_to_steps` turns
+    epochs into steps.
 
     Args:
-      init_value: learning rate at step 0; not used when `warmup_steps` is 0.
-      peak_value: learning rate from the end of the warm-up.
-      warmup_steps: W, 0 for no warm-up.
-      boundaries_and_scales: step, counted from step 0, warm-up included, to the factor
-        by which the rate is multiplied from that step on. None for none.
-      warmup: "linear" or "constant".
+      init_value: The learning rate at step 0. It has no effect if `warmup_steps` is 0.
+      peak_value: The learning rate at the end of the warm-up.
+      warmup_steps: The number of warm-up steps. 0 disables the warm-up.
+      boundaries_and_scales: A mapping from a step to the scale from that step on. Steps
+        count from step 0 and include the warm-up. None keeps the peak.
+      warmup: "linear", or "constant" for `init_value` at every warm-up step.
+
+    Returns:
+      A schedule. `jax.jit` and `jax.vmap` accept it.
 
     Raises:
-      ValueError: on negative or non-finite values, steps that are no ints, a boundary
-        inside the warm-up, an unknown warm-up.
+      ValueError: If a rate or a scale is negative or not finite, if a number of steps
+        is not an int or is negative, if a boundary lies inside the warm-up, or if
+        `warmup` is neither "linear" nor "constant".
 
     Example:
       >>> rate = warmup_piecewise_constant_schedule(0.0, 4.0, 2, {3: 0.5, 5: 0.5})
       >>> [float(rate(t)) for t in range(7)]
       [0.0, 2.0, 4.0, 2.0, 2.0, 1.0, 1.0]
+
+    References:
+      Goyal et al. 2017, https://arxiv.org/abs/1706.02677, section 5.1.
     """
     warmup_steps = check_count("warmup_steps", warmup_steps, remedy=_STEPS)
     scales = {}
@@ -197,8 +243,9 @@ def warmup_piecewise_constant_schedule(
         step = check_count("a key of boundaries_and_scales", boundary, remedy=_STEPS)
         if step < warmup_steps:
             raise ValueError(
-                "boundaries_and_scales counts from step 0, warm-up included: the "
-                f"boundary {step} lies inside the warm-up of {warmup_steps} steps."
+                f"boundaries_and_scales has the boundary {step}, which lies inside the "
+                f"warm-up of {warmup_steps} steps. Boundaries count from step 0 and "
+                f"include the warm-up. Use a boundary of at least {warmup_steps}."
             )
         scales[step] = scale
 
@@ -226,7 +273,7 @@ def _join(
     def schedule(count: Any) -> jax.Array:
         count = jnp.asarray(count)
         if jnp.issubdtype(count.dtype, jnp.integer):
-            # Narrow and unsigned counts would wrap around in the differences below.
+            # The differences below would overflow narrow or unsigned integers.
             count = count.astype(jnp.result_type(int))
         count = jnp.maximum(count, 0)
         done = count / warmup_steps if warmup == "linear" and warmup_steps else 0.0

@@ -1,4 +1,4 @@
-"""Tables as text: what a mask selects, and the statistics of layers."""
+"""Text tables of the leaves that a mask selects and of the statistics of layers."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -24,19 +24,26 @@ def describe_mask(
     stacked_axes: Any = None,
     axis_name: Any = None,
 ) -> str:
-    """A table of what a mask selects: path, shape, yes or no, and a line of totals.
+    """Returns a table of the leaves that a mask selects.
+
+    Each leaf has a row with its path, its shape, and "yes" if the mask selects it or
+    "no" otherwise. The last row has the totals.
 
     Args:
-      mask: any mask that `lars` accepts.
-      params: the parameters, or their `jax.eval_shape`.
-      stacked_axes: as given to the optimizer.
-      axis_name: likewise; it matters to the mask that is given by its name.
+      mask: Any mask that `lars` accepts.
+      params: The parameters, or their shapes from `jax.eval_shape`.
+      stacked_axes: The axis along which a leaf stacks several layers, as given to the
+        optimizer. None means that every leaf is a single layer.
+      axis_name: The mesh axes over which parameters are sharded, as given to the
+        optimizer. It changes only a mask that is given by its name. None means that no
+        parameter is sharded.
 
     Returns:
-      A line for each leaf, with paths as `match_paths` sees them, then the totals.
+      The table as text. Its paths are those that `match_paths` searches.
 
     Raises:
-      ValueError: on what the optimizer refuses for these arguments.
+      ValueError: If the mask, `stacked_axes` or `axis_name` is invalid or does not fit
+        the parameters, or if a parameter is not floating-point.
 
     Example:
       >>> import jax.numpy as jnp
@@ -51,7 +58,7 @@ def describe_mask(
         if not is_empty(leaf):
             check_parameter(path, leaf)
     stacked = resolve_stacked_axes(stacked_axes, params)
-    resolve_axis_names(axis_name, params, stacked)  # for its errors
+    resolve_axis_names(axis_name, params, stacked)  # raises its errors
     shapes = shapes_for_roles(axis_name, params)
     chosen = resolve_mask(mask, "mask", params, stacked, shapes)
     rows, sizes = [], {True: 0, False: 0}
@@ -67,17 +74,30 @@ def describe_mask(
 
 
 def format_layer_stats(stats: Any) -> str:
-    """A table of `layer_stats`, a row per layer; a stacked leaf has a row per slice.
+    """Returns a table of the norms and the trust ratio of each layer.
 
-    Columns are the leaf's path, ‖w‖, ‖g‖, ‖w‖/‖g‖ and the ratio that multiplies the
-    decayed gradient.
+    Each layer has a row. A leaf that stacks several layers has a row for each of them.
+    The columns are the path, ‖w‖, ‖g‖, ‖w‖/‖g‖ and the trust ratio. Here ‖w‖ is the
+    norm of the layer's weights and ‖g‖ is the norm of its gradient.
 
     Args:
-      stats: what `layer_stats` returns, or `optax.tree.get(state, "layer_stats")` of an
-        optimizer with `keep_layer_stats=True`.
+      stats: The tree that `layer_stats` returns, or `optax.tree.get(state,
+        "layer_stats")` of an optimizer with `keep_layer_stats=True`.
+
+    Returns:
+      The table as text.
 
     Raises:
-      ValueError: on tracers, and on leaves that are no `LayerStats`.
+      ValueError: If a leaf is not a `LayerStats`, or if `stats` holds tracers.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from lars_optax import layer_stats
+      >>> params = {"kernel": jnp.full((2, 2), 3.0)}
+      >>> grads = {"kernel": jnp.full((2, 2), 0.5)}
+      >>> print(format_layer_stats(layer_stats(grads, params)))
+      layer   ‖w‖  ‖g‖  ‖w‖/‖g‖  ratio
+      kernel  6    1    6        0.006
     """
     flat, _ = jax.tree_util.tree_flatten_with_path(
         stats, is_leaf=lambda x: isinstance(x, LayerStats)
@@ -87,13 +107,14 @@ def format_layer_stats(stats: Any) -> str:
         if not isinstance(leaf, LayerStats):
             raise ValueError(
                 "format_layer_stats needs the tree that layer_stats returns, or "
-                'optax.tree.get(state, "layer_stats") of a state that has one; found '
-                f"{type(leaf).__name__} at {path_string(path)!r}."
+                'optax.tree.get(state, "layer_stats") of an optimizer with '
+                f"keep_layer_stats=True, got {type(leaf).__name__} at "
+                f"{path_string(path)!r}."
             )
         if any(isinstance(x, jax.core.Tracer) for x in leaf):
             raise ValueError(
-                "format_layer_stats needs values, not tracers: return the statistics "
-                "from jit, and format them outside."
+                "format_layer_stats got tracers; return the statistics from jit and "
+                "format them outside."
             )
         values = [np.asarray(x, np.float64) for x in leaf]
         for i in np.ndindex(values[0].shape):
@@ -105,12 +126,16 @@ def format_layer_stats(stats: Any) -> str:
 
 
 def layer_name(path: Path, index: tuple[int, ...]) -> str:
-    """Of a leaf, or of one of the layers it stacks; "parameters" if it has no path."""
+    """Returns the name of a layer, such as 'conv/kernel' or 'blocks/kernel[2]'.
+
+    It is the path of the leaf, or "parameters" if the path is empty. If the leaf stacks
+    several layers, `index` has the number of the layer. Otherwise `index` is empty.
+    """
     number = f"[{', '.join(map(str, index))}]" if index else ""
     return (path_string(path) or "parameters") + number
 
 
 def columns(rows: Sequence[Sequence[str]]) -> str:
-    """A line for each row, its cells padded to the widest of their column."""
+    """Returns the rows as lines of text, with each column padded to one width."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)

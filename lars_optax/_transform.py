@@ -1,4 +1,4 @@
-"""The gradient transformation itself: weight decay and trust ratio, nothing else."""
+"""The gradient transformation that adds weight decay and applies the trust ratio."""
 
 from typing import Any, NamedTuple
 
@@ -7,27 +7,33 @@ import jax.numpy as jnp
 import optax
 
 from lars_optax._layer_stats import newest_stats, zero_stats
-from lars_optax._norms import per_layer
-from lars_optax._rule import Settings
+from lars_optax._norms import expand_to_leaf
+from lars_optax._rule import Layer, Settings
 from lars_optax._tree import flatten, is_empty
 from lars_optax._validate import check_bool
 
 
 class ScaleByLarsState(NamedTuple):
-    """State of `scale_by_lars` with a schedule or with `keep_layer_stats`.
+    """The state of `scale_by_lars` with a schedule or with `keep_layer_stats=True`.
 
-    The states of `lars` and `larc` begin with one under the same conditions; in `larc`
-    the learning rate counts as such a schedule too.
+    `count` is the number of completed updates. `layer_stats` is a tree of the
+    statistics of the last update, or None without `keep_layer_stats`.
+
+    The states of `lars` and `larc` begin with this state under the same conditions. The
+    state of `larc` also does so if its learning rate is a schedule.
     """
 
-    count: jax.Array  # type: ignore[assignment]  # int32, shape (): updates done
-    layer_stats: Any = None  # a tree like the parameters with a LayerStats at each leaf
+    count: jax.Array  # type: ignore[assignment]  # int32, shape (): completed updates
+    layer_stats: Any = None  # a tree like the parameters with LayerStats as leaves
 
 
 def transform(
     settings: Settings, keep_layer_stats: bool
 ) -> optax.GradientTransformationExtraArgs:
-    """The transform; its updates stay as wide as computed, float32 at least."""
+    """Returns the transform that adds weight decay and multiplies by the trust ratio.
+
+    Its updates have at least the precision of float32.
+    """
     check_bool("keep_layer_stats", keep_layer_stats)
     scheduled = callable(settings.weight_decay) or callable(settings.clip_at)
     has_state = scheduled or keep_layer_stats
@@ -39,9 +45,9 @@ def transform(
         count = jnp.zeros([], jnp.int32)
         if not keep_layer_stats:
             return ScaleByLarsState(count)
-        # A tree without leaves has no statistics. `optax.tree.map_params` passes one to
-        # find the parts of a state that are like the parameters. An array here tells it
-        # that the statistics are not.
+        # `optax.tree.map_params` passes a tree without leaves to find out which parts
+        # of the state have the structure of the parameters. An array in place of the
+        # statistics tells it that they have another structure.
         is_empty_tree = not flatten(params)[1]
         stats = count if is_empty_tree else zero_stats(settings, params)
         return ScaleByLarsState(count, stats)
@@ -58,13 +64,15 @@ def transform(
         if keep_layer_stats and layers:
             stats = newest_stats(state.layer_stats, updates, layers, ratios)
             state = state._replace(layer_stats=stats)
-        steps = (
-            per_layer(ratio, x.step, x.stacked).astype(x.step.dtype) * x.step
-            for x, ratio in zip(layers, ratios, strict=True)
-        )
+        scaled = (_scale(x, ratio) for x, ratio in zip(layers, ratios, strict=True))
         _, old, structure = flatten(updates)
-        # None and MaskedNode stay as they are.
-        new = [x if is_empty(x) else next(steps) for x in old]
+        # None and MaskedNode stay unchanged.
+        new = [x if is_empty(x) else next(scaled) for x in old]
         return structure.unflatten(new), state
 
     return optax.GradientTransformationExtraArgs(init_fn, update_fn)
+
+
+def _scale(layer: Layer, ratio: jax.Array) -> jax.Array:
+    x = layer.decayed_grad
+    return expand_to_leaf(ratio, x, layer.stacked).astype(x.dtype) * x

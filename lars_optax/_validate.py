@@ -1,4 +1,8 @@
-"""Checks of hyper-parameters: values of Python and NumPy, shapes and dtypes of JAX."""
+"""Checks of hyperparameters that are Python or NumPy values or JAX arrays.
+
+Only the shape and the dtype of a JAX array are checked. Its value may be traced, and
+reading it would wait for the device.
+"""
 
 import math
 import numbers
@@ -18,11 +22,10 @@ def check_number(
     optional: bool = False,
     schedule: bool = False,
 ) -> None:
-    """Raise ValueError unless `value` is one finite number, 0 <= value < high.
+    """Raises ValueError unless `value` is a finite number with 0 <= value < high.
 
-    With `positive`, 0 < value. With `optional`, None passes, and with `schedule` what
-    can be called. Of jax arrays only shape and dtype are checked: looking at the value
-    would block, or fail on a tracer. Fewer than 32 bits are refused.
+    `positive` also excludes 0. `optional` allows None, and `schedule` allows any
+    callable. Floating-point arrays of fewer than 32 bits are not allowed.
     """
     if (optional and value is None) or (schedule and callable(value)):
         return
@@ -30,16 +33,20 @@ def check_number(
         dtype = value.dtype
         if jnp.issubdtype(dtype, jnp.floating) and jnp.finfo(dtype).bits < 32:
             raise ValueError(
-                f"{argument} is an array of dtype {dtype}; floating-point arrays of "
-                "fewer than 32 bits are refused: in bfloat16 0.999 becomes 1. "
-                "Pass a Python number or a float32 array. Under "
-                "optax.inject_hyperparams pass hyperparam_dtype=jnp.float32."
+                f"{argument} is an array of dtype {dtype}, but floating-point arrays "
+                "need at least 32 bits: in bfloat16 0.999 becomes 1. Pass a Python "
+                "number or a float32 array. Under optax.inject_hyperparams pass "
+                "hyperparam_dtype=jnp.float32."
             )
     if isinstance(value, jax.Array):
         if value.shape != ():
-            raise ValueError(f"{argument} must be one number, has shape {value.shape}.")
+            raise ValueError(
+                f"{argument} must be one number, got an array of shape {value.shape}."
+            )
         if not any(jnp.issubdtype(value.dtype, x) for x in (jnp.integer, jnp.floating)):
-            raise ValueError(f"{argument} must be a number, has dtype {value.dtype}.")
+            raise ValueError(
+                f"{argument} must be a number, got an array of dtype {value.dtype}."
+            )
         return
     scalar = isinstance(value, numbers.Real) or (
         isinstance(value, np.ndarray)
@@ -48,7 +55,7 @@ def check_number(
     )
     if not scalar or isinstance(value, bool | np.bool_):
         what = "a number or a schedule" if schedule else "a number"
-        hint = " optax.inject_hyperparams schedules arguments of an optimizer."
+        hint = " To schedule it, wrap the optimizer in optax.inject_hyperparams."
         hint *= callable(value)
         raise ValueError(f"{argument} must be {what}, got {value!r}.{hint}")
     number = float(value)
@@ -60,27 +67,35 @@ def check_number(
 
 
 def check_sgd(learning_rate: Any, momentum: Any, nesterov: Any) -> None:
-    """Raise ValueError on what SGD with momentum cannot take."""
+    """Raises ValueError if the learning rate or the momentum is out of range.
+
+    Also raises it if `nesterov` is not a bool. The learning rate may be a schedule, and
+    momentum of None disables momentum.
+    """
     check_number("learning_rate", learning_rate, schedule=True)
     check_number("momentum", momentum, high=1.0, optional=True)
     check_bool("nesterov", nesterov)
 
 
 def check_bool(argument: str, value: Any) -> None:
-    """Raise ValueError unless `value` is a Python or NumPy bool."""
+    """Raises ValueError unless `value` is a Python or NumPy bool."""
     if not isinstance(value, bool | np.bool_):
         raise ValueError(f"{argument} must be True or False, got {value!r}.")
 
 
 def is_zero(value: Any) -> bool:
-    """True for a Python or NumPy 0; a jax array's value is not looked at."""
+    """Returns True for a Python or NumPy 0, and False for any JAX array."""
     return isinstance(value, numbers.Real | np.ndarray) and bool(value == 0)
 
 
 def check_count(argument: str, value: Any, *, low: int = 0, remedy: str = "") -> int:
-    """A Python int >= low from a Python or NumPy integer, else ValueError."""
+    """Returns `value` as an int.
+
+    Raises ValueError unless `value` is a Python or NumPy integer of at least `low`. If
+    it is not an integer, the message ends with `remedy`.
+    """
     if isinstance(value, bool) or not isinstance(value, numbers.Integral):
-        message = f"{argument} must be a whole number, an int, got {value!r}. {remedy}"
+        message = f"{argument} must be an int, got {value!r}. {remedy}"
         raise ValueError(message.rstrip())
     if value < low:
         raise ValueError(f"{argument} must be >= {low}, got {value!r}.")

@@ -1,9 +1,10 @@
-"""Published hyper-parameters as data: every row of the paper's Tables 1–3 and 5–7, of
-Goyal et al.'s 8192, and of MLPerf's ResNet-50 results with LARS.
+"""The published hyperparameters of runs with LARS and SGD, as recipes.
 
-`names()` lists them, `get(name)` returns one, `Recipe` says what its fields mean.
-Where the authors' logs contradict a printed rate, the printed row stands with a
-"-corrected" one beside it.
+The recipes are the rows of the LARS paper's Tables 1 to 3 and 5 to 7, Goyal et al.'s
+run at a batch size of 8192, and MLPerf's ResNet-50 results with LARS. `names()` lists
+them and `get(name)` returns one. `Recipe` describes the fields. If the authors' logs
+contradict a printed learning rate, there are two recipes. One has the printed rate. The
+other has the rate of the logs, and its name ends in "-corrected".
 """
 
 import difflib
@@ -16,10 +17,10 @@ _PAPER = "You, Gitman and Ginsburg 2017, Table"
 _SOLVER = "the authors' solver, nvcaffe-0.16 at c2e02b2c"
 _INFERRED = {
     "end_learning_rate": "not printed; the poly rule ends at 0",
-    "decay_from_start": f"{_SOLVER}: the polynomial counts from step 0",
-    "momentum_order": f"{_SOLVER}: the rate is inside the momentum",
-    "nesterov": f"{_SOLVER}: plain momentum",
-    "mask": f"{_SOLVER}: nothing sets biases and norms apart from weights",
+    "decay_from_start": f"{_SOLVER}: the polynomial begins at step 0",
+    "momentum_order": f"{_SOLVER}: the learning rate is inside the momentum",
+    "nesterov": f"{_SOLVER}: momentum without Nesterov",
+    "mask": f"{_SOLVER}: the rule is the same for all leaves",
     "label_smoothing": f"not stated; none in {_SOLVER}",
 }
 _ZERO_NORM = {"fallback_ratio": f"{_SOLVER}: the ratio is 1 where a norm is zero"}
@@ -174,8 +175,8 @@ def _goyal() -> list[Recipe]:
             nesterov=True, momentum_order="unscaled", weight_decay=1e-4, mask=BY_ROLE,
             top1=0.7626,
             inferred={
-                "momentum_order": "its momentum correction (remark 2) amounts to it",
-                "mask": "it leaves BatchNorm undecayed; the last layer's bias here too",
+                "momentum_order": "equivalent to its momentum correction (remark 2)",
+                "mask": "it does not decay BatchNorm; here no bias is decayed either",
                 "label_smoothing": "not stated",
             },
         )
@@ -194,9 +195,9 @@ def _mlperf() -> list[Recipe]:
         ("v0.7", 65536, 24.699, 31, 0.951807, 1e-4, 89),
     ]
     inferred = {
-        "momentum_order": "Google's LARS has the rate inside the momentum",
+        "momentum_order": "Google's LARS has the learning rate inside the momentum",
         "nesterov": "not among the logged values",
-        "fallback_ratio": "Google's LARS trains what it skips with a ratio of 1",
+        "fallback_ratio": "Google's LARS has a ratio of 1 for skipped variables",
     }
     logs = "mlcommons/training_results_{}, Google"
     rcp = "mlcommons/logging at 7bbf7926, training_4.0.0/rcps_resnet.json"
@@ -219,12 +220,23 @@ _RECIPES = {recipe.name: recipe for table in _TABLES for recipe in table()}
 
 
 def names() -> tuple[str, ...]:
-    """The names of all recipes, in the order of their tables."""
+    """Returns the names of all recipes, in the order of their tables.
+
+    Example:
+      >>> names()[0]
+      'paper-t1-resnet50-sgd-256'
+    """
     return tuple(_RECIPES)
 
 
 def get(name: str) -> Recipe:
-    """The recipe of that name; ValueError with the nearest names if there is none.
+    """Returns the published recipe that has the given name.
+
+    Args:
+      name: A name that `names` lists.
+
+    Raises:
+      ValueError: If no recipe has this name. The message has the nearest names.
 
     Example:
       >>> recipe = get("mlperf-v1.0-resnet50-lars-32768")
@@ -236,6 +248,6 @@ def get(name: str) -> Recipe:
         return _RECIPES[name]
     nearest = difflib.get_close_matches(str(name), _RECIPES, n=3, cutoff=0.0)
     raise ValueError(
-        f"no recipe is called {name!r}; the nearest are {', '.join(nearest)}. "
-        "recipes.names() lists all."
+        f"no recipe is called {name!r}; the nearest names are {', '.join(nearest)}. "
+        "recipes.names() lists all names."
     )

@@ -65,7 +65,7 @@ def on_page_markdown(markdown: str, page: Any, config: Any, files: Files) -> str
 
 
 def _place(path: Path) -> str:
-    """Returns the place in the site of a file of the repository."""
+    """Returns the path within the site of a file of the repository."""
     if path == ROOT / "README.md":
         return "index.md"
     if path.is_relative_to(ROOT / "docs"):
@@ -115,7 +115,7 @@ class Docstrings(griffe.Extension):
 
 
 def _rewritten(docstring: str) -> str:
-    """Returns a docstring with the headings that Griffe knows."""
+    """Returns a docstring whose section headings are those that Griffe parses."""
     text = re.sub(r"^Example:$", "Examples:", docstring, flags=re.MULTILINE)
     text = re.sub(r"^Example::$", "**Example:**", text, flags=re.MULTILINE)
     # `Args: as ...` refers to other arguments and lists none.

@@ -1,1 +1,1 @@
-"""Where the optimizer and its masks are right, against double precision and others."""
+"""The optimizer against double precision, and its masks on real networks."""

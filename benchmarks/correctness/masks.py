@@ -3,12 +3,11 @@
     python -m benchmarks.correctness.masks
 
 Counts the biases and norm parameters that a mask by rank would adapt. NNX and Equinox
-have no such networks of their own, so the layers of two are defined here. Writes
+come without such networks, so the layers of one for each are defined here. Writes
 benchmarks/results/masks.json and masks.md.
 """
 
 import itertools
-from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
@@ -20,8 +19,7 @@ from flax import nnx
 
 import lars_optax
 from benchmarks.networks import Encoder, shapes
-from benchmarks.results import RESULTS, Record, save
-from examples.imagenet.report.page import markdown_table
+from benchmarks.results import RESULTS, Record, markdown, save
 
 IMAGES = jax.ShapeDtypeStruct((1, 224, 224, 3), jnp.float32)
 COLUMNS = {
@@ -71,54 +69,58 @@ class AlexNet(eqx.Module):
         self.linears = [linear(9216, 4096), linear(4096, 4096), linear(4096, 1000)]
 
 
-def networks() -> Iterator[tuple[str, Any]]:
-    """Yields names, and parameters as shapes."""
+def networks() -> dict[str, Any]:
+    """Returns the parameters of each network, as shapes."""
     key = jax.random.key(0)
-    yield "Linen ResNet-50 of `examples.imagenet`", shapes("resnet50")
-    yield "Linen block of ViT-B", jax.eval_shape(Encoder().init, key, TOKENS)["params"]
-    net = hk.transform_with_state(lambda x: hk.nets.ResNet50(1000)(x, True))
-    yield "Haiku `hk.nets.ResNet50`", jax.eval_shape(net.init, key, IMAGES)[0]
-    model = nnx.eval_shape(lambda: ResNet18(nnx.Rngs(0)))
-    yield "NNX ResNet-18", nnx.state(model, nnx.Param)
-    yield "Equinox AlexNet", eqx.filter_eval_shape(AlexNet, key)
+    haiku = hk.transform_with_state(lambda x: hk.nets.ResNet50(1000)(x, True))
+    resnet18 = nnx.eval_shape(lambda: ResNet18(nnx.Rngs(0)))
+    vit_block = jax.eval_shape(Encoder().init, key, TOKENS)["params"]
+    return {
+        "Linen ResNet-50 of `examples.imagenet`": shapes("resnet50"),
+        "Linen block of ViT-B": vit_block,
+        "Haiku `hk.nets.ResNet50`": jax.eval_shape(haiku.init, key, IMAGES)[0],
+        "NNX ResNet-18": nnx.state(resnet18, nnx.Param),
+        "Equinox AlexNet": eqx.filter_eval_shape(AlexNet, key),
+    }
 
 
 def count(name: str, params: Any, description: str) -> Record:
-    """Returns how many leaves and parameters the default mask and a rank adapt."""
+    """Returns how many leaves and parameters the default mask adapts.
+
+    The record also says how many more leaves a mask by rank adapts, and names one.
+    """
     leaves = jax.tree.leaves(params)
     adapted = jax.tree.leaves(lars_optax.exclude_bias_and_norm(params))
+    sizes = [x.size for x in leaves]
     lines = zip(description.splitlines(), leaves, adapted, strict=False)
     wrong = [line for line, x, yes in lines if x.ndim > 1 and not yes]
     return {
         "model": name,
         "adapted_leaves": sum(adapted),
         "leaves": len(leaves),
-        "adapted_parameters": sum(
-            x.size * y for x, y in zip(leaves, adapted, strict=True)
-        ),
-        "parameters": sum(x.size for x in leaves),
+        "adapted_parameters": sum(itertools.compress(sizes, adapted)),
+        "parameters": sum(sizes),
         "wrong_by_rank": len(wrong),
         "such_as": " ".join(wrong[0].split()[:-1]) if wrong else "",
     }
 
 
-def page(rows: list[Record], descriptions: list[str]) -> str:
+def page(rows: list[Record], descriptions: dict[str, str]) -> str:
     """Returns the table of all networks, and what the mask says of each leaf."""
-    table = [[form.format(**row) for form in COLUMNS.values()] for row in rows]
-    folds = (
-        f"\n<details><summary>{row['model']}</summary>\n\n"
+    cells = ({k: form.format(**row) for k, form in COLUMNS.items()} for row in rows)
+    return markdown(cells) + "".join(
+        f"\n<details><summary>{name}</summary>\n\n"
         f"```text\n{description}\n```\n\n</details>\n"
-        for row, description in zip(rows, descriptions, strict=True)
+        for name, description in descriptions.items()
     )
-    return markdown_table([list(COLUMNS), *table]) + "".join(folds)
 
 
 def main() -> None:
-    rows, descriptions = [], []
-    for name, params in networks():
-        description = lars_optax.describe_mask("exclude_bias_and_norm", params)
-        rows.append(count(name, params, description))
-        descriptions.append(description)
+    rows, descriptions = [], {}
+    for name, params in networks().items():
+        text = lars_optax.describe_mask("exclude_bias_and_norm", params)
+        rows.append(count(name, params, text))
+        descriptions[name] = text
     text = page(rows, descriptions)
     (RESULTS / "masks.md").write_text(text)
     print(text)

@@ -17,7 +17,7 @@ import lars_optax
 
 BETA, ETA, MU = 0.01, 0.001, 0.9
 STEPS = 3
-RATE = optax.exponential_decay(10.0, 1, 0.5)  # γ; it falls, to tell the order
+RATE = optax.exponential_decay(10.0, 1, 0.5)  # γ falls, so that the order matters
 MASKS = ("weight_decay_mask", "trust_ratio_mask")
 LAYER = ((64, 32), 0.05, 1.0)  # shape, scale of w, scale of g
 
@@ -40,9 +40,9 @@ class Case(NamedTuple):
 
 
 def make(dtype: str = "float32", **leaves: tuple[Any, Any, Any]) -> Case:
-    """Draws normal parameters and gradients.
+    """Draws parameters and gradients from normal distributions.
 
-    `leaves` are shapes, with the standard deviations of parameters and gradients.
+    Each of `leaves` is a shape and the standard deviations of parameter and gradient.
     """
     random = np.random.default_rng(0)
 
@@ -122,7 +122,7 @@ def error(tx: Any, case: Case, wrap: Any = None) -> Cell:
 
 
 class Row(NamedTuple):
-    """A row: a regime, the errors of both, and which of the README's tables has it."""
+    """A regime, the errors of both optimizers, and which README table has the row."""
 
     regime: str
     optax_lars: Cell
@@ -133,7 +133,7 @@ class Row(NamedTuple):
 
 
 def both(case: Case, **only_ours: Any) -> tuple[Any, Any]:
-    """Returns `optax.lars` and ours, set to the same rule."""
+    """Returns `optax.lars` and `lars_optax.lars`, set to the same rule."""
     same = {"learning_rate": RATE, "weight_decay": case.decay}
     same |= {"momentum": case.momentum, "trust_coefficient": ETA}
     options = dict.fromkeys(MASKS, True) | {"denominator": "joint"}
@@ -152,9 +152,9 @@ def compare(
     readme: str | None = None,
     **only_ours: Any,
 ) -> Row:
-    """Returns the errors of both, of which ours may be as large as `allowed`.
+    """Returns the errors of both optimizers; each is right if at most `allowed`.
 
-    By default a row where `optax.lars` is wrong goes into the README.
+    Unless `readme` is given, a row where `optax.lars` is wrong goes into the README.
     """
     pair = pair or both(case, **only_ours)
     theirs, ours = (error(tx, case, wrap) for tx in pair)

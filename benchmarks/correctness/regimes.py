@@ -6,9 +6,10 @@ Both are set to the rule λ = η‖w‖ / ‖g + βw‖ with momentum, unless th
 otherwise. The oracle (benchmarks/correctness/oracle.py) computes the same rule in
 float64, layer by layer, at the parameters that each of the two has reached. A number in
 the table is the largest error of an update over leaves and steps, as a share of the
-largest element of the right update. Exits with an error if ours is wrong in a row that
-it should get right. Takes half a minute and writes benchmarks/results/regimes.json. The
-README has two tables of it: what is wrong in `optax.lars`, and what it lacks.
+largest element of the right update. Exits with an error if `lars_optax.lars` is wrong
+in a row that it should get right. Takes half a minute and writes
+benchmarks/results/regimes.json. The README has two tables of these rows: where
+`optax.lars` is wrong, and what it lacks.
 """
 
 from collections.abc import Iterator
@@ -22,30 +23,13 @@ import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 import lars_optax
+from benchmarks.correctness import oracle
 from benchmarks.correctness.masks import networks
-from benchmarks.correctness.oracle import (
-    BETA,
-    ETA,
-    LAYER,
-    MASKS,
-    MU,
-    RATE,
-    STEPS,
-    Cell,
-    Row,
-    both,
-    compare,
-    error,
-    make,
-    norm,
-    ratio,
-    train,
-)
-from benchmarks.results import README, RESULTS, Record, Table, save
-from examples.imagenet.report.page import markdown_table
+from benchmarks.correctness.oracle import LAYER, MASKS, Row, both, compare, make
+from benchmarks.results import README, RESULTS, Record, Table, markdown, save
 
 FLOAT16 = (  # regime, shape, scales of w and g, β, what happens
-    ("float16, gradients ~1", (512, 512), 0.05, 1, BETA, "`optax.lars`: λ = 0"),
+    ("float16, gradients ~1", (512, 512), 0.05, 1, oracle.BETA, "`optax.lars`: λ = 0"),
     ("float16, gradients ~1e-5, β = 0", (8, 8), 0.05, 1e-5, 0, "`optax.lars`: λ = 1"),
 )
 
@@ -59,7 +43,7 @@ def placement() -> Iterator[Row]:
     mesh = Mesh(np.array(jax.devices()[:4]).reshape(2, 2), ("x", "y"))
     yield compare("replicated, float32", case)
     note = "`optax.lars` takes a shard for a layer; ours has `axis_name` = the specs"
-    ins, outs = (specs, [specs] * STEPS), [(specs, specs)] * STEPS
+    ins, outs = (specs, [specs] * oracle.STEPS), [(specs, specs)] * oracle.STEPS
     wrap = partial(jax.shard_map, mesh=mesh, in_specs=ins, out_specs=outs)
     yield compare("sharded in `shard_map`", case, note, wrap=wrap, axis_name=specs)
     place = {name: NamedSharding(mesh, spec) for name, spec in specs.items()}
@@ -77,10 +61,8 @@ def dtypes() -> Iterator[Row]:
         case = make("float16", kernel=(shape, w, g))._replace(decay=decay)
         yield compare(regime, case, note, 2e-3)
     wide = '`accumulator_dtype="float32"` in ours; `optax.lars` has none'
-    case, regime = (
-        make("float16", kernel=((512, 512), 1e-4, 1e-4)),
-        "float16, w and g ~1e-4",
-    )
+    case = make("float16", kernel=((512, 512), 1e-4, 1e-4))
+    regime = "float16, w and g ~1e-4"
     note = "λ(g + βw), 1e-7, is rounded to float16 before γ in `optax.lars`"
     yield compare(regime, case, note, 0.02)
     regime += ", buffer in float32"
@@ -96,37 +78,37 @@ def dtypes() -> Iterator[Row]:
 
 
 def rules() -> Iterator[Row]:
-    """Rules that `optax.lars` has no argument for; it is compared with its own rule."""
+    """Rules that `optax.lars` has no argument for, where its own rule is compared."""
     near = make(kernel=LAYER)._replace(denominator="separate")
-    for grads in near.grads:  # as at a stationary point of the decayed loss
-        grads["kernel"] = -0.9 * BETA * near.params["kernel"] + 1e-5 * grads["kernel"]
+    cancels = -0.9 * oracle.BETA * near.params["kernel"]
+    for grads in near.grads:  # as at a stationary point of the loss with decay
+        grads["kernel"] = cancels + 1e-5 * grads["kernel"]
     note = "the joint denominator keeps steps long where g and βw cancel"
     regime = "the paper's denominator, g ≈ −0.9 βw"
     yield compare(regime, near, note, denominator="separate", readme="lacks")
-    case, rate = make(kernel=LAYER), optax.scale_by_learning_rate(RATE)
+    case, rate = make(kernel=LAYER), optax.scale_by_learning_rate(oracle.RATE)
     scale = partial(lars_optax.scale_by_lars, trust_ratio_mask=True)
-    joint = scale(BETA, True, ETA, denominator="joint")
-    pair = (both(case)[0], optax.chain(joint, optax.trace(MU), rate))
+    joint = scale(oracle.BETA, True, oracle.ETA, denominator="joint")
+    trace, decay = optax.trace(oracle.MU), optax.add_decayed_weights(oracle.BETA)
+    unscaled = optax.chain(joint, trace, rate)
+    post = optax.chain(decay, trace, scale(denominator="joint"), rate)
     note = "a chain; `optax.lars` is one order"
-    regime = "rate after the momentum, as it falls (BYOL)"
-    yield compare(
-        regime, case._replace(order="unscaled"), note, pair=pair, readme="lacks"
-    )
-    decay = optax.add_decayed_weights(BETA)
-    post = optax.chain(decay, optax.trace(MU), scale(denominator="joint"), rate)
-    regime = "ratio after the momentum (SimCLR, not classic)"
-    pair = (both(case)[0], post)
-    yield compare(regime, case._replace(order="post"), note, pair=pair, readme="lacks")
+    for regime, order, chain in (
+        ("rate after the momentum, as it falls (BYOL)", "unscaled", unscaled),
+        ("ratio after the momentum (SimCLR, not classic)", "post", post),
+    ):
+        pair, other = (both(case)[0], chain), case._replace(order=order)
+        yield compare(regime, other, note, pair=pair, readme="lacks")
     options: Any = dict.fromkeys(MASKS, True) | {"denominator": "joint"}
-    options |= {"trust_coefficient": ETA, "keep_layer_stats": True}
-    keeps = lars_optax.lars(RATE, BETA, **options)
+    options |= {"trust_coefficient": oracle.ETA, "keep_layer_stats": True}
+    keeps = lars_optax.lars(oracle.RATE, oracle.BETA, **options)
     states = [
         tx.update(case.grads[0], tx.init(case.params), case.params)[1]
         for tx in (both(case)[0], keeps)
     ]
     found, stats = (optax.tree.get(state, "layer_stats") for state in states)
     w, g = (np.asarray(x["kernel"], float) for x in (case.params, case.grads[0]))
-    right = float(ratio(w, g, BETA, "joint"))
+    right = float(oracle.ratio(w, g, oracle.BETA, "joint"))
     ours = abs(float(stats["kernel"].trust_ratio) / right - 1)
     theirs = "none" if found is None else str(found)
     note = "ours has `keep_layer_stats`"
@@ -137,22 +119,22 @@ def masks() -> Iterator[Row]:
     case = make(kernel=LAYER, scale=((32,), 0, 1), bias=((32,), 0, 1))
     case = case._replace(excluded=("scale", "bias"), momentum=0.0)
     names: Any = dict.fromkeys(MASKS, "exclude_bias_and_norm")
-    seen = train(both(case)[0], case.params, case.grads)
+    seen = oracle.train(both(case)[0], case.params, case.grads)
     pairs = zip(seen, case.grads, strict=True)
-    rates = (norm(u["scale"]) / norm(g["scale"]) for (_, u), g in pairs)
-    shown = ", ".join(show(float(x / RATE(i))) for i, x in enumerate(rates))
+    rates = (oracle.norm(u["scale"]) / oracle.norm(g["scale"]) for (_, u), g in pairs)
+    shown = ", ".join(show(float(x / oracle.RATE(i))) for i, x in enumerate(rates))
     note = f"a norm's scale, 0 at first, has λ = {shown} in `optax.lars`, 1 in ours"
     regime = "default masks, `fallback_ratio=1.0`; right: γg for bias and norm"
     yield compare(regime, case, note, **names)
-    same = {"learning_rate": RATE, "weight_decay": BETA, "momentum": 0.0}
+    same = {"learning_rate": oracle.RATE, "weight_decay": oracle.BETA, "momentum": 0.0}
     joint = same | {"denominator": "joint", "fallback_ratio": 1.0}
     by_rank = dict.fromkeys(MASKS, partial(jax.tree.map, lambda x: x.ndim > 1))
     inject = optax.inject_hyperparams
     theirs, ours = inject(optax.lars), inject(lars_optax.lars)
     silent, loud = theirs(**same | by_rank), ours(**joint | by_rank)
-    sgd = error(silent, case._replace(excluded=tuple(case.params)))
+    sgd = oracle.error(silent, case._replace(excluded=tuple(case.params)))
     note = f"`optax.lars` has become SGD (to {show(sgd)}) in silence"
-    cells = (error(silent, case), error(loud, case))
+    cells = (oracle.error(silent, case), oracle.error(loud, case))
     refuses = cells[1] == "raises ValueError"
     yield Row("callable masks, `inject_hyperparams`", *cells, note, "wrong", refuses)
     pair = (theirs(**same), ours(**joint))
@@ -165,16 +147,15 @@ def masks() -> Iterator[Row]:
 
 def frameworks() -> Iterator[Row]:
     """The leaves of Haiku's ResNet-50 that masks adapt; its weights are named w."""
-    params = dict(networks())["Haiku `hk.nets.ResNet50`"]
-    mask = lars_optax.exclude_bias_and_norm(params)
+    params = networks()["Haiku `hk.nets.ResNet50`"]
 
-    def wrong(chosen: Any) -> int:
-        flat = jax.tree_util.tree_leaves_with_path(chosen)
+    def wrong(mask: Any) -> int:
+        flat = jax.tree_util.tree_leaves_with_path(mask)
         return sum(yes and path[-1].key != "w" for path, yes in flat)
 
     rules = (lambda _: True, lambda x: x.ndim > 1)
     everything, by_rank = (wrong(jax.tree.map(rule, params)) for rule in rules)
-    ours = wrong(mask)
+    ours = wrong(lars_optax.exclude_bias_and_norm(params))
     regime = "biases and norm parameters adapted by default in Haiku's ResNet-50"
     note = f"a mask of `x.ndim > 1` adapts {by_rank}: Haiku's BatchNorm has rank 4"
     yield Row(regime, str(everything), str(ours), note, "wrong", ours == 0)
@@ -187,7 +168,7 @@ def infinities() -> Iterator[Row]:
     for regime, case in (("one infinite gradient", one), ("‖g‖² > 3e38", huge)):
         cells, skips, nans = [], 0, 0
         for tx in both(case):
-            update = train(tx, case.params, case.grads[:1])[0][1]["kernel"]
+            update = oracle.train(tx, case.params, case.grads[:1])[0][1]["kernel"]
             nans = int(np.sum(np.isnan(update)))
             cells.append(f"of 2,048: {int(np.sum(update == 0)):,} zero, {nans:,} NaN")
             guard = optax.apply_if_finite(tx, 3)
@@ -206,7 +187,7 @@ def costs() -> Iterator[Row]:
         sizes = [optax.tree.size(tx.init(case.params)) for tx in pair]
         note = "state: {:,} and {:,} bytes".format(*(4 * size for size in sizes))
         yield compare(f"`momentum={momentum}`", case, note, pair=pair, readme="lacks")
-    jitted = (jax.jit(partial(train, tx)) for tx in both(case))
+    jitted = (jax.jit(partial(oracle.train, tx)) for tx in both(case))
     compiled = (f.lower(case.params, case.grads[:1]).compile() for f in jitted)
     theirs, ours = (str(x.as_text()).count(" reduce(") for x in compiled)
     note = "two norms need 2"
@@ -214,16 +195,21 @@ def costs() -> Iterator[Row]:
     yield Row(regime, theirs, ours, note, "lacks", ours == 2)
 
 
-def show(cell: Cell) -> str:
+def show(cell: oracle.Cell) -> str:
     return cell if isinstance(cell, str) else f"{cell:.2g}"
 
 
 def table(record: Record, readme: str | None = None) -> str:
     """Returns all rows, or those of one of the README's tables."""
-    rows = [row for row in record["rows"] if readme in (None, row["readme"])]
-    head = ["regime", "`optax.lars`", "`lars_optax.lars`", "what happens"]
-    return markdown_table(
-        [head, *([show(row[x]) for x in Row._fields[:4]] for row in rows)]
+    return markdown(
+        {
+            "regime": row["regime"],
+            "`optax.lars`": show(row["optax_lars"]),
+            "`lars_optax.lars`": show(row["lars_optax"]),
+            "what happens": row["what_happens"],
+        }
+        for row in record["rows"]
+        if readme in (None, row["readme"])
     )
 
 
@@ -244,7 +230,7 @@ def main() -> None:
         raise SystemExit(f"lars_optax.lars is wrong in {bad}; nothing is written")
     for row in rows:  # JSON has no NaN
         row |= {k: "nan" for k, x in row.items() if x != x}
-    save("regimes.json", {"seed": 0, "steps": STEPS, "rows": rows})
+    save("regimes.json", {"seed": 0, "steps": oracle.STEPS, "rows": rows})
     print("Run make report to put its tables into the pages.")
 
 

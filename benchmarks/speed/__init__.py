@@ -1,1 +1,1 @@
-"""How fast steps, training and data are, as ratios to peers."""
+"""The speed of steps, training and data, as ratios to other implementations."""

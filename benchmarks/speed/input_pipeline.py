@@ -3,20 +3,21 @@
     python -m benchmarks.speed.input_pipeline [--torch PYTHON] [--files N] [--rounds N]
 
 The trainer's pipeline and, with --torch, a Python that has PyTorch and Pillow read the
-same files. Both are held to the same 1, 2, 4, … cores and have a worker for each. Every
-pass reads as many images as there are files times cores.
+same files. Both are held to the same 1, 2, 4, … cores and have a worker for each. The
+number of images in a pass is the number of files times the number of cores.
 
-The files are crops of scikit-learn's two photographs, in ImageNet's sizes and of about
-as many bytes; the disk is not measured. Both sides decode all of an image and resize a
-random region bilinearly. Pillow is measured with a filter that widens as the image
-shrinks, as in torchvision, and without, as the trainer resizes below a factor of 2.
-Pillow also mirrors, which the trainer does in its training step; neither normalises.
-Run it on Linux, on a quiet machine. Writes benchmarks/results/input_pipeline.json.
+The files are crops of scikit-learn's two photographs. Their widths, heights and numbers
+of bytes are about those of ImageNet. The disk is not measured. Both sides decode the
+whole image and resize a random region bilinearly. Pillow is measured with a filter that
+widens as the image shrinks, as in torchvision, and without it, which is how the trainer
+resizes below a factor of 2. Pillow also mirrors, which the trainer does in its training
+step. Neither normalises. Run it on Linux, on a quiet machine. Writes
+benchmarks/results/input_pipeline.json.
 """
 
-import argparse
 import os
 import tempfile
+from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -26,6 +27,7 @@ from typing import Any
 import cv2
 import numpy as np
 import simplejpeg
+import tyro
 from sklearn.datasets import load_sample_images
 
 from benchmarks import results
@@ -66,23 +68,26 @@ def crop(photograph: np.ndarray, random: np.random.RandomState) -> np.ndarray:
     return cv2.resize(part, (width, height), interpolation=how)
 
 
-def write_files(folder: Path, n: int) -> Record:
-    """Writes class folders of n JPEG files, and returns what they are like."""
-    random, sources = np.random.RandomState(0), photographs()
-    taken = list(sources.values())
-    sizes, shapes = [], []
+def crops(n: int) -> Iterator[np.ndarray]:
+    """Yields random crops of the photographs, which take turns."""
+    random, taken = np.random.RandomState(0), list(photographs().values())
     for i in range(n):
-        image = crop(taken[i % len(taken)], random)
-        data: bytes = simplejpeg.encode_jpeg(
-            image, QUALITY, "RGB", "420", fastdct=False
-        )
+        yield crop(taken[i % len(taken)], random)
+
+
+def write_files(folder: Path, n: int) -> Record:
+    """Writes n JPEG files into class folders, and returns their mean size."""
+    options: Any = {"colorspace": "RGB", "colorsubsampling": "420", "fastdct": False}
+    sizes, shapes = [], []
+    for i, image in enumerate(crops(n)):
+        data = simplejpeg.encode_jpeg(image, QUALITY, **options)
         path = folder / "train" / f"class{i % CLASSES}" / f"{i:06}.jpg"
         path.parent.mkdir(parents=True, exist_ok=True)
         sizes.append(path.write_bytes(data))
         shapes.append(image.shape[:2])
     height, width = np.mean(shapes, axis=0).tolist()
     means = {"mean_bytes": fmean(sizes), "mean_height": height, "mean_width": width}
-    return {"photographs": list(sources), "count": n, "quality": QUALITY} | means
+    return {"photographs": list(photographs()), "count": n, "quality": QUALITY} | means
 
 
 def read_all(source: ImageFolder, workers: int, steps: int) -> None:
@@ -95,16 +100,16 @@ def read_all(source: ImageFolder, workers: int, steps: int) -> None:
 
 
 def compare(
-    sources: dict[Augment, ImageFolder], cores: int, rounds: int, python: str | None
+    sources: dict[Augment, ImageFolder], cores: int, rounds: int, python: str
 ) -> Record:
-    """Times this process, which is held to its cores, and the peer, held to the same.
+    """Times this process and the peer, both held to the same cores.
 
     Ratios are speeds over the speed of the peer's fastest setting.
     """
     tree = sources["rrc"].tree
     steps = tree.size * cores // BATCH
     images = steps * BATCH
-    passes: dict[str, timer.Step] = {
+    ours: dict[str, timer.Step] = {
         f"lars_optax, {name}": partial(
             timer.clock, partial(read_all, source, cores, steps)
         )
@@ -113,16 +118,16 @@ def compare(
     files = [(tree.path(i), int(tree.labels[i])) for i in range(tree.size)]
     task = {"files": files, "images": images, "batch": BATCH, "pixels": PIXELS}
     task["workers"] = [0, 1] if cores == 1 else [cores]
-    with start_peer(python, "torch_loader", task) as peer:
-        passes |= peer.steps
+    with start_peer(python, "torch_loader", task) as (theirs, versions):
+        passes = ours | theirs
         counts = dict.fromkeys(passes, images)
-        timed = timer.compare(passes, rounds, next(iter(passes)), images=counts)
+        timed = timer.compare(passes, rounds, images=counts)
     turns = timed.pop("steps")
-    fastest = min((turns[x]["median_seconds"] for x in peer.steps), default=None)
+    fastest = min((turns[x]["median_seconds"] for x in theirs), default=None)
     for row in turns.values():
         row["images_per_second_per_core"] = row["images_per_second"] / cores
         row["ratio"] = fastest and fastest / row["median_seconds"]
-    about = {"cores": cores, "images": images, "torch": peer.versions}
+    about = {"cores": cores, "images": images, "torch": versions}
     return about | timed | {"turns": turns}
 
 
@@ -146,24 +151,26 @@ def page(record: Record) -> str:
 TABLES = (Table(BENCHMARKS, "input_pipeline", "input_pipeline.json", page),)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--torch", metavar="PYTHON", help="one with PyTorch and Pillow")
-    parser.add_argument("--files", type=int, default=512, help="64 or more")
-    parser.add_argument("--rounds", type=int, default=7, help="passes of each setting")
-    given = parser.parse_args()
+def main(torch: str = "", files: int = 512, rounds: int = 7) -> None:
+    """Measures with 1, 2, 4, … of the cores that this process may use.
+
+    Args:
+      torch: path of another Python, which has PyTorch and Pillow.
+      files: number of JPEG files, 64 or more.
+      rounds: passes of each setting.
+    """
     record: Record = {"results": []}
     allowed = sorted(os.sched_getaffinity(0))
     with tempfile.TemporaryDirectory() as folder:
         os.environ["XDG_CACHE_HOME"] = f"{folder}/cache"  # for the index of the files
-        record["files"] = write_files(Path(folder), given.files)
+        record["files"] = write_files(Path(folder), files)
         print(record["files"], flush=True)
         sources: dict[Augment, Any] = {
             name: load_folder(folder, 0, PIXELS, name).train for name in AUGMENTS
         }
         for cores in (2**i for i in range(len(allowed).bit_length())):
             os.sched_setaffinity(0, allowed[:cores])
-            result = compare(sources, cores, given.rounds, given.torch)
+            result = compare(sources, cores, rounds, torch)
             record["results"].append(result)
             print(table(result), flush=True)
     packages = ("simplejpeg", "opencv-python-headless", "grain")
@@ -171,4 +178,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    tyro.cli(main, description=__doc__)

@@ -3,31 +3,45 @@
     python -m benchmarks.speed.one_step
 
 Each network has its own process, so that the peak memory is that network's. The step is
-the trainer's with LARS, at 227 or 224 pixels, and is taken twice. Exits with an error
-if a loss is not finite or a kernel has not moved. Writes
-benchmarks/results/one_step.json.
+the trainer's with LARS, at 227 or 224 pixels, and is taken twice. The first step also
+touches its memory for the first time. Exits with an error if a loss is not finite or a
+kernel has not moved. Writes benchmarks/results/one_step.json.
 """
 
-import argparse
 import json
 import os
 import resource
 import sys
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+import tyro
 
 import lars_optax
 from benchmarks.results import Record, save
-from benchmarks.speed.training import NETWORKS, TrainingStep, draw_batch, run_module
-from examples.imagenet.models import networks
+from benchmarks.speed import training
+from benchmarks.speed.training import Dtype, TrainingStep, draw_batch, run_module
+from examples.imagenet.config import Network
+
+
+class Options(NamedTuple):
+    """What to measure."""
+
+    network: Network | None = None  # measure and print this one, and write no file
+    batch_size: int = 8  # images in a batch
+    dtype: Dtype = "float32"  # of activations and products
+    steps: int = 2  # updates to take
+    params: str = ""  # with --network: save parameters here; any device
 
 
 def measure(
-    network: str, batch_size: int, dtype: str, steps: int, params: str | None
+    network: str, batch_size: int, dtype: Dtype, steps: int, params: str
 ) -> Record:
-    """Returns what the steps took on one device, and saves the parameters there."""
+    """Returns what the steps took on one device.
+
+    The parameters after the last step are saved in the file `params`, if it is given.
+    """
     tx = lars_optax.lars(1.0, weight_decay=5e-4)
     batch = draw_batch(network, batch_size)
     step = TrainingStep(network, dtype, batch, tx)
@@ -36,7 +50,7 @@ def measure(
         seconds.append(step())
         losses.append(step.metrics["loss"].item())
     peak = peak_memory()
-    check(step.init().params, step.state.params, losses, steps)
+    check(step.init().params, step.state.params, losses)
     leaves = jax.tree.leaves(step.state.params)
     if params:
         np.savez(params, *leaves)
@@ -59,13 +73,13 @@ def measure(
     }
 
 
-def check(old: Any, new: Any, losses: list[float], steps: int) -> None:
-    """Exits unless losses are finite and kernels moved by 0.001 of their norm a step.
+def check(old: Any, new: Any, losses: list[float]) -> None:
+    """Exits with an error if a loss is not finite or a kernel has not moved as it must.
 
-    A kernel may move by a tenth to five times as much, and further as the momentum
-    grows.
+    A kernel should move by 0.001 of its norm in a step. A tenth to five times as much
+    is allowed, and more as the momentum grows.
     """
-    most = 0.005 * steps * (1 + steps / 10)
+    most = 0.005 * len(losses) * (1 + len(losses) / 10)
     if not np.isfinite(losses).all():
         raise SystemExit(f"losses are not finite: {losses}")
     mask = lars_optax.exclude_bias_and_norm(old)
@@ -74,7 +88,7 @@ def check(old: Any, new: Any, losses: list[float], steps: int) -> None:
         share = np.linalg.norm(new - old) / np.linalg.norm(old) if adapted else 1e-3
         return bool(1e-4 < share < most)
 
-    if not all(jax.tree.leaves(jax.tree.map(moved, mask, old, new))):
+    if not jax.tree.all(jax.tree.map(moved, mask, old, new)):
         raise SystemExit("a kernel has not moved, or has moved too far")
 
 
@@ -87,25 +101,16 @@ def peak_memory() -> int:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    names = networks()
-    parser.add_argument("--network", choices=names, help="print one, write nothing")
-    parser.add_argument("--batch-size", type=int, default=8, help="images")
-    parser.add_argument("--dtype", default="float32", help="float32 or bfloat16")
-    # The first step also touches its memory for the first time.
-    parser.add_argument("--steps", type=int, default=2, help="updates")
-    parser.add_argument("--params", help="use any device, and save parameters there")
-    given = parser.parse_args()
+    given = tyro.cli(Options, description=__doc__)
     if given.network:
         if not given.params:
             jax.config.update("jax_platforms", "cpu")
-        print(json.dumps(measure(**vars(given))))
+        print(json.dumps(measure(**given._asdict())))
         return
-    found = {}
-    for network in NETWORKS:
-        words = (f"--network={network}", f"--batch-size={given.batch_size}",
-                 f"--dtype={given.dtype}", f"--steps={given.steps}")  # fmt: skip
-        record = run_module("benchmarks.speed.one_step", *words)
+    found, options = {}, given._asdict()
+    del options["network"], options["params"]
+    for network in training.NETWORKS:
+        record = run_module("benchmarks.speed.one_step", network=network, **options)
         found[network] = record | {"load": os.getloadavg()[0]}
         print(network, json.dumps(found[network]), flush=True)
     save("one_step.json", {"networks": found})

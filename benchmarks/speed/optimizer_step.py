@@ -3,16 +3,14 @@
     python -m benchmarks.speed.optimizer_step [--torch PYTHON] [--networks resnet50 …]
 
 The step is what a training loop jits: `update` and `apply_updates` with donated state
-and parameters, on the leaves of ResNet-50, AlexNet and ViT-B/16. Ratios are to
-`optax.sgd` with momentum. A copy of all parameters, which is one read and one write, is
-timed with the optimizers and shows the speed of the memory. With --torch, another
-Python that has PyTorch and timm is timed with them. Run it on a quiet machine; the load
-average is recorded. Writes benchmarks/results/optimizer_step_DEVICE.json.
+and parameters. The leaves are those of ResNet-50, AlexNet and ViT-B/16. Ratios are to
+`optax.sgd` with momentum. A copy of all parameters is timed too and shows the speed of
+the memory; it is one read and one write. With --torch, the optimizers of PyTorch and
+timm are timed in another Python. Run it on a quiet machine; the load average is
+recorded. Writes benchmarks/results/optimizer_step_DEVICE.json.
 """
 
-import argparse
 import os
-import re
 import subprocess
 import sys
 import time
@@ -26,16 +24,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import tyro
 
 import lars_optax
 from benchmarks import results
-from benchmarks.networks import NETWORKS, TITLES, shapes
+from benchmarks.networks import NETWORKS, TITLES, Network, shapes
 from benchmarks.results import BENCHMARKS, README, Record, Table
 from benchmarks.speed import timer
 from benchmarks.speed.peer import start_peer
-from examples.imagenet.report.page import markdown_table
+from benchmarks.speed.training import Dtype
 
-RATE, DECAY, MOMENTUM = 1e-3, 5e-4, 0.9  # a small rate, so that the weights stay alike
+RATE, DECAY, MOMENTUM = 1e-3, 5e-4, 0.9  # the weights hardly change at this rate
 BASE = "optax.sgd"
 
 by_role = lars_optax.exclude_bias_and_norm
@@ -68,16 +67,16 @@ COLUMNS = {
 
 def draw(tree: Any, scale: float) -> Any:
     """Returns normal numbers in the shapes and dtypes of a tree."""
-    random = np.random.default_rng(0)
+    random, factor = np.random.default_rng(0), np.float32(scale)
 
     def one(leaf: Any) -> jax.Array:
-        x = random.standard_normal(leaf.shape, np.float32) * np.float32(scale)
-        return jnp.asarray(x, leaf.dtype)
+        x = random.standard_normal(leaf.shape, np.float32)
+        return jnp.asarray(factor * x, leaf.dtype)
 
     return jax.tree.map(one, tree)
 
 
-def build(tx: Any, tree: Any) -> tuple[Any, dict[str, float]]:
+def build(tx: Any, tree: Any) -> tuple[Any, Record]:
     """Returns the compiled step, and the seconds to trace and to compile it."""
 
     def update(params: Any, state: Any, grads: Any) -> Any:
@@ -94,12 +93,11 @@ def build(tx: Any, tree: Any) -> tuple[Any, dict[str, float]]:
 
 
 def examine(compiled: Any, size: int) -> Record:
-    """Returns what XLA made of a step on parameters of so many bytes."""
-    text = str(compiled.as_text())
+    """Returns XLA's figures for a compiled step on parameters of `size` bytes."""
     return {
         "passes_by_xla": compiled.cost_analysis()["bytes accessed"] / size,
         "temporary_bytes": compiled.memory_analysis().temp_size_in_bytes,
-        "reductions": len(re.findall(r" reduce\(", text)),
+        "reductions": str(compiled.as_text()).count(" reduce("),
     }
 
 
@@ -116,7 +114,7 @@ def make_step(tx: Any, tree: Any, compiled: Any = None) -> timer.Step:
 
 
 def make_copy(size: int) -> timer.Step:
-    """Returns a copy of so many bytes, on a CPU by a thread for each core."""
+    """Returns a step that copies `size` bytes, on a CPU with a thread for each core."""
     if jax.default_backend() != "cpu":
         held = [jnp.ones(size // 4)]
         negate = jax.jit(jnp.negative, donate_argnums=0)
@@ -132,63 +130,65 @@ def make_copy(size: int) -> timer.Step:
     return partial(timer.clock, lambda: list(pool.map(np.copyto, target, source)))
 
 
-def measure(network: str, dtype: str, rounds: int, python: str | None) -> Record:
-    """Returns what was measured of the copy, all optimizers and the peer's."""
+def measure(network: str, dtype: str, rounds: int, python: str) -> Record:
+    """Returns the figures of the copy, of all optimizers and of the peer's."""
     tree = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, dtype), shapes(network))
     leaves = jax.tree.leaves(tree)
     size = sum(x.size * x.dtype.itemsize for x in leaves)
     built = [{name: build(tx, tree) for name, tx in OPTIMIZERS.items()} for _ in "123"]
     found, steps = {}, {"copy": make_copy(size)}
     for name, tx in OPTIMIZERS.items():
-        compiled = built[-1][name][0]
+        compiled, seconds = built[-1][name][0], [each[name][1] for each in built]
         found[name] = examine(compiled, size)
-        for field in ("trace_seconds", "compile_seconds"):
-            found[name][field] = median(each[name][1][field] for each in built)
+        found[name] |= {k: median(each[k] for each in seconds) for k in seconds[0]}
         steps[name] = make_step(tx, tree, compiled)
     adapted = jax.tree.leaves(by_role(tree))
     task = {"shapes": [x.shape for x in leaves], "adapted": adapted, "dtype": dtype}
-    with start_peer(python, "torch_step", task) as peer:
+    with start_peer(python, "torch_step", task) as (theirs, versions):
         # The first step touches memory for the first time, and torch compiles twice.
-        timed = timer.compare(steps | peer.steps, rounds, BASE, warm_up=3)
+        timed = timer.compare(steps | theirs, rounds, BASE, warm_up=3)
     for name, row in timed.pop("steps").items():
         found[name] = found.get(name, {}) | row
-    # On leaves of one element each a step takes all of its time but the arithmetic's.
+    # On leaves of one element each almost no arithmetic is left.
     small = jax.tree.map(lambda x: jax.ShapeDtypeStruct((1,) * x.ndim, x.dtype), tree)
     steps = {name: make_step(tx, small) for name, tx in OPTIMIZERS.items()}
     for name, row in timer.compare(steps, 50, BASE)["steps"].items():
         each = row["median_seconds"] / len(leaves)
         found[name]["microseconds_per_leaf"] = 1e6 * each
-    about = {"leaves": len(leaves), "bytes": size, "torch": peer.versions}
+    about = {"leaves": len(leaves), "bytes": size, "torch": versions}
     return about | timed | {"optimizers": found}
 
 
 def import_milliseconds() -> float:
     """Returns what `import lars_optax` adds to `import optax`, in new processes."""
-    code = (
-        "import time, optax; start = time.perf_counter(); import lars_optax; "
-        "print(time.perf_counter() - start)"
-    )
+    clock = "time.perf_counter()"
+    code = f"import time, optax; t = {clock}; import lars_optax; print({clock} - t)"
     command = [sys.executable, "-c", code]
     return 1e3 * median(float(subprocess.check_output(command)) for _ in range(9))
 
 
 def main_table(record: Record) -> str:
     """Returns the ratios to SGD of the main optimizers on all networks and dtypes."""
-    measured = record["results"]
-    titles = [name.split() for name in measured]
-    head = ["one step", *(f"{TITLES[net]}, {dtype}" for net, dtype in titles)]
-    lines = []
+    rows = []
     for name in MAIN:
-        each = [result["optimizers"].get(name) for result in measured.values()]
-        cells = [f"{x['ratio']:.2f}" if x else "not run" for x in each]
-        lines.append([f"`{name}`" if "." in name else name, *cells])
-    return markdown_table([head, *lines])
+        row = {"one step": f"`{name}`" if "." in name else name}
+        for title, result in record["results"].items():
+            found = result["optimizers"].get(name)
+            cell = f"{found['ratio']:.2f}" if found else "not run"
+            row[full_title(title)] = cell
+        rows.append(row)
+    return results.markdown(rows)
+
+
+def full_title(title: str) -> str:
+    """Returns the network's name and the dtype, for the title of a result."""
+    network, dtype = title.split()
+    return f"{TITLES[network]}, {dtype}"
 
 
 def table(title: str, result: Record) -> str:
-    """Returns all that was measured on one network, a row for each optimizer."""
-    network, dtype = title.split()
-    text = f"\n{TITLES[network]}, {dtype}: {result['leaves']} leaves,"
+    """Returns the figures on one network, with a row for each optimizer."""
+    text = f"\n{full_title(title)}: {result['leaves']} leaves,"
     text += f" {result['bytes'] / 1e6:.0f} MB; load {result['load']:.1f}\n\n"
     rows = {}
     for name, row in result["optimizers"].items():
@@ -214,20 +214,25 @@ TABLES = (
 )
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--networks", nargs="+", choices=NETWORKS, default=NETWORKS)
-    parser.add_argument("--dtypes", nargs="+", default=["float32", "bfloat16"])
-    parser.add_argument(
-        "--rounds", type=int, default=20, help="steps of each optimizer"
-    )
-    parser.add_argument("--torch", metavar="PYTHON", help="one that has PyTorch")
-    given = parser.parse_args()
+def main(
+    networks: tuple[Network, ...] = NETWORKS,
+    dtypes: tuple[Dtype, ...] = ("float32", "bfloat16"),
+    rounds: int = 20,
+    torch: str = "",
+) -> None:
+    """Measures on each network in each dtype.
+
+    Args:
+      networks: whose parameters to update.
+      dtypes: of the parameters.
+      rounds: steps of each optimizer.
+      torch: path of another Python, which has PyTorch and timm.
+    """
     device = jax.local_devices()[0]
     record: Record = {"device": device.device_kind, "results": {}}
-    for network, dtype in product(given.networks, given.dtypes):
+    for network, dtype in product(networks, dtypes):
         title = f"{network} {dtype}"
-        found = measure(network, dtype, given.rounds, given.torch)
+        found = measure(network, dtype, rounds, torch)
         record["results"][title] = found
         print(table(title, found), flush=True)
     record["import_adds_milliseconds"] = import_milliseconds()
@@ -235,4 +240,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    tyro.cli(main, description=__doc__)

@@ -1,61 +1,56 @@
-"""Another Python with its own packages, which takes steps when it is told to.
+"""Another Python with its own packages, the peer, which takes steps on request.
 
 The two processes exchange lines of JSON. The peer is sent its task and answers with the
-names of its steps and its versions. From then on it is sent a name, and answers with
-the seconds that one step took, or with NaN where memory ran out. This module needs the
-standard library alone, as the peer imports it too.
+names of its steps and its versions. From then on it is sent the name of a step, takes
+that step and answers with the seconds it took, or with NaN if memory ran out. The peer
+imports this module too, so it needs the standard library alone.
 """
 
 import json
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 from benchmarks.speed.timer import Step
 
-
-class Peer(NamedTuple):
-    """The steps that the other Python offers, and its versions."""
-
-    steps: dict[str, Step]
-    versions: dict[str, Any] | None
+# The steps of a peer, and the versions of its packages.
+Offer = tuple[dict[str, Step], dict[str, Any] | None]
 
 
 @contextmanager
-def start_peer(python: str | None, module: str, task: Any) -> Iterator[Peer]:
-    """Runs a module of this folder with another Python; without one, has no steps."""
+def start_peer(python: str, module: str, task: Any) -> Iterator[Offer]:
+    """Runs a module of this folder with another Python.
+
+    Yields the steps that it offers, and its versions. Without `python` there are no
+    steps, and the versions are None.
+    """
     if not python:
-        yield Peer({}, None)
+        yield {}, None
         return
     command = [python, "-m", f"benchmarks.speed.{module}"]
     pipe = subprocess.PIPE
     with subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True) as process:
 
         def ask(request: Any) -> Any:
-            assert process.stdin
+            print(json.dumps(request), file=process.stdin, flush=True)
             assert process.stdout
-            process.stdin.write(json.dumps(request) + "\n")
-            process.stdin.flush()
-            answer = process.stdout.readline()
-            if not answer:
-                raise SystemExit(f"{' '.join(command)} ended with {process.wait()}")
-            return json.loads(answer)
+            if answer := process.stdout.readline():
+                return json.loads(answer)
+            raise SystemExit(f"{' '.join(command)} ended with {process.wait()}")
 
         about = ask(task)
-        steps: dict[str, Step] = {name: partial(ask, name) for name in about["names"]}
-        yield Peer(steps, about["versions"])
+        yield {name: partial(ask, name) for name in about["names"]}, about["versions"]
 
 
-def read_task() -> Any:
-    """Returns the task that the peer was sent."""
-    return json.loads(sys.stdin.readline())
+def serve(offer: Callable[[Any], Offer]) -> None:
+    """Makes an offer for the task that this process was sent, and takes its steps.
 
-
-def serve(steps: Mapping[str, Step], versions: dict[str, Any]) -> None:
-    """Takes the steps that the peer is asked for, until there are no more requests."""
+    Ends when there are no more requests.
+    """
+    steps, versions = offer(json.loads(sys.stdin.readline()))
     print(json.dumps({"names": list(steps), "versions": versions}), flush=True)
     for line in sys.stdin:
         print(json.dumps(steps[json.loads(line)]()), flush=True)

@@ -1,7 +1,7 @@
 """The timer of all speed benchmarks: steps take turns, and ratios compare medians.
 
-In every round each step is taken once, in an order drawn at random, so that neither a
-machine that becomes slower nor the step before favours one of them.
+In every round each step is taken once, in an order drawn at random. So no step gains
+from a machine that becomes slower, or from the step before it.
 """
 
 import math
@@ -25,17 +25,19 @@ def clock(step: Callable[[], Any]) -> float:
 def compare(
     steps: Mapping[str, Step],
     rounds: int,
-    base: str,
+    base: str = "",
     *,
     warm_up: int = 1,
     images: Mapping[str, int] | None = None,
 ) -> dict[str, Any]:
     """Returns the load average, and for each step its seconds and ratios to `base`.
 
-    `warm_up` rounds come first and do not count. With `images`, the numbers of images
-    in a step, ratios are of seconds per image; a step that is not named there is taken
-    to have as many images as `base`. A step that returns NaN ran out of memory.
+    `base` is the first step if it is not given. `warm_up` rounds come first and do not
+    count. If `images` gives the number of images in a step, ratios are of seconds per
+    image. A step that it does not name counts as many images as `base`. A step that
+    returns NaN ran out of memory.
     """
+    base = base or next(iter(steps))
     for _ in range(warm_up):
         for step in steps.values():
             step()

@@ -1,21 +1,22 @@
 """PyTorch's DataLoader of JPEG files, decoded and resized with Pillow.
 
 Started by benchmarks/speed/input_pipeline.py with a Python that has torch and Pillow.
-A step is a pass over the files. As in torchvision, all of an image is decoded, and
+A step is one pass over the files. As in torchvision, the whole image is decoded and its
 pixels stay uint8.
 """
 
 import importlib
-import importlib.metadata
 import math
 import random
 from functools import partial
+from importlib.metadata import version
+from itertools import product
 from typing import Any
 
 import numpy as np
 
-from benchmarks.speed.peer import read_task, serve
-from benchmarks.speed.timer import clock
+from benchmarks.speed.peer import Offer, serve
+from benchmarks.speed.timer import Step, clock
 
 Image: Any = importlib.import_module("PIL.Image")
 features: Any = importlib.import_module("PIL.features")
@@ -41,15 +42,14 @@ class Files:
     """The files, repeated until there are as many images as a pass has."""
 
     def __init__(self, task: Any, antialias: bool) -> None:
-        self.files, self.size = task["files"], task["images"]
+        self.task, self.antialias = task, antialias
         self.side = (task["pixels"], task["pixels"])
-        self.antialias = antialias
 
     def __len__(self) -> int:
-        return int(self.size)
+        return int(self.task["images"])
 
     def __getitem__(self, i: int) -> tuple[Any, int]:
-        path, label = self.files[i % len(self.files)]
+        path, label = self.task["files"][i % len(self.task["files"])]
         with Image.open(path) as file:
             image = file.convert("RGB")
         box = region(*image.size)
@@ -70,24 +70,19 @@ def read_all(loader: Any, task: Any) -> None:
     assert read == task["images"]
 
 
-def main() -> None:
-    task = read_task()
-
-    def prepare(workers: int, antialias: bool) -> Any:
+def offer(task: Any) -> Offer:
+    passes: dict[str, Step] = {}
+    for workers, antialias in product(task["workers"], (True, False)):
         options = {"num_workers": workers, "persistent_workers": workers > 0}
         files, make = Files(task, antialias), torch.utils.data.DataLoader
         loader = make(files, task["batch"], shuffle=True, **options)
-        return partial(clock, partial(read_all, loader, task))
-
-    passes = {
-        f"torch DataLoader, {w} workers{how}": prepare(w, not how)
-        for w in task["workers"]
-        for how in ("", ", no antialiasing")
-    }
-    versions = {name: importlib.metadata.version(name) for name in ("torch", "pillow")}
+        how = "" if antialias else ", no antialiasing"
+        name = f"torch DataLoader, {workers} workers{how}"
+        passes[name] = partial(clock, partial(read_all, loader, task))
+    versions: Any = {name: version(name) for name in ("torch", "pillow")}
     versions["libjpeg-turbo"] = features.version("libjpeg_turbo")
-    serve(passes, versions)
+    return passes, versions
 
 
 if __name__ == "__main__":
-    main()
+    serve(offer)

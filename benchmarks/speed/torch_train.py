@@ -2,20 +2,24 @@
 
 Started by benchmarks/speed/train_step.py with a Python that has torch. The network is
 that of examples/imagenet/models, with the stride in the first 1×1 convolution and
-pooling that rounds up. It is compiled and has the channels last. A step that runs out
-of the device's memory takes NaN seconds.
+pooling that rounds up. It is compiled, and its arrays are in the channels-last layout.
+A step that runs out of the device's memory takes NaN seconds.
 """
 
 import importlib
 import math
 from typing import Any
 
-from benchmarks.speed.peer import read_task, serve
+from benchmarks.speed.peer import Offer, serve
 from benchmarks.speed.timer import Step, clock
 
+torch: Any = importlib.import_module("torch")
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
-def resnet50(nn: Any) -> tuple[Any, Any]:
+
+def resnet50() -> tuple[Any, Any]:
     """Returns all modules, and the function from normalised images to logits."""
+    nn = torch.nn
 
     def unit(before: int, after: int, side: int, stride: int = 1) -> Any:
         conv = nn.Conv2d(before, after, side, stride, side // 2, bias=False)
@@ -44,17 +48,17 @@ def resnet50(nn: Any) -> tuple[Any, Any]:
     return nn.ModuleList((stem, blocks, head)), logits
 
 
-def prepare(torch: Any, task: Any, device: str) -> Step:
+def prepare(task: Any) -> Step:
     """Returns a function that takes one step and waits for it."""
     torch.manual_seed(0)
     torch.backends.cudnn.benchmark = True
-    modules, logits_of = resnet50(torch.nn)
+    modules, logits_of = resnet50()
     assert sum(x.numel() for x in modules.parameters()) == 25_557_032
-    modules.to(device, memory_format=torch.channels_last)
+    modules.to(DEVICE, memory_format=torch.channels_last)
     n, side = task["batch_size"], task["side"]
     images = torch.randint(0, 256, (n, 3, side, side), dtype=torch.uint8)
-    images = images.to(device, memory_format=torch.channels_last)
-    labels = torch.randint(0, 1000, (n,), device=device)
+    images = images.to(DEVICE, memory_format=torch.channels_last)
+    labels = torch.randint(0, 1000, (n,), device=DEVICE)
     options = {"lr": 1e-3, "momentum": 0.9, "fused": True}
     optimizer = torch.optim.SGD(modules.parameters(), **options)
 
@@ -64,16 +68,17 @@ def prepare(torch: Any, task: Any, device: str) -> Step:
         loss = torch.nn.functional.cross_entropy(logits, labels)
         return loss, (logits.argmax(1) == labels).float().mean()
 
-    half = torch.autocast(device, torch.bfloat16, task["dtype"] == "bfloat16")
-    losses: list[Any] = [None]
+    half = torch.autocast(DEVICE, torch.bfloat16, task["dtype"] == "bfloat16")
+    loss: Any = None
 
     def step() -> None:
+        nonlocal loss
         with half:
-            losses[0], _ = forward()
-        losses[0].backward()
+            loss, _ = forward()
+        loss.backward()
         optimizer.step()
         optimizer.zero_grad()
-        if device == "cuda":
+        if DEVICE == "cuda":
             torch.cuda.synchronize()
 
     def timed() -> float:
@@ -81,19 +86,17 @@ def prepare(torch: Any, task: Any, device: str) -> Step:
             seconds = clock(step)
         except torch.OutOfMemoryError:
             return math.nan
-        assert math.isfinite(losses[0].item())
+        assert math.isfinite(loss.item())
         return seconds
 
     return timed
 
 
-def main() -> None:
-    torch: Any = importlib.import_module("torch")
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    step = prepare(torch, read_task(), device)
-    versions = {"torch": torch.__version__, "device": device}
-    serve({"PyTorch, SGD": step}, versions | {"threads": torch.get_num_threads()})
+def offer(task: Any) -> Offer:
+    versions = {"torch": torch.__version__, "device": DEVICE}
+    versions["threads"] = torch.get_num_threads()
+    return {"PyTorch, SGD": prepare(task)}, versions
 
 
 if __name__ == "__main__":
-    main()
+    serve(offer)

@@ -2,28 +2,28 @@
 
     python -m benchmarks.speed.train_step [--torch PYTHON] [--networks resnet50 …]
 
-The step is the trainer's on one device, on full-size uint8 images that lie there
-already. Ratios are to plain SGD, which neither logs the norms of the layers nor checks
-that gradients are finite. The optimizers' updates are timed alone too, as what LARS
-adds may be less than the noise of a step. Where gradients are accumulated, ratios are
-of seconds per image.
+The step is the trainer's on one device, on full-size uint8 images that are already
+there. Ratios are to plain SGD, which neither logs the norms of the layers nor checks
+that gradients are finite. The optimizers' updates are also timed alone, because LARS
+may add less than the noise of a step. Where gradients are accumulated, ratios are of
+seconds per image.
 
-With --torch, another Python that has PyTorch is timed on ResNet-50; on a GPU both share
-the memory. The table says where a step ran out of memory. Exits with an error if
+With --torch, PyTorch's step of ResNet-50 is timed in another Python; on a GPU the two
+share the memory. The table says which steps ran out of memory. Exits with an error if
 gradients are not finite. Writes benchmarks/results/train_step_DEVICE.json after each
 table.
 """
 
-import argparse
 import os
 from functools import partial
 from itertools import product
-from typing import Any
+from typing import Any, NamedTuple
 
 os.environ["XLA_PYTHON_CLIENT_PREALLOCATE"] = "false"  # leaves PyTorch some memory
 
 import jax
 import numpy as np
+import tyro
 
 import lars_optax
 from benchmarks import results
@@ -32,15 +32,28 @@ from benchmarks.results import BENCHMARKS, Record, Table
 from benchmarks.speed import timer
 from benchmarks.speed.optimizer_step import BASE, OPTIMIZERS, make_step
 from benchmarks.speed.peer import start_peer
-from benchmarks.speed.training import NETWORKS, TrainingStep, draw_batch
+from benchmarks.speed.training import Dtype, Network, TrainingStep, draw_batch
 from examples.imagenet.models import image_pixels
 
 PLAIN, LARS = "optax.sgd, no log", "lars_optax.lars"
-# A step of ResNet-50 on two cores takes seconds, and to compile it many times minutes.
-CPU = {"dtype": "float32", "batch_sizes": [8], "rounds": 5,
-       "accumulating": "alexnet_bn", "micro_batch": 4}  # fmt: skip
-GPU = {"dtype": "bfloat16", "batch_sizes": [32, 64, 128, 256, 512, 1024],
-       "rounds": 20, "accumulating": "resnet50", "micro_batch": 128}  # fmt: skip
+
+
+class Options(NamedTuple):
+    """What to measure."""
+
+    dtype: Dtype
+    rounds: int  # steps of each kind
+    batch_sizes: tuple[int, ...]  # images in a step
+    accumulating: Network  # the network whose gradients are accumulated
+    micro_batch: int  # images in a micro-batch where gradients are accumulated
+    networks: tuple[Network, ...] = ("resnet50", "alexnet")
+    accumulate: tuple[int, ...] = (1, 8, 32)  # micro-batches in a step
+    torch: str = ""  # path of another Python, which has PyTorch
+
+
+# A step of ResNet-50 takes seconds on two cores, and compiling several takes minutes.
+CPU = Options("float32", 5, (8,), "alexnet_bn", 4)
+GPU = Options("bfloat16", 20, (32, 64, 128, 256, 512, 1024), "resnet50", 128)
 COLUMNS = {
     "ratio": ("ratio", 1, "{:.3f}"),
     "of fastest": ("ratio_of_fastest", 1, "{:.3f}"),
@@ -52,7 +65,7 @@ COLUMNS = {
 
 
 def no_stats(_: Any, params: Any) -> Any:
-    """Takes the place of `layer_stats`; reads nothing and returns finite numbers."""
+    """Returns finite numbers in place of those of `layer_stats`, and reads nothing."""
     return jax.tree.map(lambda leaf: lars_optax.LayerStats(*np.ones(3, "f")), params)
 
 
@@ -60,43 +73,39 @@ def time_steps(
     steps: dict[str, timer.Step], rounds: int, images: dict[str, int]
 ) -> Record:
     """Times steps, ratios to the first of them, and adds the memory they take."""
-    timed = timer.compare(steps, rounds, next(iter(steps)), images=images)
+    timed = timer.compare(steps, rounds, images=images)
     for name, step in steps.items():
         if isinstance(step, TrainingStep):
             timed["steps"][name]["temporary_bytes"] = step.temporary_bytes
     return timed
 
 
-def compare(
-    network: str, size: int, dtype: str, rounds: int, python: str | None
-) -> Record:
-    """Times SGD without and with the log, LARS with it, their updates, and PyTorch."""
-    ready = partial(TrainingStep, network, dtype, draw_batch(network, size))
+def compare(network: Network, size: int, given: Options) -> Record:
+    """Times SGD without and with the log, LARS with it, both updates, and PyTorch."""
+    ready = partial(TrainingStep, network, given.dtype, draw_batch(network, size))
     both = {name: OPTIMIZERS[name] for name in (BASE, LARS)}
     steps: dict[str, timer.Step] = {PLAIN: ready(both[BASE], layer_stats=no_stats)}
     steps |= {name: ready(tx) for name, tx in both.items()}
     images = dict.fromkeys(steps, size)
     for name, tx in both.items():
         steps[f"{name}, update alone"] = make_step(tx, shapes(network))
-    task = {"batch_size": size, "side": image_pixels(network), "dtype": dtype}
-    python = python if network == "resnet50" else None
-    with start_peer(python, "torch_train", task) as peer:
-        images |= dict.fromkeys(peer.steps, size)
-        timed = time_steps(steps | peer.steps, rounds, images)
-    return timed | {"torch": peer.versions}
+    task = {"batch_size": size, "side": image_pixels(network), "dtype": given.dtype}
+    python = given.torch if network == "resnet50" else ""
+    with start_peer(python, "torch_train", task) as (theirs, versions):
+        images |= dict.fromkeys(theirs, size)
+        timed = time_steps(steps | theirs, given.rounds, images)
+    return timed | {"torch": versions}
 
 
-def accumulate(
-    network: str, size: int, dtype: str, rounds: int, counts: list[int]
-) -> Record:
-    """Times LARS that accumulates the gradients of so many micro-batches."""
+def accumulate(network: Network, size: int, given: Options) -> Record:
+    """Times LARS with gradients accumulated over each number of micro-batches."""
     steps: dict[str, timer.Step] = {}
-    for n in counts:
+    for n in given.accumulate:
         batch, tx = draw_batch(network, n * size), OPTIMIZERS[LARS]
-        step = TrainingStep(network, dtype, batch, tx, accumulate=n)
+        step = TrainingStep(network, given.dtype, batch, tx, accumulate=n)
         steps[f"accumulate {n}"] = step
-    images = dict(zip(steps, [n * size for n in counts], strict=True))
-    return time_steps(steps, rounds, images)
+    images = [n * size for n in given.accumulate]
+    return time_steps(steps, given.rounds, dict(zip(steps, images, strict=True)))
 
 
 def table(title: str, result: Record, dtype: str) -> str:
@@ -129,27 +138,15 @@ TABLES = (
 
 def main() -> None:
     device = jax.local_devices()[0]
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    some = ["resnet50", "alexnet"]
-    parser.add_argument("--networks", nargs="*", choices=NETWORKS, default=some)
-    parser.add_argument("--batch-sizes", nargs="+", type=int, help="images of a step")
-    parser.add_argument("--accumulating", choices=NETWORKS, help="one network")
-    parser.add_argument("--accumulate", nargs="*", type=int, default=[1, 8, 32])
-    parser.add_argument("--micro-batch", type=int, help="images, when accumulating")
-    parser.add_argument("--dtype", choices=["float32", "bfloat16"])
-    parser.add_argument("--rounds", type=int, help="steps of each kind")
-    parser.add_argument("--torch", metavar="PYTHON", help="one that has PyTorch")
-    parser.set_defaults(**CPU if device.platform == "cpu" else GPU)
-    given = parser.parse_args()
-    tasks: list[Any] = []
+    default = CPU if device.platform == "cpu" else GPU
+    given = tyro.cli(Options, default=default, description=__doc__)
+    tasks: list[Any] = list(product([compare], given.networks, given.batch_sizes))
     if given.accumulate:
-        tasks += [(accumulate, given.accumulating, given.micro_batch, given.accumulate)]
-    for each in product(given.networks, given.batch_sizes):
-        tasks += [(compare, *each, given.torch)]
+        tasks.insert(0, (accumulate, given.accumulating, given.micro_batch))
     record: Record = {"device": device.device_kind, "dtype": given.dtype, "results": {}}
-    for measure, network, size, more in tasks:
+    for measure, network, size in tasks:
         try:
-            found = measure(network, size, given.dtype, given.rounds, more)
+            found = measure(network, size, given)
         except jax.errors.JaxRuntimeError as error:
             if "RESOURCE_EXHAUSTED" not in str(error):
                 raise

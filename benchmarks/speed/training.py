@@ -1,12 +1,12 @@
-"""The trainer's whole step, as all benchmarks of it build it, and its own process."""
+"""The trainer's whole step, and benchmarks that run in a process of their own."""
 
 import json
-import os
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from functools import partial
-from typing import Any
+from typing import Any, Literal, get_args
 
 import jax
 import numpy as np
@@ -17,7 +17,9 @@ from examples.imagenet.data.dataset import Batch
 from examples.imagenet.models import image_pixels, make_model, published_pixel_std
 from examples.imagenet.step.step import init_state, train_step
 
-NETWORKS = ("alexnet", "alexnet_bn", "resnet50")
+Network = Literal["alexnet", "alexnet_bn", "resnet50"]
+NETWORKS: tuple[Network, ...] = get_args(Network)
+Dtype = Literal["float32", "bfloat16"]
 
 
 def draw_batch(network: str, size: int) -> Any:
@@ -31,22 +33,22 @@ class TrainingStep:
     """The trainer's step on one device and one batch, compiled, its state donated."""
 
     def __init__(
-        self, network: str, dtype: str, batch: Any, tx: Any, **options: Any
+        self, network: str, dtype: Dtype, batch: Any, tx: Any, **options: Any
     ) -> None:
         std = published_pixel_std(network) or 1.0
         pixels: Any = {"pixel_mean": 128.0, "pixel_std": std}
         model = make_model(network, classes=1000, dtype=dtype, **pixels)
         self.network, self.batch = network, batch
         self.init = partial(init_state, 0, model, tx, batch.images.shape[1:])
-        start = time.perf_counter()
-        self.metrics: Any = {}
-        self.state: Any = jax.block_until_ready(self.init())
-        self.init_seconds = time.perf_counter() - start
         step = partial(train_step, model=model, tx=tx, axis_name=None, **options)
         start = time.perf_counter()
+        self.state: Any = jax.block_until_ready(self.init())
+        ready = time.perf_counter()
         lowered = jax.jit(step, donate_argnums=0).lower(self.state, batch)
         self.compiled: Any = lowered.compile()
-        self.compile_seconds = time.perf_counter() - start
+        self.init_seconds = ready - start
+        self.compile_seconds = time.perf_counter() - ready
+        self.metrics: Any = {}
 
     def __call__(self) -> float:
         """Takes one step, waits for it and returns the seconds."""
@@ -61,15 +63,18 @@ class TrainingStep:
 
     @property
     def temporary_bytes(self) -> int:
-        """The memory that XLA takes for a step, beside the state and the batch."""
+        """The memory that XLA takes for a step, without the state and the batch."""
         return int(self.compiled.memory_analysis().temp_size_in_bytes)
 
 
-def run_module(module: str, *words: str, **environment: str) -> Record:
-    """Runs a benchmark in a process of its own and returns the JSON that it prints."""
-    command = [sys.executable, "-m", module, *words]
-    environment = os.environ | environment
-    pipe = subprocess.PIPE
-    done = subprocess.run(command, stdout=pipe, text=True, check=True, env=environment)
-    record: Record = json.loads(done.stdout)
+def run_module(
+    module: str, environment: Mapping[str, str] | None = None, **options: Any
+) -> Record:
+    """Runs a benchmark in a process of its own and returns the JSON that it prints.
+
+    Without `environment` the process has that of this one.
+    """
+    command = [sys.executable, "-m", module]
+    command += [f"--{key.replace('_', '-')}={x}" for key, x in options.items()]
+    record: Record = json.loads(subprocess.check_output(command, env=environment))
     return record

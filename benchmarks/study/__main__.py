@@ -1,6 +1,8 @@
 """The command `python -m benchmarks.study`."""
 
-from benchmarks.study.large_batches import main
+import tyro
+
+from benchmarks.study import large_batches
 
 if __name__ == "__main__":
-    main()
+    tyro.cli(large_batches.main, description=large_batches.__doc__)

@@ -1,60 +1,58 @@
 """Compares choices that the paper leaves open, one at a time, on MNIST's digits.
 
-    python -m benchmarks.study.ablations [--only TITLE …] [--devices N]
+    python -m benchmarks.study.ablations [--only NAME …] [--devices N]
 
-LARS trains on the digits of `make train` at a batch size of 1,600; everything but the
-choice is as in the study. Every variant has the same six learning rates, seeds and 30
-epochs. All scores are published and are of the validation images, as nothing is chosen
-by them. The digits are few and easy. A difference shows that a choice can matter, and
-equality does not show that it never does. Each run adds a line to
-benchmarks/results/ablations.jsonl; runs that are kept there are not run again.
+LARS trains on the digits of `make train` at a batch size of 1,600. Everything but the
+choice is as in the study. Every variant is trained for 30 epochs with the same seeds at
+the same six learning rates. All scores are published. They are those of the validation
+images, because nothing is chosen by them. The digits are few and easy. A difference
+shows that a choice can matter, but equality does not show that it never does. Each run
+adds a line to benchmarks/results/ablations.jsonl. A run that is there is not repeated.
 """
 
-import argparse
 from dataclasses import replace
-from itertools import product
-from typing import Any
+from functools import partial
+from itertools import chain, product
+from pathlib import Path
+from statistics import mean
+from typing import Any, Literal, get_args
 
+import numpy as np
 import optax
+import tyro
 
 import lars_optax
-from benchmarks.results import Record
-from benchmarks.study.protocol import (
-    ABLATION,
-    NETWORKS,
-    STUDIED,
-    TUNED,
-    Cell,
-    Variant,
-)
-from benchmarks.study.runs import ABLATIONS_FILE, Job
+from benchmarks.results import STUDY, Record, Table, markdown
+from benchmarks.study.page import draw_panels, percent
+from benchmarks.study.protocol import ABLATION, NETWORKS, STUDIED, TUNED, Cell
+from benchmarks.study.runs import ABLATIONS_FILE, Job, Variant
 from benchmarks.study.train import Place, run_missing
+from examples.imagenet.report.figures import line_style, spread_accuracies
+from examples.imagenet.report.page import markdown_table
 from lars_optax.recipes import Recipe
 
+Ablation = Literal["denominator", "momentum", "excluded", "decay", "warm-up"]
 RATES = tuple(5.0 * 2**k for k in range(6))
 RATIO_TITLE = "weights, others at "
+CLOSE = 0.01  # a score this far below the best one is near it
 
 
 def joint(recipe: Recipe, images: int) -> Any:
     """Returns LARS with the denominator of `optax.lars`."""
-    return lars_optax.lars(
-        recipe.schedule(images),
-        recipe.weight_decay or 0.0,
-        momentum=recipe.momentum,
-        denominator="joint",
-        fallback_ratio=recipe.fallback_ratio,
-    )
+    rate, decay = recipe.schedule(images), recipe.weight_decay or 0.0
+    options: Any = {"momentum": recipe.momentum, "denominator": "joint"}
+    options["fallback_ratio"] = recipe.fallback_ratio
+    return lars_optax.lars(rate, decay, **options)
 
 
 def post(recipe: Recipe, images: int) -> Any:
     """Returns LARS with λ of the momentum, which sums the decayed gradients."""
     decay, mask = recipe.weight_decay or 0.0, lars_optax.exclude_bias_and_norm
+    ratio = recipe.fallback_ratio
     return optax.chain(
         optax.add_decayed_weights(decay, mask),
         optax.trace(recipe.momentum or 0.0),
-        lars_optax.scale_by_lars(
-            denominator="joint", fallback_ratio=recipe.fallback_ratio
-        ),
+        lars_optax.scale_by_lars(denominator="joint", fallback_ratio=ratio),
         optax.scale_by_learning_rate(recipe.schedule(images)),
     )
 
@@ -89,7 +87,7 @@ _VARIANTS = (
 )
 # The first of each is the study's own choice.
 ABLATIONS = {
-    x.ablation: [y for y in _VARIANTS if y.ablation == x.ablation] for x in _VARIANTS
+    name: [x for x in _VARIANTS if x.ablation == name] for name in get_args(Ablation)
 }
 
 
@@ -104,19 +102,99 @@ def select(records: list[Record], variant: Variant, network: str) -> list[Record
     return [record for record in records if wanted <= record.items()]
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--only", nargs="+", choices=ABLATIONS, default=list(ABLATIONS))
-    parser.add_argument("--devices", type=int, help="devices to split a CPU into")
-    given = parser.parse_args()
-    variants = [variant for name in given.only for variant in ABLATIONS[name]]
+def scores(
+    records: list[Record], variant: Variant, network: str
+) -> dict[float, list[float]]:
+    """Returns the accuracies of all seeds by learning rate."""
+    found: dict[float, list[float]] = {}
+    for record in select(records, variant, network):
+        found.setdefault(record["learning_rate"], []).append(record["accuracy"])
+    return dict(sorted(found.items()))
+
+
+def best_rates(ablation: str, records: list[Record]) -> str:
+    """Returns a table of each variant's best score and the rates that come near it."""
+    head = [ablation]
+    for title in NETWORKS.values():
+        head += [f"{title}: best", "at γ", "within 1 point"]
+    lines = []
+    for variant in ABLATIONS[ablation]:
+        line = [variant.title]
+        for network in NETWORKS:
+            found = scores(records, variant, network)
+            if not found:
+                line += ["not run", "", ""]
+                continue
+            means = {rate: mean(each) for rate, each in found.items()}
+            best = max(means, key=means.__getitem__)
+            near = [rate for rate in means if means[rate] >= means[best] - CLOSE]
+            so_far = "" if len(found) == len(RATES) else ", so far"
+            line += [percent(found[best]), f"{best:g}{so_far}"]
+            line += [", ".join(f"{rate:g}" for rate in near)]
+        lines.append(line)
+    return markdown_table([head, *lines])
+
+
+def all_runs(records: list[Record]) -> str:
+    """Returns a table of the score of every variant at every learning rate."""
+    rows = []
+    for variant, network in product(chain(*ABLATIONS.values()), NETWORKS):
+        found = scores(records, variant, network)
+        each = [f"{rate:g}: {percent(x)}" for rate, x in found.items()]
+        row = {"variant": f"{variant.ablation}: {variant.title}"}
+        row["network"] = NETWORKS[network]
+        rows.append(row | {"γ: validation accuracy": ", ".join(each) or "not run"})
+    return markdown(rows)
+
+
+TABLES = [
+    Table(STUDY, f"ablation {name}", ABLATIONS_FILE, partial(best_rates, name))
+    for name in ABLATIONS
+]
+TABLES.append(Table(STUDY, "ablation runs", ABLATIONS_FILE, all_runs))
+
+
+def draw(records: list[Record], folder: Path) -> None:
+    """Draws a picture for each ablation: the accuracy over the learning rate."""
+    labels = ("learning rate γ", "validation accuracy: mean and range")
+    for ablation, variants in ABLATIONS.items():
+        draw_variants = partial(draw_rates, records, variants)
+        draw_panels(folder / f"ablation-{ablation}.png", *labels, draw_variants)
+
+
+def draw_rates(
+    records: list[Record], variants: list[Variant], axis: Any, network: str
+) -> None:
+    for i, variant in enumerate(variants):
+        if found := scores(records, variant, network):
+            each = np.array(list(found.values()))
+            y = each.mean(1)
+            # The mean of equal scores can be off by a rounding.
+            error = np.maximum([y - each.min(1), each.max(1) - y], 0)
+            style = line_style(i) | {"capsize": 3}
+            axis.errorbar(list(found), y, error, label=variant.title, **style)
+    axis.set_xscale("log", base=2)
+    axis.set_xticks(RATES, [f"{rate:g}" for rate in RATES])
+    spread_accuracies(axis)
+
+
+def main(
+    only: tuple[Ablation, ...] = get_args(Ablation), devices: int | None = None
+) -> None:
+    """Runs what is missing.
+
+    Args:
+      only: the ablations to run.
+      devices: how many devices to split a CPU into.
+    """
+    variants = chain(*(ABLATIONS[name] for name in only))
     jobs = [job(*each) for each in product(variants, NETWORKS, RATES, ABLATION.seeds)]
     run_missing(
         lambda runs: [each for each in jobs if not runs.of(each)],
-        Place(devices=given.devices),
+        Place(devices=devices),
         file=ABLATIONS_FILE,
     )
 
 
 if __name__ == "__main__":
-    main()
+    tyro.cli(main, description=__doc__)

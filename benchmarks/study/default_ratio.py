@@ -1,8 +1,8 @@
 """Chooses the default of `fallback_ratio` by a rule.
 
-When the rule was written down some results existed. They were those of 1, 0.02 and
+Some results existed when the rule was written down. They were those of 1, 0.02 and
 0.001 on MNIST's digits, and in the final the runs of seed 0 with 0.02 and with all
-leaves. All other runs came after it.
+leaves. All other runs were made after it.
 
 The candidates are 1, 0.1, 0.02, 0.005 and 0.001. LARS of all leaves and `optax.lars`
 with its own defaults are trained for comparison and are not candidates.
@@ -28,32 +28,35 @@ settings and candidates of the final.
     python -m benchmarks.study.default_ratio [--hours 2]  the final, then both tables
 """
 
-import argparse
 import math
 from collections.abc import Iterable
+from itertools import product
 from statistics import mean, variance
+from typing import Literal, get_args
 
-from benchmarks.results import STUDY, Record, Table, read
+import tyro
+
+from benchmarks.results import STUDY, Record, Table, markdown, read
 from benchmarks.study import dense
 from benchmarks.study.ablations import ABLATIONS, RATIO_TITLE, select
 from benchmarks.study.page import percent
 from benchmarks.study.protocol import DATA, NETWORKS, TUNED, Cell, Stage
 from benchmarks.study.runs import ABLATIONS_FILE, STUDY_FILE, Job, Runs
 from benchmarks.study.train import FASHION, Place, run_missing
-from examples.imagenet.report.page import markdown_table
 
+Network = Literal["alexnet_small", "alexnet_bn_small"]
 RATIOS = ("1", "0.1", "0.02", "0.005", "0.001")
 COMPARED = ("all leaves", "optax.lars")  # not candidates
 FINAL = Stage(30, (0, 1), "validation")
 FINAL_RATES = (20.0, 40.0)
 METHOD_OF = {name: f"lars-{name}" for name in RATIOS}
 METHOD_OF |= {"1": "lars-mlperf", "0.02": "lars", "all leaves": "lars-all"}
-# From a setting and an optimizer to the accuracies of all seeds.
+# The accuracies of all seeds, by setting and then by optimizer.
 Scores = dict[str, dict[str, list[float]]]
 
 
 def collect(rows: Iterable[tuple[str, str, Record]]) -> Scores:
-    """Returns the scores of rows of a network, an optimizer and the record of a run."""
+    """Returns the scores from rows of network, optimizer and the record of a run."""
     scores: Scores = {}
     for network, optimizer, record in rows:
         rate = record["learning_rate"]
@@ -71,15 +74,14 @@ def screening() -> Scores:
         for network, title in NETWORKS.items()
         for r in select(kept, variant, network)
     ]
-    small = [
-        (dense.NETWORKS[r["network"]], r["optimizer"], r) for r in read(dense.FILE)
-    ]
+    records = read(dense.FILE)
+    small = [(dense.NETWORKS[r["network"]], r["optimizer"], r) for r in records]
     rows = digits + small
     return collect(row for row in rows if row[2]["learning_rate"] in dense.RATES)
 
 
 def shortfalls(scores: Scores, candidates: Iterable[str] = RATIOS) -> dict[str, float]:
-    """Returns how far each candidate's mean is below the best's, at most."""
+    """Returns the largest shortfall of each candidate."""
     worst = dict.fromkeys(candidates, 0.0)
     for found in scores.values():
         means = {name: mean(found[name]) for name in worst}
@@ -96,7 +98,7 @@ def finalists(scores: Scores) -> tuple[str, ...]:
 
 
 def standard_error(scores: Scores, candidates: Iterable[str]) -> float:
-    """Returns that of a difference of two means; the variance of seeds is pooled."""
+    """Returns the standard error of a difference of two means, by pooled variances."""
     groups = [found[name] for found in scores.values() for name in candidates]
     return math.sqrt(2 * mean(map(variance, groups)) / len(groups[0]))
 
@@ -111,12 +113,11 @@ def choose(scores: Scores, candidates: tuple[str, ...]) -> str:
 
 def jobs(optimizers: Iterable[str]) -> list[Job]:
     """Returns the runs of the final, those of the first seed first."""
+    methods = [METHOD_OF[name] for name in optimizers]
+    runs = product(FINAL.seeds, NETWORKS, FINAL_RATES, methods)
     return [
-        Job(Cell(DATA, network, TUNED[DATA], METHOD_OF[name]), rate, FINAL, seed)
-        for seed in FINAL.seeds
-        for network in NETWORKS
-        for rate in FINAL_RATES
-        for name in optimizers
+        Job(Cell(DATA, network, TUNED[DATA], method), rate, FINAL, seed)
+        for seed, network, rate, method in runs
     ]
 
 
@@ -132,17 +133,19 @@ def final(runs: Runs, optimizers: Iterable[str]) -> Scores:
 
 def table(scores: Scores, candidates: Iterable[str], compared: Iterable[str]) -> str:
     """Returns the accuracies in each setting and each candidate's largest shortfall."""
-    candidates = tuple(candidates)
     columns = [*candidates, *compared]
-    lines = [
-        [setting, *(percent(found[x]) if x in found else "" for x in columns)]
+    cells = {
+        setting: {name: percent(x) for name, x in found.items()}
         for setting, found in scores.items()
-    ]
+    }
     if all(name in found for found in scores.values() for name in candidates):
-        worst = shortfalls(scores, candidates)
-        points = [f"{100 * worst[x]:.2f}" if x in worst else "" for x in columns]
-        lines.append(["largest shortfall, points", *points])
-    return markdown_table([["setting", *columns], *lines])
+        worst = shortfalls(scores, candidates).items()
+        points = {name: f"{100 * x:.2f}" for name, x in worst}
+        cells["largest shortfall, points"] = points
+    return markdown(
+        {"setting": setting} | {name: row.get(name, "") for name in columns}
+        for setting, row in cells.items()
+    )
 
 
 def screening_table(_: object = None) -> str:
@@ -168,27 +171,30 @@ TABLES = (
 )
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--hours", type=float, default=2.0, help="begin no run after")
-    networks = list(NETWORKS)
-    parser.add_argument("--only", nargs="+", choices=networks, default=networks)
-    parser.add_argument("--fashion-mnist", metavar="DIR", default=FASHION)
-    parser.add_argument("--devices", type=int, help="devices to split a CPU into")
-    given = parser.parse_args()
+def main(
+    hours: float = 2.0,
+    only: tuple[Network, ...] = get_args(Network),
+    fashion_mnist: str = FASHION,
+    devices: int | None = None,
+) -> None:
+    """Runs what is missing of the final.
+
+    Args:
+      hours: begin no run that would end later.
+      only: the networks to train.
+      fashion_mnist: the folder of Fashion-MNIST's IDX files.
+      devices: how many devices to split a CPU into.
+    """
     print(screening_table(), flush=True)
-    wanted = [
-        job
-        for job in jobs([*finalists(screening()), *COMPARED[:1]])
-        if job.cell.network in given.only
-    ]
+    wanted = jobs([*finalists(screening()), *COMPARED[:1]])
+    wanted = [job for job in wanted if job.cell.network in only]
     run_missing(
         lambda runs: [job for job in wanted if not runs.of(job)],
-        Place(given.fashion_mnist, devices=given.devices),
-        hours=given.hours,
+        Place(fashion_mnist, devices=devices),
+        hours=hours,
     )
     print(final_table(read(STUDY_FILE)))
 
 
 if __name__ == "__main__":
-    main()
+    tyro.cli(main, description=__doc__)

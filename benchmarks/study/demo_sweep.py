@@ -2,9 +2,9 @@
 
     python -m benchmarks.study.demo_sweep
 
-Every method tries as many rates, a factor of 2 apart. The score of a rate is the mean
-accuracy on the validation images over the same seeds; no test image is used. Exits with
-an error if the best rate is at an end of its range. Writes
+Every method tries eight rates, a factor of 2 apart. The score of a rate is the mean
+accuracy on the validation images over the same two seeds. No test image is used. Exits
+with an error if the best rate is at an end of its range. Writes
 benchmarks/results/demo_sweep.json.
 """
 
@@ -36,20 +36,17 @@ def sweep(method: str, data: Dataset, devices: list[jax.Device]) -> Record:
     runs, scores = [], {}
     for rate in (LOWEST[method] * 2**k for k in range(RATES)):
         experiment = Experiment(configure(method, rate, "validation"), data, devices)
-        some = [replace(RUN, seed=seed, out="runs/sweep") for seed in SEEDS]
-        results = [fit(experiment, run) for run in some]
-        runs += [
-            {"learning_rate": rate, "seed": seed} | asdict(result)
-            for seed, result in zip(SEEDS, results, strict=True)
-        ]
+        results = []
+        for seed in SEEDS:
+            run = replace(RUN, seed=seed, out="runs/sweep")
+            results.append(fit(experiment, run))
+            runs.append({"learning_rate": rate, "seed": seed} | asdict(results[-1]))
         scores[rate] = mean(result.accuracy for result in results)
         print(f"{method}, rate {rate:g}: {scores[rate]:.2%}", flush=True)
     best = max(scores, key=scores.__getitem__)
     if best in (min(scores), max(scores)):
-        raise SystemExit(
-            f"{method}: the best rate, {best:g}, is at an end of its range;"
-            " change LOWEST"
-        )
+        where = "is at an end of its range; change LOWEST"
+        raise SystemExit(f"{method}: the best rate, {best:g}, {where}")
     return {"protocol": protocol(method), "best": best, "scores": scores, "runs": runs}
 
 

@@ -54,8 +54,8 @@ def init(key: jax.Array, norm: bool) -> Any:
         kernel = jax.random.normal(each, size) * np.sqrt(2 / size[0])
         params[f"dense{i}"] = {"kernel": kernel, "bias": jnp.zeros(size[1])}
         if norm and i < len(SIZES) - 1:
-            scale, offset = jnp.ones(size[1]), jnp.zeros(size[1])
-            params[f"norm{i}"] = {"scale": scale, "bias": offset}
+            scale = jnp.ones(size[1])
+            params[f"norm{i}"] = {"scale": scale, "bias": jnp.zeros(size[1])}
     return params
 
 
@@ -75,9 +75,8 @@ def accuracies(network: str, make: Callable[[Any], Any], rate: float) -> np.ndar
     """Returns the held-out accuracy after training, for each seed."""
     images, labels = load_digits(return_X_y=True)
     x, y = jnp.asarray(images / 16, jnp.float32), jnp.asarray(labels)
-    tx = make(
-        lars_optax.warmup_polynomial_decay_schedule(0.0, rate, UPDATES // 6, UPDATES)
-    )
+    schedule = lars_optax.warmup_polynomial_decay_schedule
+    tx = make(schedule(0.0, rate, UPDATES // 6, UPDATES))
 
     def train(seed: jax.Array) -> jax.Array:
         key, split = jax.random.split(jax.random.key(seed))
@@ -85,10 +84,8 @@ def accuracies(network: str, make: Callable[[Any], Any], rate: float) -> np.ndar
         mine, held_out = order[:TRAINED], order[TRAINED:]
 
         def loss(params: Any) -> jax.Array:
-            losses = optax.softmax_cross_entropy_with_integer_labels(
-                apply(params, x[mine]), y[mine]
-            )
-            return jnp.mean(losses)
+            losses = optax.softmax_cross_entropy_with_integer_labels
+            return jnp.mean(losses(apply(params, x[mine]), y[mine]))
 
         def update(carry: Any, _: None) -> Any:
             params, state = carry
@@ -97,8 +94,7 @@ def accuracies(network: str, make: Callable[[Any], Any], rate: float) -> np.ndar
 
         params = init(key, network == "dense-ln")
         (params, _), _ = jax.lax.scan(update, (params, tx.init(params)), length=UPDATES)
-        right = apply(params, x[held_out]).argmax(1) == y[held_out]
-        return jnp.mean(right)
+        return jnp.mean(apply(params, x[held_out]).argmax(1) == y[held_out])
 
     return np.asarray(jax.jit(jax.vmap(train))(jnp.arange(len(SEEDS))))
 

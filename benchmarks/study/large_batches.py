@@ -4,24 +4,25 @@
     python -m benchmarks.study --again NAME                  a row, beside what is kept
 
 benchmarks/study/protocol.py says what is compared. Each run adds a line to
-benchmarks/results/study.jsonl. Stop the command with Ctrl-C at any time; the same
+benchmarks/results/study.jsonl. Ctrl-C stops the command at any time, and the same
 command continues. It prints how many runs are to come and how long they should take,
-judged by the runs that are kept.
+which it estimates from the runs that are kept.
 """
 
-import argparse
-from dataclasses import replace
 from statistics import mean, stdev
+from typing import Annotated
+
+import tyro
 
 from benchmarks.results import read
-from benchmarks.study.protocol import RUN, Cell, cells
-from benchmarks.study.runs import STUDY_FILE, Runs, missing, remaining
-from benchmarks.study.train import FASHION, OUT, Place, dataset, experiment, run_missing
-from examples.imagenet.run.loop import Stopped, fit
+from benchmarks.study.protocol import Cell, cells
+from benchmarks.study.runs import STUDY_FILE, Job, Runs, missing, remaining
+from benchmarks.study.train import OUT, Place, dataset, run_missing, train
+from examples.imagenet.run.loop import Stopped
 
 
 def again(name: str, seeds: int, place: Place) -> tuple[list[float], list[float]]:
-    """Returns test accuracies of a row: run anew, and those that are kept."""
+    """Runs a row and returns its test accuracies, new ones and those that are kept."""
     runs = Runs(read(STUDY_FILE))
     have = {cell.name: cell for cell in cells() if runs.final(cell)}
     if name not in have:
@@ -33,8 +34,8 @@ def again(name: str, seeds: int, place: Place) -> tuple[list[float], list[float]
     accuracies, rate = [r["accuracy"] for r in old], old[0]["learning_rate"]
     new = []
     for seed in final.seeds[:seeds]:
-        run = replace(RUN, seed=seed, out=str(OUT / "again"))
-        new.append(fit(experiment(have[name], rate, final, place), run).accuracy)
+        result = train(Job(have[name], rate, final, seed), place, OUT / "again")
+        new.append(result.accuracy)
         print(f"{name}, rate {rate:g}, seed {seed}: {new[-1]:.2%}", flush=True)
     spread = f" ± {stdev(accuracies):.2%}" if len(old) > 1 else ""
     kept = f"kept {mean(accuracies):.2%}{spread} of {len(old)} seeds"
@@ -62,32 +63,37 @@ def study(wanted: list[Cell], hours: float, place: Place) -> None:
             print(f"{cell.name} waits for the rate of another row")
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--hours", type=float, default=2.0, help="begin no run after")
-    parser.add_argument("--only", nargs="+", default=[""], help="parts of rows' names")
-    parser.add_argument("--list", action="store_true", help="names and what is missing")
-    parser.add_argument("--again", metavar="NAME", help="run that row from nothing")
-    parser.add_argument("--seeds", type=int, default=3, help="how many of --again")
-    parser.add_argument("--cifar10", metavar="DIR", default="", help="on a GPU")
-    parser.add_argument("--fashion-mnist", metavar="DIR", default=FASHION)
-    parser.add_argument("--devices", type=int, help="devices to split a CPU into")
-    given = parser.parse_args()
-    place = Place(given.fashion_mnist, given.cifar10, given.devices)
-    wanted = [cell for cell in cells() if any(part in cell.name for part in given.only)]
-    if not given.cifar10:
+def main(
+    place: tyro.conf.OmitArgPrefixes[Place],
+    hours: float = 2.0,
+    only: tuple[str, ...] = ("",),
+    show: Annotated[bool, tyro.conf.arg(name="list")] = False,
+    row: Annotated[str, tyro.conf.arg(name="again", metavar="NAME")] = "",
+    seeds: int = 3,
+) -> None:
+    """Runs what is missing of the study, or one row again.
+
+    Args:
+      hours: begin no run that would end later.
+      only: parts of the names of rows.
+      show: print the names of rows and how many of their runs are missing.
+      row: run the row of this name from the start.
+      seeds: how many seeds of that row to run.
+    """
+    wanted = [cell for cell in cells() if any(part in cell.name for part in only)]
+    if not place.cifar10:
         wanted = [cell for cell in wanted if cell.data != "cifar10"] or wanted
     try:
         if not wanted:
-            raise ValueError(f"--only: no row's name has {given.only}; --list has all")
-        if given.again:
-            again(given.again, given.seeds, place)
-        elif given.list:
+            raise ValueError(f"--only: no row's name has {only}; --list has all")
+        if row:
+            again(row, seeds, place)
+        elif show:
             runs = Runs(read(STUDY_FILE))
             for cell in wanted:
                 print(f"{cell.name:50} {len(remaining(runs, [cell]))} runs to come")
         else:
-            study(wanted, given.hours, place)
+            study(wanted, hours, place)
     except ValueError as error:
         raise SystemExit(f"error: {error}") from None
     except (Stopped, KeyboardInterrupt):

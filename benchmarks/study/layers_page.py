@@ -2,8 +2,7 @@
 
 import numpy as np
 
-from benchmarks.results import STUDY, Record, Table
-from examples.imagenet.report.page import markdown_table
+from benchmarks.results import STUDY, Record, Table, markdown
 
 # ‖w‖, ‖∇w‖ and their ratio as Table 4 prints them, by its columns.
 PAPER = {
@@ -53,39 +52,43 @@ def short(x: float) -> str:
 
 def table4(record: Record) -> str:
     """Returns the norms of each leaf in the paper and here, and then their ratios."""
-    sets = record["leaves"]
-    norms = [["Table 4", "leaf", "‖w‖", "fillers", "drawn", "‖∇w‖", *sets]]
-    ratios = [["Table 4", "leaf", "‖w‖/‖∇w‖", *sets]]
-    for column, (w, g, ratio) in PAPER.items():
+    norms, ratios = [], []
+    for column, (w, g, paper) in PAPER.items():
         name, expected = printed_leaf(column)
-        ours = [found[name] for found in sets.values()]
-        first = [column, f"`{name}`"]
-        drawn = f"{ours[0]['param_norm']:.4g}"
-        gradients = [short(x["grad_norm"]) for x in ours]
-        norms.append([*first, f"{w:g}", f"{expected:.4g}", drawn, f"{g:g}", *gradients])
-        own = [short(x["param_norm"] / x["grad_norm"]) for x in ours]
-        ratios.append([*first, f"{ratio:g}", *own])
-    return f"{markdown_table(norms)}\n{markdown_table(ratios)}"
+        first = {"Table 4": column, "leaf": f"`{name}`"}
+        ours = {title: found[name] for title, found in record["leaves"].items()}
+        drawn = next(iter(ours.values()))["param_norm"]
+        known = {"‖w‖": f"{w:g}", "fillers": f"{expected:.4g}", "drawn": f"{drawn:.4g}"}
+        known["‖∇w‖"] = f"{g:g}"
+        norms.append(
+            first | known | {k: short(x["grad_norm"]) for k, x in ours.items()}
+        )
+        own = {k: short(ratio(x)) for k, x in ours.items()}
+        ratios.append(first | {"‖w‖/‖∇w‖": f"{paper:g}"} | own)
+    return f"{markdown(norms)}\n{markdown(ratios)}"
+
+
+def ratio(norms: Record) -> float:
+    """Returns ‖w‖/‖∇w‖ of a leaf."""
+    found: float = norms["param_norm"] / norms["grad_norm"]
+    return found
 
 
 def spread(record: Record) -> str:
     """Returns the smallest and largest ratio, over weights and over all leaves."""
-    ratios = {"paper": {printed_leaf(c)[0]: row[2] for c, row in PAPER.items()}} | {
-        name: {k: x["param_norm"] / x["grad_norm"] for k, x in found.items()}
-        for name, found in record["leaves"].items()
-    }
-    lines = []
+    ratios = {"paper": {printed_leaf(c)[0]: row[2] for c, row in PAPER.items()}}
+    for name, leaves in record["leaves"].items():
+        ratios[name] = {leaf: ratio(x) for leaf, x in leaves.items()}
+    rows = []
     for title, end in (("weights", "kernel"), ("all leaves", "")):
-        cells = []
-        for found in ratios.values():
-            some = {k: x for k, x in found.items() if k.endswith(end)}
-            low, high = (f(some, key=some.__getitem__) for f in (min, max))
-            low_high = short(some[low]), short(some[high]), some[high] / some[low]
-            cells.append(
-                f"{low_high[0]} ({low}) … {low_high[1]} ({high}): {low_high[2]:.0f}×"
-            )
-        lines.append([title, *cells])
-    return markdown_table([["‖w‖/‖∇w‖ over", *ratios], *lines])
+        row = {"‖w‖/‖∇w‖ over": title}
+        for name, found in ratios.items():
+            some = [(x, leaf) for leaf, x in found.items() if leaf.endswith(end)]
+            (low, lowest), (high, highest) = min(some), max(some)
+            ends = f"{short(low)} ({lowest}) … {short(high)} ({highest})"
+            row[name] = f"{ends}: {high / low:.0f}×"
+        rows.append(row)
+    return markdown(rows)
 
 
 def along(record: Record) -> str:
@@ -97,15 +100,15 @@ def along(record: Record) -> str:
         text += f"\n`{network}`, γ = {found['learning_rate']:g}, seed {found['seed']},"
         text += f" {found['updates']} updates, {found['accuracy']:.1%}:"
         text += " ‖w‖ / ‖∇w‖ = ratio\n\n"
-        head = ["leaf", *(f"update {table['step']}" for table in some)]
-        lines = []
+        rows = []
         for name in tables[0]["layers"]:
-            cells = []
+            row = {"leaf": f"`{name}`"}
             for table in some:
-                w, g = (table["layers"][name][k] for k in ("param_norm", "grad_norm"))
-                cells.append(f"{short(w)} / {short(g)} = {short(w / g)}")
-            lines.append([f"`{name}`", *cells])
-        text += markdown_table([head, *lines])
+                x = table["layers"][name]
+                norms = f"{short(x['param_norm'])} / {short(x['grad_norm'])}"
+                row[f"update {table['step']}"] = f"{norms} = {short(ratio(x))}"
+            rows.append(row)
+        text += markdown(rows)
         text += f"\n![Norms and rates of the layers](layers-{network}.png)\n"
     return text
 

@@ -1,7 +1,7 @@
 """The tables and pictures of the study of large batches in docs/study.md.
 
-Every row is in a table, and one that has not been run says so. The picture of batch
-sizes leaves out rows of one seed.
+A row that has not been run stands in its table and says so. The picture of batch sizes
+leaves out rows with one seed.
 """
 
 from collections.abc import Callable
@@ -10,29 +10,21 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
+import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter, StrMethodFormatter
 
-from benchmarks.results import STUDY, Record, Table
+from benchmarks.results import STUDY, Record, Table, markdown
 from benchmarks.study import protocol
-from benchmarks.study.protocol import (
-    DATA,
-    METHODS,
-    NETWORKS,
-    TUNED,
-    TUNED_LONG,
-    Cell,
-    cells,
-)
+from benchmarks.study.protocol import DATA, METHODS, NETWORKS, TUNED, Cell, cells
 from benchmarks.study.runs import STUDY_FILE, Runs
 from examples.imagenet.report.figures import line_style
-from examples.imagenet.report.page import markdown_table
 
 FLOOR = 78  # %; the picture of batch sizes writes a lower accuracy as a number
 STYLES = {name: line_style(i) for i, name in enumerate(METHODS)}
 STYLES |= {  # hollow, otherwise as with short trials
     name: STYLES[name.removesuffix("-long")] | {"markerfacecolor": "white"}
-    for name in TUNED_LONG
+    for name in protocol.TUNED_LONG
 }
 
 
@@ -52,49 +44,45 @@ def score(cell: Cell, final: list[Record]) -> str:
 
 
 def rows(name: str) -> list[Cell]:
-    """Returns the rows of a network on Fashion-MNIST, or those on other data."""
-    small = [cell for cell in cells() if cell.data == name]
-    return small or [
-        cell for cell in cells() if (cell.data, cell.network) == (DATA, name)
-    ]
+    """Returns the rows of a network on Fashion-MNIST, or all rows on some data."""
+    return [x for x in cells() if x.data == name or x[:2] == (DATA, name)]
+
+
+def first_cells(cell: Cell) -> dict[str, str]:
+    """Returns the cells that a row begins with in every table."""
+    return {"batch": f"{cell.batch:,}", "optimizer": METHODS[cell.method].title}
 
 
 def accuracies(name: str, records: list[Record]) -> str:
     """Returns a table of the test accuracies at the chosen learning rates."""
-    runs = Runs(records)
-    if not any(runs.tried(cell) or runs.final(cell) for cell in rows(name)):
-        return "Not run.\n"
-    head = ["batch", "optimizer", "rates tried", "chosen", "updates", "test accuracy"]
-    lines = []
+    runs, lines = Runs(records), []
     for cell in rows(name):
         rates, best = runs.trials(cell)
         final = runs.final(cell)
-        lines.append(
-            [
-                f"{cell.batch:,}",
-                METHODS[cell.method].title,
-                f"{rates[0]:g} … {rates[-1]:g}" if rates else "",
-                "" if best is None else f"{best:g}",
-                f"{final[0]['updates']:,}" if final else "",
-                score(cell, final),
-            ]
-        )
-    return markdown_table([head, *lines])
+        results = {
+            "rates tried": f"{rates[0]:g} … {rates[-1]:g}" if rates else "",
+            "chosen": "" if best is None else f"{best:g}",
+            "updates": f"{final[0]['updates']:,}" if final else "",
+            "test accuracy": score(cell, final),
+        }
+        lines.append(first_cells(cell) | results)
+    some = any(runs.tried(cell) or runs.final(cell) for cell in rows(name))
+    return markdown(lines if some else [])
 
 
 def trials(name: str, records: list[Record]) -> str:
     """Returns a table of the validation accuracies of all trials."""
     runs, lines = Runs(records), []
     for cell in rows(name):
-        found = ", ".join(
+        found = [
             f"{r['learning_rate']:g}: {100 * r['accuracy']:.1f}"
             + " (diverged)" * r["diverged"]
             for r in runs.tried(cell)
-        )
+        ]
+        tried = {"rate: validation accuracy, %": ", ".join(found)}
         if found:
-            lines.append([f"{cell.batch:,}", METHODS[cell.method].title, found])
-    head = ["batch", "optimizer", "rate: validation accuracy, %"]
-    return markdown_table([head, *lines]) if lines else "Not run.\n"
+            lines.append(first_cells(cell) | tried)
+    return markdown(lines)
 
 
 def describe_protocol(_: object) -> str:
@@ -162,23 +150,14 @@ def draw_batches(runs: Runs, axis: Any, network: str) -> None:
                 points.append((cell.batch * beside, mean(scores), stdev(scores)))
         if not points:
             continue
-        x, y, error = zip(*sorted(points), strict=True)
-        shown = [max(FLOOR, value) for value in y]
-        below = [min(e, at - FLOOR) for e, at in zip(error, shown, strict=True)]
-        above = [e * (at > FLOOR) for e, at in zip(error, shown, strict=True)]
+        x, y, error = np.array(sorted(points)).T
+        shown = np.maximum(y, FLOOR)
+        bars = np.minimum(error, shown - FLOOR), error * (shown > FLOOR)
         style = STYLES[name] | {"capsize": 3, "clip_on": False}
-        title = METHODS[name].title
-        axis.errorbar(x, shown, [below, above], label=title, **style)
-        for at, value in zip(x, y, strict=True):
-            if value < FLOOR:
-                axis.annotate(
-                    f"{value:.0f} %",
-                    (at, FLOOR),
-                    xytext=(-8, 4),
-                    textcoords="offset points",
-                    ha="right",
-                    color=STYLES[name]["color"],
-                )
+        axis.errorbar(x, shown, bars, label=METHODS[name].title, **style)
+        text = {"textcoords": "offset points", "ha": "right", "color": style["color"]}
+        for at in np.flatnonzero(y < FLOOR):
+            axis.annotate(f"{y[at]:.0f} %", (x[at], FLOOR), (-8, 4), **text)
     axis.set_xscale("log", base=2)
     axis.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
     axis.set_ylim(bottom=FLOOR)

@@ -53,15 +53,8 @@ from typing import Any, NamedTuple
 import optax
 
 import lars_optax
-from examples.imagenet.config import (
-    Batching,
-    Config,
-    Data,
-    Model,
-    Optimizer,
-    Run,
-    Split,
-)
+from examples.imagenet import config
+from examples.imagenet.config import Batching, Config, Data, Model, Optimizer, Run
 from lars_optax.recipes import Recipe
 
 DATA = "fashion-mnist"
@@ -70,7 +63,7 @@ NETWORKS = {"alexnet_small": "without BatchNorm", "alexnet_bn_small": "with Batc
 SMALL = {"fashion-mnist": 128, "digits": 32, "cifar10": 128}  # the baseline's batch
 TUNED = {"fashion-mnist": 8192, "digits": 1600, "cifar10": 8192}
 BN_IMAGES = 512  # of which BatchNorm takes the moments, at most
-# How many learning rates are tried at first: at the two tuned batch sizes, at others.
+# Learning rates tried at first: at the baseline's and the tuned batch size, at others.
 RATES, FEW = 6, 3
 
 
@@ -79,7 +72,7 @@ class Stage(NamedTuple):
 
     epochs: int
     seeds: tuple[int, ...]
-    split: Split
+    split: config.Split
 
 
 TUNING = Stage(10, (0,), "validation")
@@ -98,11 +91,14 @@ class Method(NamedTuple):
     lowest: tuple[float, float]
     make: Callable[[Recipe, int], Any] = Recipe.optimizer
     tuning: Stage = TUNING
-    rates: int = RATES  # learning rates tried at first, at the tuned batch size
+    rates: int = RATES  # number of learning rates tried at first
 
     @property
     def trains(self) -> tuple[Any, ...]:
-        """What the method trains with: equal if only the choice of the rate differs."""
+        """What it trains with.
+
+        Methods that differ only in how the learning rate is chosen have it in common.
+        """
         return self.optimizer, self.make
 
 
@@ -118,6 +114,7 @@ def larc(recipe: Recipe, images: int) -> Any:
 
 _SGD = Optimizer(algorithm="sgd", weight_decay=5e-4, momentum=0.9)
 _LARS = replace(_SGD, algorithm="lars", fallback_ratio=0.02)
+STUDIED = replace(_LARS, warmup_epochs=ABLATION.epochs / 6)
 _ALL = replace(_LARS, layers="all")
 _MLPERF = replace(_LARS, fallback_ratio=1.0)
 METHODS = {
@@ -138,45 +135,23 @@ TUNED_LONG = {
     for name in ("sgd", "nesterov", "lars-all", "lars", "optax-lars")
 }
 # At 30 epochs lower rates were never near the best of any LARS.
-TUNED_LONG["optax-lars-long"] = TUNED_LONG["optax-lars-long"]._replace(
-    lowest=(10, 10), rates=4
-)
-METHODS |= TUNED_LONG
+_FROM_TEN = TUNED_LONG["optax-lars-long"]._replace(lowest=(10, 10), rates=4)
+TUNED_LONG["optax-lars-long"] = _FROM_TEN
 # These are run by `default_ratio` alone and are in no table of the study.
 RATIOS = {
-    f"lars-{ratio:g}": Method(
-        f"LARS of weights, fallback ratio {ratio:g}",
-        replace(_LARS, fallback_ratio=ratio),
-        (2.5, 2.5),
+    f"lars-{ratio:g}": METHODS["lars"]._replace(
+        title=f"LARS of weights, fallback ratio {ratio:g}",
+        optimizer=replace(_LARS, fallback_ratio=ratio),
     )
     for ratio in (0.1, 0.005, 0.001)
 }
-METHODS |= RATIOS
+METHODS |= TUNED_LONG | RATIOS
 LOWEST_SMALL = (0.005, 0.01)  # of the baseline, without and with BatchNorm
 # Methods that scale a rate: of which method, at which batch size, by which rule.
 RULES = {
     "linear": ("sgd", SMALL, lars_optax.linear_scaling),
     "lars-sqrt": ("lars", TUNED, lars_optax.sqrt_scaling),
 }
-
-
-class Variant(NamedTuple):
-    """A choice of an ablation; `make` if the trainer has no flags for it."""
-
-    ablation: str
-    title: str
-    optimizer: Optimizer
-    make: Callable[[Recipe, int], Any] = Recipe.optimizer
-
-    @property
-    def key(self) -> dict[str, str]:
-        """What its runs are recorded under; the study's own choice is run once."""
-        if (self.optimizer, self.make) == (STUDIED, Recipe.optimizer):
-            return {"ablation": "as in the study", "variant": "as in the study"}
-        return {"ablation": self.ablation, "variant": self.title}
-
-
-STUDIED = replace(_LARS, warmup_epochs=ABLATION.epochs / 6)
 
 
 class Cell(NamedTuple):
@@ -207,17 +182,13 @@ class Cell(NamedTuple):
         few = -(-self.batch // BN_IMAGES)
         parts = next(n for n in range(few, self.batch + 1) if self.batch % n == 0)
         used = math.gcd(parts, devices)
-        optimizer = METHODS[self.method].optimizer
-        warmup = stage.epochs / 6
+        rates: Any = {"learning_rate": rate, "warmup_epochs": stage.epochs / 6}
+        pixels = 32 if self.data == "cifar10" else None
         network: Any = self.network
         return Config(
-            data=Data(
-                source=source,
-                evaluate_on=stage.split,
-                pixels=32 if self.data == "cifar10" else None,
-            ),
+            data=Data(source=source, evaluate_on=stage.split, pixels=pixels),
             model=Model(network=network, width=0.5 if self.data == "digits" else 1.0),
-            optimizer=replace(optimizer, learning_rate=rate, warmup_epochs=warmup),
+            optimizer=replace(METHODS[self.method].optimizer, **rates),
             batching=Batching(
                 batch_size=self.batch,
                 epochs=stage.epochs,
@@ -231,28 +202,25 @@ class Cell(NamedTuple):
         """Returns the learning rates to try first.
 
         `best` returns the best rate of another row, or None if it is not known yet.
-        Then rates that follow from it are not known either, and none is returned.
+        Returns no rates if they follow from one that is not known.
         """
         norm = int(self.network != "alexnet_small")
         if self.method in RULES:
-            method, batch, scaling = RULES[self.method]
-            base = self._replace(batch=batch[self.data], method=method)
+            name, batch, scaling = RULES[self.method]
+            base = self._replace(batch=batch[self.data], method=name)
             rate = best(base)
             return () if rate is None else (scaling(rate, self.batch, base.batch),)
         if self.batch == SMALL[self.data] and self.method == "sgd":
             return _doublings(LOWEST_SMALL[norm], RATES)
-        tuned = self._replace(batch=TUNED[self.data])
-        lowest = METHODS[self.method].lowest[norm]
-        if self.batch == tuned.batch:
-            return _doublings(lowest, METHODS[self.method].rates)
-        if self.batch == SMALL[self.data]:
-            scaled = lars_optax.sqrt_scaling(lowest, self.batch, tuned.batch)
-            return _doublings(scaled, RATES)
+        tuned, method = self._replace(batch=TUNED[self.data]), METHODS[self.method]
+
+        def scale(rate: float) -> float:
+            return lars_optax.sqrt_scaling(rate, self.batch, tuned.batch)
+
+        if self.batch in (SMALL[self.data], tuned.batch):
+            return _doublings(scale(method.lowest[norm]), method.rates)
         rate = best(tuned)
-        if rate is None:
-            return ()
-        middle = lars_optax.sqrt_scaling(rate, self.batch, tuned.batch)
-        return _doublings(middle / 2, FEW)
+        return () if rate is None else _doublings(scale(rate) / 2, FEW)
 
 
 def _doublings(lowest: float, n: int) -> tuple[float, ...]:

@@ -1,14 +1,36 @@
-"""Which runs of the study are kept, and which are missing."""
+"""Runs of the study and of the ablations: which are kept, and which are missing."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from itertools import product
 from statistics import median
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from benchmarks.results import Record
-from benchmarks.study.protocol import METHODS, RULES, Cell, Stage, Variant
+from benchmarks.study.protocol import METHODS, RULES, STUDIED, Cell, Stage
+from examples.imagenet.config import Optimizer
+from lars_optax.recipes import Recipe
 
 STUDY_FILE, ABLATIONS_FILE = "study.jsonl", "ablations.jsonl"
-COMPILING = 15  # seconds, about
+COMPILING = 15  # seconds that a run takes to compile, about
+
+
+class Variant(NamedTuple):
+    """A choice of an ablation; `make` if the trainer has no flags for it."""
+
+    ablation: str
+    title: str
+    optimizer: Optimizer
+    make: Callable[[Recipe, int], Any] = Recipe.optimizer
+
+    @property
+    def key(self) -> dict[str, str]:
+        """The fields that its runs are recorded under.
+
+        They are the same for every variant that is the study's own choice.
+        """
+        if (self.optimizer, self.make) == (STUDIED, Recipe.optimizer):
+            return {"ablation": "as in the study", "variant": "as in the study"}
+        return {"ablation": self.ablation, "variant": self.title}
 
 
 class Job(NamedTuple):
@@ -22,7 +44,7 @@ class Job(NamedTuple):
 
     @property
     def key(self) -> Record:
-        """The fields of a record that tell the run from all others."""
+        """The fields of its record that no other run has the same values of."""
         run: Record = {"learning_rate": self.rate, "seed": self.seed}
         if self.variant:
             return self.variant.key | {"network": self.cell.network} | run
@@ -90,19 +112,18 @@ class Runs:
         return self.trials(cell)[1]
 
     def seconds(self, job: Job) -> float:
-        """Estimates how long a run takes from runs like it; 0 if there are none."""
+        """Estimates the seconds of a run from runs like it; 0 if there are none."""
         cell, epochs = job.cell, job.stage.epochs
         # The records of ablations lack what is the same in all of them.
-        like = [
-            r
-            for r in self.records
-            if (r.get("data", cell.data), r["network"]) == (cell.data, cell.network)
-        ]
-        near = [r for r in like if r.get("batch", cell.batch) == cell.batch] or like
+        same = {"data": cell.data, "batch": cell.batch, "epochs": epochs}
+        whole: list[Record] = [same | r for r in self.records]
+        wanted = {"data": cell.data, "network": cell.network}.items()
+        like = [r for r in whole if wanted <= r.items()]
+        near = [r for r in like if r["batch"] == cell.batch] or like
         if not near:
             return 0
-        each: float = median(r["seconds"] / r.get("epochs", epochs) for r in near)
-        return COMPILING + 1.1 * each * epochs  # the seconds lack the evaluations
+        each: float = median(r["seconds"] / r["epochs"] for r in near)
+        return COMPILING + 1.1 * each * epochs  # evaluation is not in the seconds
 
 
 def choose(rates: list[float], scores: Mapping[float, float]) -> float | None:
@@ -119,26 +140,26 @@ def extend(rates: list[float], scores: Mapping[float, float]) -> list[float]:
     return rates
 
 
+def jobs(cell: Cell, stage: Stage, rates: Iterable[float]) -> list[Job]:
+    """Returns the runs of a stage at the rates, with all seeds."""
+    return [Job(cell, rate, stage, seed) for rate, seed in product(rates, stage.seeds)]
+
+
 def missing(runs: Runs, cell: Cell) -> list[Job]:
     """Returns the runs of a row that can start now, the final runs after its trials."""
     rates, best = runs.trials(cell)
-    jobs = [
-        Job(cell, rate, cell.tuning, s) for rate in rates for s in cell.tuning.seeds
-    ]
-    if best is not None:
-        jobs += [Job(cell, best, cell.final, seed) for seed in cell.final.seeds]
-    return [job for job in jobs if not runs.of(job)]
+    final = [] if best is None else jobs(cell, cell.final, [best])
+    return [x for x in jobs(cell, cell.tuning, rates) + final if not runs.of(x)]
 
 
 def later(runs: Runs, cell: Cell) -> list[Job]:
-    """Returns the runs of a row whose rates are not known yet, at a rate of 1."""
+    """Returns the runs of a row that wait for a rate, with 1 in its place."""
     rates, best = runs.trials(cell)
     if best is not None:
         return []
     first = () if rates else cell.rates(lambda _: 1.0)
     trials = first if len(first) > 1 else ()
-    jobs = [Job(cell, x, cell.tuning, s) for x in trials for s in cell.tuning.seeds]
-    return jobs + [Job(cell, 1.0, cell.final, seed) for seed in cell.final.seeds]
+    return jobs(cell, cell.tuning, trials) + jobs(cell, cell.final, [1.0])
 
 
 def remaining(runs: Runs, wanted: Iterable[Cell]) -> list[Job]:

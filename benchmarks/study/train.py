@@ -11,17 +11,17 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from functools import cache, lru_cache
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from benchmarks.results import Record, append, read
-from benchmarks.study.protocol import METHODS, RUN, Cell, Stage, Variant
-from benchmarks.study.runs import STUDY_FILE, Job, Runs
+from benchmarks.study.protocol import METHODS, RUN, Cell, Stage
+from benchmarks.study.runs import STUDY_FILE, Job, Runs, Variant
 from examples.imagenet.data.dataset import Dataset
 from examples.imagenet.data.sources import load
 from examples.imagenet.provenance import provenance
 from examples.imagenet.run.checkpoint import Checkpoints
 from examples.imagenet.run.experiment import Experiment
-from examples.imagenet.run.loop import fit
+from examples.imagenet.run.loop import Result, fit
 from examples.imagenet.step.devices import start_devices
 
 OUT = Path("runs/study")
@@ -32,14 +32,14 @@ VALIDATION = 5_000
 class Place(NamedTuple):
     """Where the data are, and how many devices to split a CPU into."""
 
-    fashion_mnist: str = FASHION
-    cifar10: str = ""
-    devices: int | None = None
+    fashion_mnist: str = FASHION  # folder of its IDX files
+    cifar10: str = ""  # folder of its JPEG files; give one on a GPU
+    devices: int | None = None  # how many devices to split a CPU into
 
 
 @cache
 def dataset(name: str, place: Place) -> tuple[str, Dataset]:
-    """Returns the --data of the trainer, and the images.
+    """Returns the trainer's --data, and the images.
 
     Raises ValueError if the folder of the images does not exist.
     """
@@ -51,7 +51,7 @@ def dataset(name: str, place: Place) -> tuple[str, Dataset]:
         "cifar10": (place.cifar10, "train/CLASS/* and test/CLASS/*"),
     }[name]  # fmt: skip
     if not folder or not Path(folder).is_dir():
-        raise ValueError(f"--{name}: {folder!r} is no folder; give the one of {what}")
+        raise ValueError(f"--{name}: {folder!r} is no folder; give one with {what}")
     return folder, load(folder, VALIDATION, 32, "caffe")
 
 
@@ -71,8 +71,17 @@ def experiment(
     return Experiment(config, data, some, make)
 
 
+def train(job: Job, place: Place, out: Path, **options: Any) -> Result:
+    """Trains one run of the study with its log in `out`, and keeps no record of it.
+
+    `options` are fields of the trainer's `Run`.
+    """
+    run = replace(RUN, seed=job.seed, out=str(out), **options)
+    return fit(experiment(job.cell, job.rate, job.stage, place), run)
+
+
 def run(job: Job, place: Place, about: Record, file: str) -> Record:
-    """Trains, from the last checkpoint if there is one, and keeps the result."""
+    """Trains from the last checkpoint, or from the start, and keeps the result."""
     bound = experiment(job.cell, job.rate, job.stage, place, job.variant)
     out = OUT / job.name
     out.mkdir(parents=True, exist_ok=True)
@@ -93,17 +102,18 @@ def run_missing(
     hours: float = math.inf,
     remaining: Callable[[Runs], Sequence[Job]] | None = None,
 ) -> None:
-    """Runs what is missing, and begins no run that would end after so many hours.
+    """Runs what is missing, and begins no run that should end after `hours`.
 
-    `missing` returns what can be run now, and `remaining` all that is to come if that
-    is more. The file is read before each run, as another process may have added runs.
+    `missing` returns the runs that can start now, and `remaining` all that are to come
+    if those are more. The file is read before each run, because another process may
+    have added runs.
     """
     about, end = provenance(), time.monotonic() + 3600 * hours
     remaining = remaining or missing
     while jobs := missing(runs := Runs(read(file))):
         job, left = jobs[0], remaining(runs)
         seconds = sum(map(runs.seconds, left))
-        long = f"about {seconds / 3600:.1f} h" if seconds else "no run tells how long"
+        long = f"about {seconds / 3600:.1f} h" if seconds else "no estimate yet"
         if time.monotonic() + runs.seconds(job) > end:
             print(f"{hours:g} h are over; run the same command again to continue")
             return

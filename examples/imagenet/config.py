@@ -84,7 +84,7 @@ class Data(_Group):
     #: test only to report the final result.
     evaluate_on: Split = "validation"
     #: Side of the square images that the network gets [pixels], for image folders and
-    #: synthetic data. Default: the size that the network was designed for.
+    #: synthetic data. If not given, the size that the network was designed for.
     pixels: int | None = option(None, speed=True, low=1)
     #: How images from folders are cropped for training. `caffe`: stretch to 256×256
     #: pixels (8/7 of a small --pixels), then crop and mirror at random; probably what
@@ -96,7 +96,8 @@ class Data(_Group):
     #: image of the mean colour in its place. Both name the file. To find all such
     #: files beforehand, run python -m examples.imagenet.prepare DIR.
     broken: Literal["stop", "blank"] = option("stop", resume=True)
-    #: Number of threads that read and decode image files. Default: one per CPU core.
+    #: Number of threads that read and decode image files. If not given, one for
+    #: each CPU core.
     workers: int | None = option(
         None, resume=True, shared=False, result=False, speed=True, low=1
     )
@@ -107,7 +108,9 @@ class Model(_Group):
     """The network."""
 
     #: The network. Names that end in `_small` are for images of 28×28 pixels. The other
-    #: AlexNets are for 227×227 pixels, the ResNet-50s for 224×224 pixels.
+    #: AlexNets are for 227×227 pixels, the ResNet-50s for 224×224 pixels. AlexNets with
+    #: BatchNorm have `bn` in their name: `alexnet_bn` is that of the LARS paper, and a
+    #: variant, `alexnet_bn_train_val`, has BatchNorm before each ReLU.
     network: Network = option("alexnet_small", speed=True)
     #: Factor on the number of channels of every layer but the last; 1 for the original.
     width: float = option(1.0, speed=True, above=0)
@@ -117,7 +120,7 @@ class Model(_Group):
         "float32", speed=True
     )
     #: Dropout rate of AlexNet's two hidden dense layers: the share of outputs set to 0.
-    #: The value 0 switches it off. Default: 0.5. Not available for other networks.
+    #: The value 0 switches it off. If not given, 0.5. Other networks have no dropout.
     dropout: float | None = None
     #: Initialize the scale of the last BatchNorm in each residual block to 0 instead
     #: of 1. For ResNets only.
@@ -199,10 +202,11 @@ class Batching(_Group):
     #: Number of passes over the training images; need not be whole. A run has
     #: epochs × training images / batch size updates, rounded.
     epochs: float = option(10.0, recipe=True, above=0)
-    #: Number of devices that each process uses. Default: every GPU, or 4 virtual
+    #: Number of devices that each process uses. If not given, every GPU, or 4 virtual
     #: devices if there is only a CPU.
     devices: int | None = option(None, resume=True, low=1)
-    #: The JAX function that runs a training step on all devices. Results are the same.
+    #: The JAX function that runs a training step on all devices. Both give the same
+    #: results.
     engine: Engine = option("pmap", resume=True, speed=True)
     #: Gradient accumulation: the number of parts, called slots, into which each device
     #: cuts its images of a batch, to process one after the other and average the
@@ -240,7 +244,7 @@ class Run(_Group):
     #: epoch; 0 for after each epoch only.
     checkpoint_every: int = option(0, low=0)
     #: Record a profile of updates A to B−1, counted from 0, into the folder `profile`
-    #: under --out, to view in TensorBoard or Perfetto. Default: no profile.
+    #: under --out, to view in TensorBoard or Perfetto. If not given, no profile.
     profile: Annotated[str | None, tyro.conf.arg(metavar="A:B")] = None
     #: What to do if the folder --out holds an earlier run. `refuse`: end with an error;
     #: with `resume`: continue from its newest checkpoint; with `replace`: delete its
@@ -271,9 +275,10 @@ class Cluster(_Group):
     """
 
     #: Host name and port at which process 0 listens; the other processes connect to it.
+    #: Not needed for a single process, nor under Slurm's srun.
     coordinator: Annotated[str | None, tyro.conf.arg(metavar="HOST:PORT")] = None
-    #: Number of processes that train together. Default: this one alone, unless Slurm's
-    #: srun started several.
+    #: Number of processes that train together. If not given, this process trains alone,
+    #: unless Slurm's srun started several.
     processes: int | None = option(None, low=1)
     #: Number of this process, from 0 to --processes minus 1.
     process: int | None = option(None, shared=False)
@@ -282,8 +287,8 @@ class Cluster(_Group):
     #: JAX aborts them.
     heartbeat_timeout: int = option(60, low=5)
     #: Time without a training step after which a process ends itself with an exit
-    #: status of 75 (try again) [s]. The value 0 lets it wait forever. Default: 600 if
-    #: several processes train together, otherwise 0.
+    #: status of 75 (try again) [s]. The value 0 lets it wait forever. If not
+    #: given, 600 if several processes train together, otherwise 0.
     step_timeout: int | None = option(None, low=0)
 
     def __post_init__(self) -> None:

@@ -42,11 +42,12 @@ class Arguments:
     #: with the IDX files of MNIST or Fashion-MNIST.
     folder: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="DIR")]
     #: Folder with the three archives of ImageNet (ILSVRC2012) to unpack into DIR first.
-    #: Default: unpack nothing.
+    #: If not given, nothing is unpacked.
     archives: Annotated[str | None, tyro.conf.arg(metavar="FOLDER")] = None
-    #: Number of threads that decode images. Default: the number of CPU cores.
+    #: Number of threads that decode images; by default one for each CPU core.
     workers: int = os.cpu_count() or 1
-    #: File to write the list of broken images to: path, tab, reason. Default: no file.
+    #: File to write the list of broken images to: path, tab, reason. If not given, the
+    #: list is not written.
     report: Annotated[str | None, tyro.conf.arg(metavar="FILE")] = None
 
     def __post_init__(self) -> None:

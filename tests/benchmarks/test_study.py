@@ -1,31 +1,30 @@
 """Law: the study follows its protocol, and a row of it can be run again."""
 
-from pathlib import Path
+from itertools import permutations
 from statistics import mean, stdev
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
-from trees import assert_equal
+from jax.flatten_util import ravel_pytree
+from small_runs import ROOT
+from trees import assert_equal, assert_refused, each_step
 
 import lars_optax
-from benchmarks.study import large_batches
-from benchmarks.study.protocol import (
-    FINAL,
-    METHODS,
-    SMALL,
-    TUNED,
-    TUNED_LONG,
-    TUNING,
-    cells,
-)
+from benchmarks.study import large_batches, protocol
+from benchmarks.study.protocol import FINAL, METHODS, cells
 from benchmarks.study.runs import Job, Runs, missing, remaining
 from benchmarks.study.train import Place
 from examples.imagenet.plan import make_plan
 from examples.imagenet.recipe import to_recipe
 
-ROOT = Path(__file__).parents[2]
+PARAMS = {"kernel": jnp.full((3, 3), 0.5), "bias": jnp.full(3, 0.1)}
+
+
+def cell_of(method):
+    return next(cell for cell in cells() if cell.method == method)
 
 
 def run_all(score):
@@ -59,15 +58,14 @@ def test_every_final_run_has_the_best_of_its_trials_and_no_best_is_at_an_end():
         assert [r["seed"] for r in final] == list(cell.final.seeds)
         (rate,) = {r["learning_rate"] for r in final}
         if cell.method in ("linear", "lars-sqrt"):
-            base = cell._replace(batch=SMALL[cell.data], method="sgd")
-            power = 1.0
-            if cell.method == "lars-sqrt":
-                base, power = cell._replace(batch=8192, method="lars"), 0.5
+            small = cell._replace(batch=protocol.SMALL[cell.data], method="sgd")
+            large = cell._replace(batch=8192, method="lars")
+            base, power = (small, 1.0) if cell.method == "linear" else (large, 0.5)
             assert not tried
             share = (cell.batch / base.batch) ** power
             assert rate == runs.final(base)[0]["learning_rate"] * share
             continue
-        if cell.batch in (SMALL[cell.data], TUNED[cell.data]):
+        if cell.batch in (protocol.SMALL[cell.data], protocol.TUNED[cell.data]):
             assert len(tried) >= METHODS[cell.method].rates
         assert {r["split"] for r in tried} == {"validation"}
         assert rate == max(tried, key=lambda r: r["accuracy"])["learning_rate"]
@@ -76,25 +74,23 @@ def test_every_final_run_has_the_best_of_its_trials_and_no_best_is_at_an_end():
         np.testing.assert_allclose(np.divide(rates[1:], rates[:-1]), 2)
     assert remaining(runs, cells()) == []
     # Where tuning finds the rate of the square-root rule, the runs are the same.
-    ends = [r["batch"] for r in runs.records if r["split"] == "test"
-            and r["method"] == "lars"]  # fmt: skip
-    assert not {2048, 16_384} & set(ends)
+    ends = {r["batch"] for r in runs.records if r["split"] == "test"
+            and r["method"] == "lars"}  # fmt: skip
+    assert not {2048, 16_384} & ends
 
 
 def test_a_run_that_diverged_is_never_the_best():
-    cell = next(cell for cell in cells() if cell.method == "lars")
+    cell = cell_of("lars")
     rates = cell.rates(lambda _: None)
-    jobs = [Job(cell, rate, TUNING, 0) for rate in rates]
-    records = [
-        job.key | {"accuracy": 0.5 + i / 100, "diverged": i > 3}
-        for i, job in enumerate(jobs)
-    ]
+    jobs = [Job(cell, rate, protocol.TUNING, 0) for rate in rates]
+    records = [job.key | {"accuracy": 0.5 + i / 100, "diverged": i > 3}
+               for i, job in enumerate(jobs)]  # fmt: skip
     assert Runs(records).trials(cell) == (list(rates), rates[3])
     assert missing(Runs(records[1:]), cell) == jobs[:1]  # final runs wait for it
 
 
 def test_runs_of_other_seeds_are_no_trials():
-    cell = next(cell for cell in cells() if cell.method == "lars-long")
+    cell = cell_of("lars-long")
     jobs = [Job(cell, 20.0, cell.tuning, seed) for seed in (0, 1)]
     records = [job.key | {"accuracy": 0.5, "diverged": False} for job in jobs]
     assert Runs(records).tried(cell) == records[:1]
@@ -112,8 +108,8 @@ def test_what_is_to_come_shrinks_with_every_run():
 def test_data_that_are_not_there_are_told_before_the_first_run(monkeypatch):
     monkeypatch.setattr(large_batches, "run_missing", None)
     some = [cell for cell in cells() if cell.data in ("digits", "cifar10")]
-    with pytest.raises(ValueError, match="--cifar10: '' is no folder"):
-        large_batches.study(some, 1, Place())
+    message = "--cifar10: '' is no folder"
+    assert_refused(message, large_batches.study, some, 1, Place())
 
 
 @pytest.mark.parametrize("devices", range(1, 9))
@@ -123,49 +119,36 @@ def test_every_batch_divides_into_parts_of_512_images_at_most(devices):
         assert batching.devices <= devices
         plan = make_plan(batching, batching.devices, 55_000, 1)
         assert plan.images_per_slot * plan.accumulate * batching.devices == cell.batch
-        assert plan.images_per_slot == {32: 32, 128: 128, 1600: 400}.get(
-            cell.batch, 512
-        )
+        images = {32: 32, 128: 128, 1600: 400}.get(cell.batch, 512)
+        assert plan.images_per_slot == images
 
 
 def test_every_method_trains_with_an_optimizer_of_its_own():
-    params = {"kernel": jnp.full((3, 3), 0.5), "bias": jnp.full(3, 0.1)}
-    grads = {"kernel": jnp.eye(3), "bias": jnp.arange(3.0)}
-    first = cells()[0]
-    seen = {}
+    grads, seen = {"kernel": jnp.eye(3), "bias": jnp.arange(3.0)}, {}
     for name, method in METHODS.items():
-        config = first._replace(method=name).config("mnist", 1e3, FINAL, 1)
+        config = cells()[0]._replace(method=name).config("mnist", 1e3, FINAL, 1)
         tx = method.make(to_recipe(config), 55_000)
-        state = tx.init(params)
-        for _ in range(3):  # the rate starts at 0
-            updates, state = tx.update(grads, state, params)
-        seen[name] = np.concatenate([x.ravel() for x in jax.tree.leaves(updates)])
-    np.testing.assert_array_equal(seen.pop("linear"), seen["sgd"])
-    np.testing.assert_array_equal(seen.pop("lars-sqrt"), seen["lars"])
-    for name in TUNED_LONG:
-        np.testing.assert_array_equal(seen.pop(name), seen[name.removesuffix("-long")])
-    for name, mine in seen.items():
-        for other, yours in seen.items():
-            if name != other:
-                assert np.abs(mine - yours).max() > 1e-4 * np.abs(mine).max()
+        # The rate starts at 0.
+        *_, (updates, _) = each_step(tx, [grads] * 3, PARAMS)
+        seen[name] = ravel_pytree(updates)[0]
+    same = {name: name.removesuffix("-long") for name in protocol.TUNED_LONG}
+    for name, other in (same | {"linear": "sgd", "lars-sqrt": "lars"}).items():
+        np.testing.assert_array_equal(seen.pop(name), seen[other])
+    for mine, yours in permutations(seen.values(), 2):
+        assert np.abs(mine - yours).max() > 1e-4 * np.abs(mine).max()
 
 
 def test_lars_of_weights_is_lars_with_its_defaults_a_schedule_and_decay():
     recipe = to_recipe(cells()[0]._replace(method="lars").config("mnist", 40, FINAL, 1))
-    params = {"kernel": jnp.full((3, 3), 0.5), "bias": jnp.full(3, 0.1)}
     kernels = [jnp.eye(3), jnp.zeros((3, 3)), -jnp.eye(3)] * 300
-    steps = []
-    for tx in (
-        METHODS["lars"].make(recipe, 3200),
-        lars_optax.lars(recipe.schedule(3200), 5e-4),
-    ):
-        state, update = tx.init(params), jax.jit(tx.update)
-        for kernel in kernels:
-            grads = {"kernel": kernel, "bias": kernel[0]}
-            updates, state = update(grads, state, params)
-            steps.append(updates)
-    half = len(kernels)
-    assert_equal(steps[:half], steps[half:])
+    grads = [{"kernel": kernel, "bias": kernel[0]} for kernel in kernels]
+
+    def updates(tx):
+        tx = optax.GradientTransformation(tx.init, jax.jit(tx.update))
+        return [updates for updates, _ in each_step(tx, grads, PARAMS)]
+
+    lars = lars_optax.lars(recipe.schedule(3200), 5e-4)
+    assert_equal(updates(METHODS["lars"].make(recipe, 3200)), updates(lars))
 
 
 def test_the_cheapest_row_comes_out_again(monkeypatch, tmp_path):

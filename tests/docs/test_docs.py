@@ -20,21 +20,19 @@ def name(page):
 
 
 def blocks(page):
-    """(language, text, line) of each fenced block."""
+    """(language, text, line) of each fenced block, and of each indented command."""
     text = page.read_text()
-    for block in FENCED.finditer(text):
-        yield block[1], block[2], text.count("\n", 0, block.start()) + 1
+    found = [(block[1], block[2], block.start()) for block in FENCED.finditer(text)]
+    found += [("bash", code[1], code.start()) for code in INDENTED.finditer(text)]
+    return [(kind, code, text.count("\n", 0, at) + 1) for kind, code, at in found]
 
 
 def commands():
     for page in [*PAGES, *LINKING]:
-        shown = [(text, line) for kind, text, line in blocks(page) if kind == "bash"]
-        page_text = page.read_text()
-        for code in INDENTED.finditer(page_text):
-            shown.append((code[1], page_text.count("\n", 0, code.start()) + 1))
-        for text, line in shown:
+        for language, text, line in blocks(page):
             for command in text.replace("\\\n", " ").splitlines():
-                yield pytest.param(command, id=f"{name(page)}:{line}")
+                if language == "bash":
+                    yield pytest.param(command, id=f"{name(page)}:{line}")
 
 
 def prose(page):

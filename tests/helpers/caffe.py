@@ -8,40 +8,35 @@ project. Images [n, height, width, channels], kernels [height, width, in, out].
 import numpy as np
 
 
+def windows(x, side, stride):
+    """[n, rows, columns, channels, side, side]"""
+    every = np.lib.stride_tricks.sliding_window_view(x, (side, side), (1, 2))
+    return every[:, ::stride, ::stride]
+
+
 def conv(x, kernel, bias=0.0, stride=1, pad=0, group=1):
-    side, _, depth, features = kernel.shape
     x = np.pad(x, [(0, 0), (pad, pad), (pad, pad), (0, 0)])
-    out = [(size - side) // stride + 1 for size in x.shape[1:3]]
-    y = np.zeros((len(x), *out, features))
-    each = features // group
-    for g in range(group):
-        seen = x[..., g * depth : (g + 1) * depth]
-        made = slice(g * each, (g + 1) * each)
-        for i in range(out[0]):
-            for j in range(out[1]):
-                top, left = i * stride, j * stride
-                window = seen[:, top : top + side, left : left + side]
-                y[:, i, j, made] = np.tensordot(window, kernel[..., made], 3)
-    return y + bias
+    parts = zip(np.split(x, group, 3), np.split(kernel, group, 3), strict=True)
+    made = [
+        np.tensordot(windows(seen, len(part), stride), part, ([4, 5, 3], [0, 1, 2]))
+        for seen, part in parts
+    ]
+    return np.concatenate(made, 3) + bias
 
 
 def pool(x, side=3, stride=2):
     """Max; the output's size is rounded up, the last window cut off at the edge."""
-    out = [-(-(size - side) // stride) + 1 for size in x.shape[1:3]]
-    y = np.zeros((len(x), *out, x.shape[3]))
-    for i in range(out[0]):
-        for j in range(out[1]):
-            top, left = i * stride, j * stride
-            y[:, i, j] = x[:, top : top + side, left : left + side].max((1, 2))
-    return y
+    rows, columns = (-(-(size - side) // stride) + 1 for size in x.shape[1:3])
+    edge = [(0, 0), (0, stride), (0, stride), (0, 0)]
+    x = np.pad(x, edge, constant_values=-np.inf)
+    return windows(x, side, stride)[:, :rows, :columns].max((4, 5))
 
 
 def lrn(x, size=5, alpha=1e-4, beta=0.75, k=1.0):
-    y = np.zeros_like(x)
-    for c in range(x.shape[-1]):
-        near = x[..., max(0, c - size // 2) : c + size // 2 + 1]
-        y[..., c] = x[..., c] / (k + alpha / size * (near**2).sum(-1)) ** beta
-    return y
+    half = size // 2
+    squares = np.pad(x**2, [(0, 0)] * 3 + [(half, half)])
+    near = np.lib.stride_tricks.sliding_window_view(squares, size, 3).sum(-1)
+    return x / (k + alpha / size * near) ** beta
 
 
 def bn(x, stats, affine):

@@ -4,6 +4,7 @@ import gzip
 import io
 import os
 import struct
+from pathlib import Path
 
 import numpy as np
 from PIL import Image
@@ -36,21 +37,23 @@ def jpeg(seed):
 def write_tree(root, files):
     """Files as {"train/cat/1.png": bytes}; None makes an empty folder."""
     for name, raw in files.items():
-        path = os.path.join(root, name)
-        os.makedirs(path if raw is None else os.path.dirname(path), exist_ok=True)
+        path = Path(root, name)
+        (path if raw is None else path.parent).mkdir(parents=True, exist_ok=True)
         if raw is not None:
-            with open(path, "wb") as file:
-                file.write(raw)
+            path.write_bytes(raw)
     return root
+
+
+def read_tree(root):
+    """The files of a folder, as `write_tree` takes them."""
+    files = [path for path in Path(root).rglob("*") if path.is_file()]
+    return {str(path.relative_to(root)): path.read_bytes() for path in files}
 
 
 def write_classes(root, counts, split="train"):
     """So many images for each class, all different."""
-    files, seed = {}, len(split)
-    for name, count in counts.items():
-        for i in range(count):
-            seed += 10
-            files[f"{split}/{name}/{i}.png"] = png(seed)
+    paths = [f"{split}/{name}/{i}.png" for name, n in counts.items() for i in range(n)]
+    files = {path: png(len(split) + 10 * k) for k, path in enumerate(paths, 1)}
     return write_tree(root, files)
 
 
@@ -60,6 +63,10 @@ def two_classes(root):
     write_classes(root, {"cat": 3, "dog": 1}, "test")
     age(root)
     return str(root)
+
+
+# The images of a flawed tree that cannot be decoded.
+BROKEN = ["corrupt.jpg", "cut.jpg", "dangling.png", "empty.jpg", "words.jpg"]
 
 
 def write_flawed_tree(root):
@@ -98,12 +105,18 @@ def age(root):
         os.utime(folder, (OLD, OLD))
 
 
-def read_bytes(path):
-    with open(path, "rb") as file:
-        return file.read()
-
-
-def write_idx(path, array, magic=b"\x00\x00\x08"):
-    raw = magic + bytes([array.ndim])
-    raw += struct.pack(f">{array.ndim}I", *array.shape) + array.tobytes()
+def write_idx(path, array):
+    """An IDX file of unsigned bytes; `.gz` at the end of its name compresses it."""
+    header = struct.pack(f">{1 + array.ndim}I", 0x800 + array.ndim, *array.shape)
+    raw = header + array.astype(np.uint8).tobytes()
     path.write_bytes(gzip.compress(raw) if path.suffix == ".gz" else raw)
+
+
+def write_idx_folder(folder, suffix="", **parts):
+    """The four IDX files: the images [n, …] and labels [n] of `train` and `t10k`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for stem, part in parts.items():
+        images = part.images.reshape(part.images.shape[:3])  # one channel
+        write_idx(folder / f"{stem}-images-idx3-ubyte{suffix}", images)
+        write_idx(folder / f"{stem}-labels-idx1-ubyte{suffix}", part.labels)
+    return folder

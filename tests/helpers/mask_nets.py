@@ -1,5 +1,7 @@
 """Small networks of several frameworks, and the paths of what a mask selects."""
 
+from functools import partial
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -8,12 +10,9 @@ from flax import nnx
 
 def paths(tree, value):
     """The paths of the leaves that are `value`."""
+    name = partial(jax.tree_util.keystr, simple=True, separator="/")
     flat, _ = jax.tree_util.tree_flatten_with_path(tree)
-    return {
-        jax.tree_util.keystr(path, simple=True, separator="/").removesuffix("/value")
-        for path, leaf in flat
-        if leaf is value
-    }
+    return {name(path).removesuffix("/value") for path, leaf in flat if leaf is value}
 
 
 class LinenNet(nn.Module):

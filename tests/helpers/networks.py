@@ -23,13 +23,14 @@ def shapes(model, side):
     return jax.eval_shape(partial(model.init, train=False), KEY, images)
 
 
-def random_images(n, side):
-    return np.random.default_rng(0).integers(0, 256, (n, side, side, 3), np.uint8)
+def random_inputs(model, n, side):
+    """Variables and n images.
 
-
-def random_variables(model, side):
-    """Weights of variance 2 / fan_in, scales and variances near 1, the rest near 0."""
+    Weights have a variance of 2 / fan_in, scales and variances are near 1, the rest
+    near 0.
+    """
     random = np.random.default_rng(1)
+    images = random.integers(0, 256, (n, side, side, 3), np.uint8)
 
     def draw(path, leaf):
         noise = random.normal(size=leaf.shape).astype(np.float32)
@@ -37,7 +38,12 @@ def random_variables(model, side):
             return noise * np.float32(np.sqrt(2 / np.prod(leaf.shape[:-1])))
         return 0.1 * noise + name(path).endswith(("scale", "var"))
 
-    return jax.tree_util.tree_map_with_path(draw, shapes(model, side))
+    return jax.tree_util.tree_map_with_path(draw, shapes(model, side)), images
+
+
+@partial(jax.jit, static_argnums=0)
+def logits_of(model, variables, images):
+    return model.apply(variables, images, train=False)
 
 
 def name(path):

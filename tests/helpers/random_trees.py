@@ -13,22 +13,14 @@ from hypothesis import strategies as st
 import lars_optax
 
 EXAMPLES = 30  # of each law
-
-settings.register_profile(
-    "laws",
-    max_examples=EXAMPLES,
-    derandomize=True,
-    deadline=None,
-    database=None,
-    suppress_health_check=[HealthCheck.too_slow],  # the first case of a shape compiles
-)
-settings.register_profile(
-    "thorough", settings.get_profile("laws"), max_examples=20 * EXAMPLES
-)
+SLOW = [HealthCheck.too_slow]  # the first case of a shape compiles
+RULES = {"derandomize": True, "database": None, "suppress_health_check": SLOW}
+LAWS = settings(max_examples=EXAMPLES, deadline=None, **RULES)
+settings.register_profile("laws", LAWS)
+settings.register_profile("thorough", LAWS, max_examples=20 * EXAMPLES)
 # Where it keeps the constants of imported modules: not in a folder of its own.
-configuration.set_hypothesis_home_dir(
-    Path(__file__).parents[2] / ".pytest_cache" / "hypothesis"
-)
+CACHE = Path(__file__).parents[2] / ".pytest_cache" / "hypothesis"
+configuration.set_hypothesis_home_dir(CACHE)
 if settings.get_current_profile_name() != "thorough":
     settings.load_profile("laws")
 
@@ -91,15 +83,13 @@ def trees(draw, **options):
 NUMBERS = st.builds(  # exact in float32, from 2⁻¹⁰ to 1
     lambda m, e: m * 2.0 ** (e - 7), st.integers(64, 128), st.integers(-9, 0)
 )
-OPTIONS = st.fixed_dictionaries(
-    {
-        "weight_decay": st.just(0.0) | NUMBERS,
-        "trust_coefficient": NUMBERS,
-        "eps": st.just(0.0) | NUMBERS,
-        "denominator": st.sampled_from(["separate", "joint"]),
-        "fallback_ratio": st.sampled_from([0.0, 1.0]) | NUMBERS,
-    }
-)
+OPTIONS = st.fixed_dictionaries({
+    "weight_decay": st.just(0.0) | NUMBERS,
+    "trust_coefficient": NUMBERS,
+    "eps": st.just(0.0) | NUMBERS,
+    "denominator": st.sampled_from(["separate", "joint"]),
+    "fallback_ratio": st.sampled_from([0.0, 1.0]) | NUMBERS,
+})  # fmt: skip
 
 
 def is_x64(tree):
@@ -113,9 +103,8 @@ def columns(tree):
 
 def updates_of(tree, options, **more):
     w, g, decayed, adapted = columns(tree)
-    tx = lars_optax.scale_by_lars(
-        weight_decay_mask=decayed, trust_ratio_mask=adapted, **options, **more
-    )
+    masks = {"weight_decay_mask": decayed, "trust_ratio_mask": adapted}
+    tx = lars_optax.scale_by_lars(**masks, **options, **more)
     with enable_x64(is_x64(tree)):
         w, g = jax.tree.map(jnp.asarray, (w, g))
         return jax.device_get(tx.update(g, tx.init(w), w)[0])

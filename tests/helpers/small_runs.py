@@ -4,13 +4,13 @@ import os
 import socket
 import subprocess
 import sys
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
-from image_trees import write_idx
+from image_trees import write_idx_folder
 from steps import make_batch
 
 from examples.imagenet.config import Batching, Config, Model, Optimizer, Run
@@ -48,20 +48,29 @@ def experiment():
     return Experiment(config(), parts, jax.local_devices()[:2])
 
 
-def train(out, show=lambda record: None, make=Checkpoints, **run):
+def train_on(experiment, run, show=lambda record: None, make=Checkpoints):
+    """Runs an experiment with checkpoints, from the newest one where there is one."""
+    facts = experiment.identity(), experiment.grouping()
+    return fit(experiment, run, show, make(experiment.config(run), *facts))
+
+
+def train(out, *rest, **run):
     """Runs `experiment` in a folder, with checkpoints."""
-    run = config(out=str(out), **run).run
-    checkpoints = make(experiment().config(run), *FACTS)
-    return fit(experiment(), run, show, checkpoints)
+    return train_on(experiment(), config(out=str(out), **run).run, *rest)
+
+
+def when(kind, step, act):
+    """What to show a run's records to: it acts on the one of that kind and step."""
+
+    def show(record):
+        if (record["kind"], record.get("step")) == (kind, step):
+            act()
+
+    return show
 
 
 def write_data(folder):
-    folder.mkdir()
-    for stem, part in (("train", split(0, 160)), ("t10k", split(1, 32))):
-        write_idx(folder / f"{stem}-images-idx3-ubyte", part.images[..., 0])
-        labels = part.labels.astype(np.uint8)
-        write_idx(folder / f"{stem}-labels-idx1-ubyte", labels)
-    return folder
+    return write_idx_folder(folder, train=split(0, 160), t10k=split(1, 32))
 
 
 def flags(folder, out):
@@ -77,25 +86,11 @@ def flags(folder, out):
 UNDRAWN = "import examples.imagenet.cli as m\nm.plot_runs = lambda *_: None\n"
 
 
-def begin(arguments, cache_folder, first=""):
-    """`python -m examples.imagenet` in a process of its own, after the code `first`."""
-    last = "import runpy\nrunpy.run_module('examples.imagenet', run_name='__main__')"
-    # Most of a run this small is compilation, which JAX can keep for the next process.
-    kept = {
-        "JAX_COMPILATION_CACHE_DIR": str(cache_folder),
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-        "JAX_PLATFORMS": "cpu",
-        "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
-        "PYTHONDONTWRITEBYTECODE": "",
-    }
-    return subprocess.Popen(
-        [sys.executable, "-c", f"{first}\n{last}", *arguments],
-        cwd=ROOT,
-        env=os.environ | kept,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+def begin_python(*arguments, **environment):
+    """A process of Python with these arguments, in the project's folder."""
+    options = {"cwd": ROOT, "env": os.environ | {"JAX_PLATFORMS": "cpu"} | environment}
+    options |= dict.fromkeys(("stdout", "stderr"), subprocess.PIPE)
+    return subprocess.Popen([sys.executable, *arguments], **options, text=True)
 
 
 def end(process):
@@ -104,9 +99,28 @@ def end(process):
     return subprocess.CompletedProcess(process.args, process.returncode, *said)
 
 
-def command_line(arguments, cache_folder, first=""):
-    """The same, to its end."""
-    return end(begin(arguments, cache_folder, first))
+def python(*arguments, **environment):
+    return end(begin_python(*arguments, **environment))
+
+
+def begin(arguments, cache_folder, first=""):
+    """`python -m examples.imagenet` in a process of its own, after the code `first`."""
+    last = "import runpy\nrunpy.run_module('examples.imagenet', run_name='__main__')"
+    return begin_python(
+        *("-c", f"{first}\n{last}", *arguments),
+        # Most of a run this small is compilation, which JAX can keep for the next one.
+        JAX_COMPILATION_CACHE_DIR=str(cache_folder),
+        JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS="0",
+        JAX_DISABLE_MOST_OPTIMIZATIONS="1",
+        PYTHONDONTWRITEBYTECODE="",
+    )
+
+
+def command_line(arguments, cache_folder, first="", status=0):
+    """The same, to its end, with that status."""
+    process = end(begin(arguments, cache_folder, first))
+    assert process.returncode == status, process.stderr
+    return process
 
 
 def steps_of(out):
@@ -133,17 +147,31 @@ def assert_equal(found, expected):
 
 
 def _leaves(tree):
-    return {
-        jax.tree_util.keystr(path, simple=True, separator="/"): np.asarray(leaf)
-        for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
-    }
+    name = partial(jax.tree_util.keystr, simple=True, separator="/")
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return {name(path): np.asarray(leaf) for path, leaf in leaves}
+
+
+def records(out, *kinds):
+    """The records of these kinds in a folder's log; all, if none is given."""
+    found = read_log(out / "log.jsonl")
+    return [record for record in found if not kinds or record["kind"] in kinds]
 
 
 def logged(out):
     """What the log says of steps, layers and epochs, without the clock's part."""
-    records = read_log(out / "log.jsonl")
-    kept = [r for r in records if r["kind"] in ("step", "layers", "epoch")]
+    kept = records(out, "step", "layers", "epoch")
     return [{k: v for k, v in record.items() if k != "seconds"} for record in kept]
+
+
+def steps_logged(out, kind="step"):
+    return [record["step"] for record in records(out, kind)]
+
+
+def assert_same_run(out, whole):
+    """Two runs left the same state and, but for the clock's part, the same log."""
+    assert_equal(saved(out), saved(whole))
+    assert logged(out) == logged(whole)
 
 
 def free_port():

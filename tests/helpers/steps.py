@@ -12,7 +12,7 @@ from examples.imagenet.models import make_model
 from examples.imagenet.models.layers import Network, batch_norm
 from examples.imagenet.recipe import to_recipe
 from examples.imagenet.step import devices as engine
-from examples.imagenet.step.step import init_state, train_step
+from examples.imagenet.step.step import TrainState, init_state, train_step
 
 SHAPE = (12, 12, 1)
 # The order of the sums over 32 images alone differs: float32 roundings of 6e-8, which
@@ -38,7 +38,8 @@ class Tiny(Network):
         return nn.Dense(self.classes, name="fc")(x)
 
 
-PLAIN = Tiny(classes=10, pixel_mean=128.0, pixel_std=74.0)
+FORM = {"classes": 10, "pixel_mean": 128.0, "pixel_std": 74.0}
+PLAIN = Tiny(**FORM)
 NORMED = PLAIN.clone(norm=True)
 NOISY = NORMED.clone(dropout=0.5)
 
@@ -46,14 +47,10 @@ NOISY = NORMED.clone(dropout=0.5)
 def make_setup(model=PLAIN, **optimizer):
     """(model, optimizer, what train_step takes of them): 8 updates, 2 of warm-up."""
     if isinstance(model, str):
-        model = make_model(
-            model, classes=10, width=0.5, pixel_mean=128.0, pixel_std=74.0
-        )
-    config = Config(
-        optimizer=Optimizer(**{"warmup_epochs": 1, **optimizer}),
-        batching=Batching(batch_size=1, epochs=4),
-    )
-    recipe = to_recipe(config)
+        model = make_model(model, width=0.5, **FORM)
+    rule = Optimizer(**{"warmup_epochs": 1, **optimizer})
+    batching = Batching(batch_size=1, epochs=4)
+    recipe = to_recipe(Config(optimizer=rule, batching=batching))
     return model, recipe.optimizer(2), recipe.layer_stats
 
 
@@ -67,10 +64,23 @@ def start(setup, shape=SHAPE):
     return init_state(0, *setup[:2], shape)
 
 
+def step_of(setup, axis_name=None, **options):
+    """`train_step` of that model and optimizer, still to be compiled."""
+    model, tx, stats = setup
+    fixed = {"model": model, "tx": tx, "layer_stats": stats, "axis_name": axis_name}
+    return partial(train_step, **fixed, **options)
+
+
+def state_of(variables, opt_state=(), step=0):
+    """A state of NumPy arrays made by hand."""
+    params, stats = variables["params"], variables.get("batch_stats", {})
+    step, key = np.array(step, np.int32), np.zeros(2, np.uint32)
+    return TrainState(step, key, params, stats, opt_state, np.array(True))
+
+
 @cache
 def _compiled(setup, devices, name, options):
-    model, tx, stats = setup
-    step = partial(train_step, model=model, tx=tx, layer_stats=stats, **dict(options))
+    step = step_of(setup, **dict(options))
     return engine.parallelize(step, devices, engine=name, donate_state=True)
 
 
@@ -86,10 +96,8 @@ def run(setup, batches, devices, *, name="pmap", **options):
 
 def assert_params_close(found, expected, roundings):
     """Every leaf within so much of its largest value."""
-    jax.tree.map(
-        lambda a, b: np.testing.assert_allclose(
-            a, b, rtol=0, atol=roundings * np.abs(b).max()
-        ),
-        found,
-        expected,
-    )
+
+    def close(a, b):
+        np.testing.assert_allclose(a, b, rtol=0, atol=roundings * np.abs(b).max())
+
+    jax.tree.map(close, found, expected)

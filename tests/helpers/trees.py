@@ -26,25 +26,20 @@ def recorded_grads(dtype=np.float32):
     rng = np.random.default_rng(1)
     params = params_tree()
     scales = {"conv": 3.0, "conv_bias": 1e-3, "head": 0.2, "last_norm_scale": 1.0}
-    return [
-        {
-            name: (
-                scales.get(name, 0.5 * (step >= 4)) * rng.normal(0, 1, np.shape(w))
-            ).astype(dtype)
-            for name, w in params.items()
-        }
-        for step in range(STEPS)
-    ]
+
+    def draw(step, name, w):
+        scale = scales.get(name, 0.5 * (step >= 4))
+        return (scale * rng.normal(0, 1, np.shape(w))).astype(dtype)
+
+    return [{k: draw(step, k, w) for k, w in params.items()} for step in range(STEPS)]
 
 
 def learning_rate(count):
     """Rises, falls tenfold at step 20, then decays: shows the momentum order."""
-    count = jnp.asarray(
-        count, jnp.float64 if jax.config.jax_enable_x64 else jnp.float32
-    )
+    wide = jax.config.jax_enable_x64
+    count = jnp.asarray(count, jnp.float64 if wide else jnp.float32)
     rate = jnp.where(count < 8, (count + 1) / 8, 1.0)
-    rate = jnp.where(count >= 20, rate * 0.1 * (1 - (count - 20) / 40), rate)
-    return rate
+    return jnp.where(count >= 20, rate * 0.1 * (1 - (count - 20) / 40), rate)
 
 
 WEIGHTS = ("conv", "head", "unseen")
@@ -103,7 +98,7 @@ def replay(tx, params=PARAMS, grads=RECORDED):
     return train(tx, params, lambda _, g: g, grads)
 
 
-def updates_and_states(tx, grads, params=PARAMS):
+def each_step(tx, grads, params=PARAMS):
     """Updates and state after each of several gradients, at the same parameters."""
     state = tx.init(params)
     for g in grads:

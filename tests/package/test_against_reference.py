@@ -12,18 +12,9 @@ import jax
 import numpy as np
 import optax
 import pytest
+import trees
 from compat import enable_x64
 from reference import Lars
-from trees import (
-    MASKS,
-    STEPS,
-    as_mask,
-    learning_rate,
-    mask_names,
-    params_tree,
-    recorded_grads,
-    train_step,
-)
 
 import lars_optax
 
@@ -31,15 +22,15 @@ BETA, MU, ETA = 0.003, 0.9, 0.01
 
 
 def build(order, denominator, masks, nesterov, params, fallback, eps):
-    decayed, adapted = (as_mask(names, params) for names in masks)
+    decayed, adapted = (trees.as_mask(names, params) for names in masks)
     options = {"trust_coefficient": ETA, "eps": eps, "trust_ratio_mask": adapted,
                "fallback_ratio": fallback}  # fmt: skip
     decay, kind = (BETA, decayed), {"denominator": denominator}
-    rate = optax.scale_by_learning_rate(learning_rate)
+    rate = optax.scale_by_learning_rate(trees.learning_rate)
     trace = optax.trace(MU, nesterov)
     if order == "scaled":
         options |= {"momentum": MU, "nesterov": nesterov}
-        return lars_optax.lars(learning_rate, *decay, **kind, **options)
+        return lars_optax.lars(trees.learning_rate, *decay, **kind, **options)
     if order == "unscaled":
         scale = lars_optax.scale_by_lars(*decay, **kind, **options)
         return optax.chain(scale, trace, rate)
@@ -71,16 +62,16 @@ def compiled(order, denominator, masks, nesterov):
 
     @jax.jit
     def step(params, state, grads, fallback, eps):
-        names = mask_names(masks, params)
+        names = trees.mask_names(masks, params)
         tx = build(order, denominator, names, nesterov, params, fallback, eps)
-        return train_step(tx)(grads, state, params)
+        return trees.train_step(tx)(grads, state, params)
 
     return step
 
 
 @cache
 def rates(precision):
-    return [float(learning_rate(step)) for step in range(STEPS)]
+    return [float(trees.learning_rate(step)) for step in range(trees.STEPS)]
 
 
 def loss_grad(start, params):
@@ -99,16 +90,16 @@ GRADIENTS = {
 @pytest.mark.parametrize("gradients", GRADIENTS)
 @pytest.mark.parametrize("precision", ["float64", "float32"])
 @pytest.mark.parametrize("nesterov", [False, True], ids=["classic", "nesterov"])
-@pytest.mark.parametrize("masks", MASKS)
+@pytest.mark.parametrize("masks", trees.MASKS)
 @pytest.mark.parametrize(("order", "denominator"), RULES)
-def test_steps_equal_the_reference(
+def test_equals_the_reference(
     order, denominator, masks, nesterov, precision, gradients
 ):
     dtype = np.dtype(precision)
     tolerance, options = GRADIENTS[gradients]
     tolerance = 1e-9 if precision == "float64" else tolerance
-    params, recorded = params_tree(dtype), recorded_grads(dtype)
-    case = (order, denominator, mask_names(masks, params), nesterov, params)
+    params, recorded = trees.params_tree(dtype), trees.recorded_grads(dtype)
+    case = (order, denominator, trees.mask_names(masks, params), nesterov, params)
     reference = oracle(*case, **options)
     fed_back = partial(loss_grad, params)
     with enable_x64(precision == "float64"):

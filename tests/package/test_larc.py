@@ -7,20 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+import trees
 from reference import trust_ratio
-from trees import (
-    GRADS,
-    PARAMS,
-    RECORDED,
-    WEIGHTS,
-    as_mask,
-    assert_refused,
-    assert_same_history,
-    learning_rate,
-    replay,
-    update,
-    updates_and_states,
-)
 
 import lars_optax
 
@@ -29,15 +17,15 @@ ETA, EPS, BETA, MU = 0.02, 1e-8, 0.01, 0.9
 
 def by_hand(gammas, fallback, nesterov, denominator):
     """Parameters after each step, in float64, a layer at a time."""
-    params = {k: np.array(w, np.float64) for k, w in PARAMS.items()}
+    params = {k: np.array(w, np.float64) for k, w in trees.PARAMS.items()}
     buffer = {k: np.zeros_like(w) for k, w in params.items()}
     history = []
-    for gamma, grads in zip(gammas, RECORDED, strict=True):
+    for gamma, grads in zip(gammas, trees.RECORDED, strict=True):
         for name, w in params.items():
-            beta = BETA if name in WEIGHTS else 0.0
+            beta = BETA if name in trees.WEIGHTS else 0.0
             g = np.asarray(grads[name], np.float64)
             factor = fallback
-            if name in WEIGHTS and np.any(w) and np.any(g + beta * w):
+            if name in trees.WEIGHTS and np.any(w) and np.any(g + beta * w):
                 ratio = trust_ratio(w, g, ETA, beta, EPS, denominator, np.nan)
                 if np.isfinite(ratio):  # both norms above zero
                     factor = min(ratio / gamma, 1.0) if gamma else 1.0
@@ -56,20 +44,20 @@ def test_follows_the_rule_from_a_rate_of_zero_on(nesterov, fallback, denominator
     rule = {"nesterov": nesterov, "denominator": denominator}
 
     def schedule(count):
-        return jnp.where(count < 2, 0.0, learning_rate(count))
+        return jnp.where(count < 2, 0.0, trees.learning_rate(count))
 
     tx = lars_optax.larc(schedule, BETA, fallback_ratio=fallback, **rule)
-    found = replay(tx)
+    found = trees.replay(tx)
     gammas = [float(schedule(jnp.asarray(k))) for k in range(len(found))]
     assert gammas[0] == 0
-    assert_same_history(found, by_hand(gammas, fallback, **rule), 1e-5)
+    trees.assert_same_history(found, by_hand(gammas, fallback, **rule), 1e-5)
 
 
 def test_is_sgd_where_every_ratio_exceeds_the_rate():
     tx = lars_optax.larc(1e-5, 0.003, trust_coefficient=1.0)
-    decay = optax.add_decayed_weights(0.003, as_mask(WEIGHTS, PARAMS))
+    decay = optax.add_decayed_weights(0.003, trees.as_mask(trees.WEIGHTS, trees.PARAMS))
     sgd = optax.chain(decay, optax.sgd(1e-5, 0.9))
-    assert_same_history(replay(tx), replay(sgd))
+    trees.assert_same_history(trees.replay(tx), trees.replay(sgd))
 
 
 def test_is_unscaled_lars_where_no_ratio_reaches_the_rate():
@@ -78,31 +66,32 @@ def test_is_unscaled_lars_where_no_ratio_reaches_the_rate():
     rule = {"trust_coefficient": ETA / gamma, "fallback_ratio": 1e-6}
     rate = optax.scale_by_learning_rate(gamma)
     lars = optax.chain(lars_optax.scale_by_lars(**rule), optax.trace(0.9), rate)
-    assert_same_history(*(replay(t, grads=RECORDED[:10]) for t in (tx, lars)))
+    histories = (trees.replay(x, grads=trees.RECORDED[:10]) for x in (tx, lars))
+    trees.assert_same_history(*histories)
 
 
 def test_the_state_counts_only_where_something_is_scheduled():
     def names(tx):
-        return [type(part).__name__ for part in tx.init(PARAMS)]
+        return [type(part).__name__ for part in tx.init(trees.PARAMS)]
 
     assert names(lars_optax.larc(0.1, 0.01))[0] == "EmptyState"
-    assert names(lars_optax.larc(learning_rate))[0] == "ScaleByLarsState"
+    assert names(lars_optax.larc(trees.learning_rate))[0] == "ScaleByLarsState"
     assert names(lars_optax.larc(0.1, lambda count: 0.01))[0] == "ScaleByLarsState"
 
 
 def test_an_injected_rate_is_one_trace_and_clips_anew():
     tx = optax.inject_hyperparams(lars_optax.larc)(learning_rate=0.1)
-    traces, state = [], tx.init(PARAMS)
+    traces, state = [], tx.init(trees.PARAMS)
 
     @jax.jit
     def updates(state):
         traces.append(None)
-        return tx.update(GRADS, state, PARAMS)[0]
+        return tx.update(trees.GRADS, state, trees.PARAMS)[0]
 
     close = partial(np.testing.assert_allclose, rtol=1e-6)
     for gamma in (0.1, 1e-6, 0.0):
         state.hyperparams["learning_rate"] = jnp.asarray(gamma)
-        jax.tree.map(close, updates(state), update(lars_optax.larc(gamma)))
+        jax.tree.map(close, updates(state), trees.update(lars_optax.larc(gamma)))
     assert len(traces) == 1
 
 
@@ -110,7 +99,7 @@ def test_an_injected_rate_is_one_trace_and_clips_anew():
 def test_updates_have_the_parameters_dtype_and_a_wide_buffer_keeps_its_own(dtype):
     params = {"kernel": jnp.ones((4, 4), dtype)}
     tx = lars_optax.larc(jnp.float32(0.5), accumulator_dtype="float32")
-    for updates, state in updates_and_states(tx, [params] * 3, params):
+    for updates, state in trees.each_step(tx, [params] * 3, params):
         assert updates["kernel"].dtype == dtype
         assert optax.tree.get(state, "trace")["kernel"].dtype == jnp.float32
 
@@ -123,4 +112,4 @@ def test_updates_have_the_parameters_dtype_and_a_wide_buffer_keeps_its_own(dtype
 ])  # fmt: skip
 def test_bad_arguments_are_named(argument, value, message):
     options = {"learning_rate": 0.1, argument: value}
-    assert_refused(f"{argument} {message}", lars_optax.larc, **options)
+    trees.assert_refused(f"{argument} {message}", lars_optax.larc, **options)

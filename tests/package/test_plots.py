@@ -198,13 +198,10 @@ def test_states_that_are_several_and_tracers_are_refused(ax):
     tx = lars_optax.scale_by_lars(keep_layer_stats=True)
     state = tx.init(PARAMS)
     plot = functools.partial(plot_layer_stats, ax=ax)
-    assert_refused(
-        r"history\[1\] holds the layer_stats of 2 optimizers",
-        plot,
-        [state, (state, state)],
-    )
+    message = r"history\[1\] holds the layer_stats of 2 optimizers"
+    assert_refused(message, plot, [state, (state, state)])
     several = jax.tree.map(lambda x: jnp.stack([x, x]), state)
-    assert_refused(r"several states in one, of shape \(2,\)", plot, [several])
+    assert_refused(r"its count has shape \(2,\)", plot, [several])
     assert_refused(r"history\[0\] holds tracers", jax.jit(plot), [{"w": stats(1)}])
 
 

@@ -13,28 +13,11 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 import numpy as np
+import random_trees as drawn
 from compat import enable_x64
 from hypothesis import given
 from hypothesis import strategies as st
-from random_trees import (
-    FLOOR,
-    OPTIONS,
-    SHAPES,
-    Leaf,
-    columns,
-    has_ratio,
-    in_numbers,
-    is_x64,
-    largest,
-    leaves,
-    norm,
-    reals,
-    same_bits,
-    tolerance,
-    trees,
-    updates_of,
-    wild_leaves,
-)
+from random_trees import OPTIONS, leaves, norm, reals, same_bits, trees, updates_of
 from reference import trust_ratio
 
 import lars_optax
@@ -46,11 +29,11 @@ def test_update_in_range_is_finite_where_its_bound_fits_the_dtype(tree, options)
     # others the fallback times |g| + β|w|: what exceeds a float16's 65504 is infinite.
     updates = updates_of(tree, options)
     for name, leaf in tree.items():
-        w, g, _, beta = in_numbers(leaf, options)
+        w, g, _, beta = drawn.in_numbers(leaf, options)
         raw = np.max(abs(g) + beta * abs(w), initial=0.0)
         adapted = options["trust_coefficient"] * norm(w) * leaf.adapted
         bound = max(adapted, options["fallback_ratio"] * raw)
-        if bound < largest(leaf.w.dtype):
+        if bound < drawn.largest(leaf.w.dtype):
             assert np.isfinite(updates[name]).all(), name
 
 
@@ -58,23 +41,23 @@ def test_update_in_range_is_finite_where_its_bound_fits_the_dtype(tree, options)
 def test_adapted_update_is_at_most_eta_times_as_long_as_the_weights(tree, options):
     updates = updates_of(tree, options)
     for name, leaf in tree.items():
-        w, _, _, beta = in_numbers(leaf, options)
+        w, _, _, beta = drawn.in_numbers(leaf, options)
         bound = options["trust_coefficient"] * norm(w)
-        if has_ratio(leaf, options) and bound < largest(leaf.w.dtype):
+        if drawn.has_ratio(leaf, options) and bound < drawn.largest(leaf.w.dtype):
             length = norm(reals(updates[name]))
-            slack = tolerance(leaf.w) * bound
-            slack += np.sqrt(w.size) * FLOOR.get(leaf.w.dtype.name, 0.0)
+            slack = drawn.tolerance(leaf.w) * bound
+            slack += np.sqrt(w.size) * drawn.FLOOR.get(leaf.w.dtype.name, 0.0)
             assert length <= bound + slack
             if beta == options["eps"] == 0:
                 assert length >= bound - slack
 
 
-@given(trees(), leaves(shapes=SHAPES), OPTIONS, st.data())
+@given(trees(), leaves(shapes=drawn.SHAPES), OPTIONS, st.data())
 def test_nonfinite_values_stay_visible_and_in_their_own_leaf(tree, leaf, options, data):
-    if is_x64(tree):
-        leaf = data.draw(leaves(x64=True, shapes=SHAPES))
+    if drawn.is_x64(tree):
+        leaf = data.draw(leaves(x64=True, shapes=drawn.SHAPES))
     # Squares of the last overflow: beyond the range a norm is infinite, not wrong.
-    beyond = [1e200 if is_x64(tree) else 1e25] if leaf.adapted else []
+    beyond = [1e200 if drawn.is_x64(tree) else 1e25] if leaf.adapted else []
     value = data.draw(st.sampled_from([np.inf, -np.inf, np.nan, *beyond]))
     field = data.draw(st.sampled_from(["w", "g"]))
     poisoned = getattr(leaf, field).copy()
@@ -106,14 +89,14 @@ def containers(inner):
 
 
 def is_drawn(x):
-    return isinstance(x, Leaf)
+    return isinstance(x, drawn.Leaf)
 
 
 def shapes(tree):
     return jax.tree.map(lambda x: (x.shape, x.dtype), tree)
 
 
-SINGLE = wild_leaves().map(lambda pair: Leaf(*pair, None, None))
+SINGLE = drawn.wild_leaves().map(lambda pair: drawn.Leaf(*pair, None, None))
 NESTED = st.recursive(SINGLE, containers, max_leaves=5)
 
 
@@ -144,7 +127,7 @@ def test_dtypes_shapes_and_structure_are_kept(tree, options, decayed, adapted):
 @given(trees(shapes=[(), (4,)], kinds=("plain", "zero"), exponents=(-1, 1)), OPTIONS)
 def test_derivative_through_a_step_is_finite_at_zero_too(tree, options):
     # Values from 2⁻⁷ to 4: the derivative by g, about λ, then fits a float16.
-    *arrays, decayed, adapted = columns(tree)
+    *arrays, decayed, adapted = drawn.columns(tree)
     masks = {"weight_decay_mask": decayed, "trust_ratio_mask": adapted}
     tx = lars_optax.scale_by_lars(**masks, **options)
 
@@ -152,7 +135,7 @@ def test_derivative_through_a_step_is_finite_at_zero_too(tree, options):
         updates = tx.update(g, tx.init(w), w)[0]
         return sum(jnp.sum(jnp.real(u)).astype(float) for u in updates.values())
 
-    with enable_x64(is_x64(tree)):
+    with enable_x64(drawn.is_x64(tree)):
         w, g = jax.tree.map(jnp.asarray, arrays)
         slopes = jax.grad(total, argnums=(0, 1))(w, g)
     assert all(np.isfinite(x).all() for x in jax.tree.leaves(slopes))
@@ -166,7 +149,7 @@ def test_equals_the_float64_reference(tree, options):
     updates = updates_of(tree, options)
     eta, eps, kind, fallback = (options[x] for x in RULE)
     for name, leaf in tree.items():
-        w, g, step, beta = in_numbers(leaf, options)
+        w, g, step, beta = drawn.in_numbers(leaf, options)
         ratio, condition = fallback, 1.0
         if leaf.adapted:
             ratio = trust_ratio(w, g, eta, beta, eps, kind, fallback)
@@ -175,13 +158,13 @@ def test_equals_the_float64_reference(tree, options):
             elif kind == "joint" and norm(w) > 0 and norm(g) > 0:
                 condition = np.inf
         # g + βw is rounded before it is squared: where it cancels, so do the digits.
-        if tolerance(leaf.w) * condition > 0.1:
+        if drawn.tolerance(leaf.w) * condition > 0.1:
             continue
         error = abs(reals(updates[name]) - ratio * step)
         scale = ratio * np.max(abs(g) + beta * abs(w), initial=0.0) * condition
-        floor = FLOOR.get(leaf.w.dtype.name, 1e-25)
-        fits = abs(ratio * step) < largest(leaf.w.dtype)
-        assert (error <= tolerance(leaf.w) * scale + floor)[fits].all(), name
+        floor = drawn.FLOOR.get(leaf.w.dtype.name, 1e-25)
+        fits = abs(ratio * step) < drawn.largest(leaf.w.dtype)
+        assert (error <= drawn.tolerance(leaf.w) * scale + floor)[fits].all(), name
 
 
 @given(trees(kinds=("plain", "zero"), exponents=(-30, 30)), OPTIONS,
@@ -196,7 +179,7 @@ def test_power_of_two_in_the_gradient_changes_no_bit(tree, options, power):
               for k, x in tree.items()}  # fmt: skip
     updates, expected = updates_of(scaled, options), updates_of(tree, options)
     for name, leaf in tree.items():
-        if has_ratio(leaf, options):
+        if drawn.has_ratio(leaf, options):
             same_bits(updates[name], expected[name])
 
 
@@ -216,7 +199,7 @@ STACKS = [((3,), 0), ((4, 3), 1), ((2, 3, 2), -2), ((3, 0), 0), ((3, 0), 1)]
 def test_stacked_layers_equal_their_slices(stack, data, options):
     shape, axis = stack
     leaf = data.draw(leaves(shapes=[shape]))
-    alone = data.draw(leaves(shapes=SHAPES))
+    alone = data.draw(leaves(shapes=drawn.SHAPES))
     layers = range(shape[axis])
     at = [(*(slice(None),) * (axis % len(shape)), i) for i in layers]
     sick = data.draw(st.sampled_from([None, *layers]))
@@ -233,5 +216,5 @@ def test_stacked_layers_equal_their_slices(stack, data, options):
     for i in layers:
         got, want = reals(updates["stacked"][at[i]]), reals(expected[str(i)])
         scale = np.max(abs(want), initial=0.0, where=np.isfinite(want))
-        most = 2 * tolerance(leaf.w) * scale
+        most = 2 * drawn.tolerance(leaf.w) * scale
         np.testing.assert_allclose(got, want, rtol=0, atol=most)

@@ -5,17 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+import trees
 from reference import Lars
-from trees import (
-    PARAMS,
-    RECORDED,
-    WEIGHTS,
-    as_mask,
-    assert_equal,
-    replay,
-    update,
-    updates_and_states,
-)
+from trees import PARAMS, RECORDED, WEIGHTS, assert_equal, each_step, replay, update
 
 from lars_optax import lars, recipes
 
@@ -24,9 +16,7 @@ GOYAL = recipes.get("goyal-resnet50-sgd-8192")
 SHORT = {"batch_size": 100, "epochs": 4}
 
 
-@pytest.mark.parametrize(
-    "name", ["paper-t5-alexnet_bn-lars-512", "mlperf-v1.0-resnet50-lars-8192"]
-)
+@pytest.mark.parametrize("name", ["paper-t5-alexnet_bn-lars-512", MLPERF.name])
 def test_lars_recipe_equals_the_reference(name):
     recipe = recipes.get(name).replace(**SHORT, warmup_epochs=1, warmup_start=0.0)
     rate = recipe.schedule(1000)
@@ -58,7 +48,7 @@ def test_sgd_recipe_has_the_rate_inside_the_momentum_and_goyal_outside():
     def by_hand(recipe, scaled):
         rate = optax.scale_by_learning_rate(recipe.schedule(1000))
         trace = optax.trace(0.9, nesterov=recipe.nesterov)
-        mask = None if scaled else as_mask(WEIGHTS, PARAMS)
+        mask = None if scaled else trees.as_mask(WEIGHTS, PARAMS)
         decay = optax.add_decayed_weights(1e-4, mask)
         order = (rate, trace) if scaled else (trace, rate)
         return replay(optax.chain(decay, *order))
@@ -82,7 +72,7 @@ def test_sgd_recipe_sums_in_a_float32_buffer_and_decays_no_stacked_vector(order)
     tree = {"kernel": jnp.ones((2, 3, 4)), "gain": jnp.ones((2, 4))}
     params = jax.tree.map(lambda x: x.astype("bfloat16"), tree)
     grads = jax.tree.map(lambda x: x * jnp.bfloat16(1e-2), params)
-    *_, (updates, state) = updates_and_states(tx, [grads] * 2, params)
+    *_, (updates, state) = each_step(tx, [grads] * 2, params)
     rate = -recipe.learning_rate if order == "scaled" else 1.0
     sums = {name: 1.9 * rate * (float(jnp.bfloat16(1e-2)) + decay)
             for name, decay in (("kernel", 0.5), ("gain", 0.0))}  # fmt: skip

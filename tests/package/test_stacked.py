@@ -213,7 +213,7 @@ def test_axes_may_be_a_function_of_the_parameters(name):
 
 
 @pytest.mark.parametrize(("axes", "message"), [
-    (0, r"lengths differ: 3 at 'blocks/\S+, .* 5 at 'embed/kernel'"),
+    (0, r"lengths are 3 at 'blocks/\S+, .* 5 at 'embed/kernel'"),
     (-3, r"-3 for 'blocks/layers/0/bias', which has shape \(3, 4\)"),
     ({"block": 0, "embed": None, "head": None}, "not cover 'blocks/layers/0/bias'"),
 ])  # fmt: skip

@@ -9,15 +9,7 @@ import numpy as np
 import optax
 import pytest
 from jax.test_util import check_grads
-from trees import (
-    GRADS,
-    PARAMS,
-    RECORDED,
-    assert_equal,
-    train_step,
-    update,
-    updates_and_states,
-)
+from trees import GRADS, PARAMS, RECORDED, assert_equal, each_step, train_step, update
 
 import lars_optax
 
@@ -68,7 +60,7 @@ def test_state_is_only_a_count_and_only_for_a_schedule():
     tx = lars_optax.scale_by_lars(optax.linear_schedule(0.0, 1.0, 10), True)
     (count,) = jax.tree.leaves(tx.init(PARAMS))
     assert (count.shape, count.dtype) == ((), jnp.int32)
-    for count, (updates, state) in enumerate(updates_and_states(tx, [GRADS] * 3)):
+    for count, (updates, state) in enumerate(each_step(tx, [GRADS] * 3)):
         fixed = lars_optax.scale_by_lars(count / 10, True)
         assert_equal(updates, update(fixed), rtol=1e-6)
         assert int(optax.tree.get(state, "count")) == count + 1
@@ -120,7 +112,7 @@ def test_derivative_through_a_step_is_the_difference_quotient(x64):
 
 def test_the_momentum_of_a_leaf_outlives_a_step_without_its_gradient():
     grads = GRADS, {**GRADS, "conv": None}
-    states = [state for _, state in updates_and_states(lars_optax.lars(0.5), grads)]
+    states = [state for _, state in each_step(lars_optax.lars(0.5), grads)]
     assert_equal(*(optax.tree.get(state, "trace")["conv"] for state in states))
 
 

@@ -8,38 +8,25 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+import trees
 from jax.flatten_util import ravel_pytree
 from reference import Lars, trust_ratio
-from trees import (
-    GRADS,
-    PARAMS,
-    RECORDED,
-    TOLERANCE,
-    WEIGHTS,
-    assert_equal,
-    assert_refused,
-    assert_same_history,
-    learning_rate,
-    replay,
-    train,
-    train_step,
-    update,
-    updates_and_states,
-)
+from trees import PARAMS, RECORDED, assert_equal, assert_same_history, replay, update
 
 import lars_optax
 
 OPTIONS = {"weight_decay": 0.01, "trust_coefficient": 0.01}
 inject = optax.inject_hyperparams
+RATE, WEIGHTS = trees.learning_rate, trees.WEIGHTS
 REFERENCE = {"decayed": WEIGHTS, "adapted": WEIGHTS, "beta": 0.01, "eta": 0.01}
-LARS = lars_optax.lars(learning_rate, **OPTIONS)
-KEEPING = partial(lars_optax.lars, learning_rate, keep_layer_stats=True, **OPTIONS)
+LARS = lars_optax.lars(RATE, **OPTIONS)
+KEEPING = partial(lars_optax.lars, RATE, keep_layer_stats=True, **OPTIONS)
 SOME = ("conv", "conv_bias", "unseen")
 IS_SOME = {name: name in SOME for name in PARAMS}
 IS_REST = {name: name not in SOME for name in PARAMS}
 
 
-def by_the_book(grads, names=PARAMS, rate=learning_rate, **options):
+def by_the_book(grads, names=PARAMS, rate=RATE, **options):
     """Parameters after each step of the float64 reference."""
     book = Lars({name: PARAMS[name] for name in names}, **REFERENCE | options)
     return [dict(book.step(g, float(rate(i)))) for i, g in enumerate(grads)]
@@ -61,15 +48,15 @@ def test_injected_values_are_those_of_a_fresh_lars_at_every_step_of_one_trace():
         state = optax.tree.set(state, **{k: jnp.float32(x) for k, x in new.items()})
         updates, state = step(grads, state)
         expected = lars_optax.lars(**new).update(grads, inner_state, PARAMS)
-        assert_equal((updates, state.inner_state), expected, TOLERANCE)
+        assert_equal((updates, state.inner_state), expected, trees.TOLERANCE)
         inner_state = expected[1]
     assert len(traces) == 1
 
 
 def test_an_injected_schedule_is_the_schedule():
     decay = optax.linear_schedule(0.0, 0.01, 40)
-    tx = inject(lars_optax.lars)(learning_rate, decay)
-    assert_same_history(replay(tx), replay(lars_optax.lars(learning_rate, decay)))
+    tx = inject(lars_optax.lars)(RATE, decay)
+    assert_same_history(replay(tx), replay(lars_optax.lars(RATE, decay)))
 
 
 def test_masks_named_in_static_args_are_masks():
@@ -77,7 +64,7 @@ def test_masks_named_in_static_args_are_masks():
     masks = dict.fromkeys(static, lars_optax.match_paths("conv"))
     build = inject(lars_optax.lars, static_args=static)
     expected = update(lars_optax.lars(0.5, **OPTIONS, **masks))
-    assert_equal(update(build(0.5, **OPTIONS, **masks)), expected, TOLERANCE)
+    assert_equal(update(build(0.5, **OPTIONS, **masks)), expected, trees.TOLERANCE)
 
 
 LOW = ("bfloat16", "float16", "float8_e4m3fn", "float8_e5m2")
@@ -93,10 +80,10 @@ def test_injected_values_are_float32_or_refused(optimizer, dtype, promotion):
     with jax.numpy_dtype_promotion(promotion):
         rounded = inject(optimizer)(**options)
         for init in (rounded.init, jax.jit(rounded.init)):
-            assert_refused(f"dtype {dtype}.*hyperparam_dtype", init, params)
+            trees.assert_refused(f"dtype {dtype}.*hyperparam_dtype", init, params)
         build = inject(optimizer, hyperparam_dtype=jnp.float32)
         histories = [
-            [updates for updates, _ in updates_and_states(tx, [grads] * 3, params)]
+            [updates for updates, _ in trees.each_step(tx, [grads] * 3, params)]
             for tx in (build(**options), optimizer(**options))
         ]
     assert_equal(*jax.tree.map(jnp.float32, histories))
@@ -104,8 +91,8 @@ def test_injected_values_are_float32_or_refused(optimizer, dtype, promotion):
 
 def test_a_schedule_that_is_injected_in_bfloat16_is_refused():
     params = {"kernel": jnp.ones((2, 2), "bfloat16")}
-    init = inject(lars_optax.lars)(learning_rate).init
-    assert_refused("is an array of dtype bfloat16", init, params)
+    init = inject(lars_optax.lars)(RATE).init
+    trees.assert_refused("is an array of dtype bfloat16", init, params)
 
 
 @pytest.mark.parametrize("skip", [None, optax.skip_not_finite])
@@ -114,7 +101,7 @@ def test_multi_steps_are_lars_on_the_mean_gradient(skip):
     groups = [RECORDED[i : i + 4] for i in range(0, len(RECORDED), 4)]
     means = [{k: np.mean([g[k] for g in group], 0) for k in PARAMS} for group in groups]
     if skip:  # a gradient that is skipped is as none at all
-        bad = optax.tree.scale(np.nan, GRADS)
+        bad = optax.tree.scale(np.nan, trees.GRADS)
         groups = [[group[0], bad, *group[1:]] for group in groups]
     found, every = replay(tx, grads=list(chain(*groups))), len(groups[0])
     assert_same_history(found[every - 1 :: every], by_the_book(means))
@@ -124,7 +111,7 @@ def test_multi_steps_are_lars_on_the_mean_gradient(skip):
 
 def test_apply_if_finite_makes_a_bad_step_as_none_at_all():
     def last(tx, grads):
-        params, state, step = PARAMS, tx.init(PARAMS), jax.jit(train_step(tx))
+        params, state, step = PARAMS, tx.init(PARAMS), jax.jit(trees.train_step(tx))
         for g in grads:
             params, state = step(g, state, params)
         return params, state
@@ -133,7 +120,7 @@ def test_apply_if_finite_makes_a_bad_step_as_none_at_all():
     bad = [{**good[0], "head": good[0]["head"] * x} for x in (np.inf, np.nan)]
     params, state = last(optax.apply_if_finite(LARS, 3), good[:2] + bad + good[2:])
     expected = last(LARS, good)  # so its schedule's count too
-    assert_equal((params, state.inner_state), expected, TOLERANCE)
+    assert_equal((params, state.inner_state), expected, trees.TOLERANCE)
     assert (int(state.notfinite_count), int(state.total_notfinite)) == (0, 2)
 
 
@@ -155,8 +142,8 @@ def test_what_is_left_out_is_left_and_the_rest_trained_as_if_alone(tx, left, mom
         return {name: tree[name] for name in SOME}
 
     grads = RECORDED[:3]
-    ours = updates_and_states(tx, grads)
-    alone = updates_and_states(LARS, map(some, grads), some(PARAMS))
+    ours = trees.each_step(tx, grads)
+    alone = trees.each_step(LARS, map(some, grads), some(PARAMS))
     for g, found, (own, _) in zip(grads, ours, alone, strict=True):
         assert_equal(found[0], optax.tree.scale(left, g) | own)
     assert len(jax.tree.leaves(optax.tree.get(found[1], "trace"))) == momenta
@@ -176,7 +163,7 @@ WRAPPED = {
 @pytest.mark.parametrize("name", WRAPPED)
 def test_the_momentum_and_the_counts_are_found_by_name(name):
     grads = RECORDED[:2]
-    *_, (updates, state) = updates_and_states(WRAPPED[name], grads)
+    *_, (updates, state) = trees.each_step(WRAPPED[name], grads)
     assert_equal(optax.tree.get(state, "trace"), updates)
     counts = optax.tree.get_all_with_path(state, "count")
     assert {(x.dtype.name, int(x)) for _, x in counts} == {("int32", 2)}
@@ -195,15 +182,15 @@ def test_map_params_finds_the_momentum_and_keeps_what_is_no_parameter(name):
 
 def test_flattened_with_both_masks_true_the_net_is_one_layer():
     found = update(optax.flatten(lars_optax.scale_by_lars(0.01, True, 0.1, 0, True)))
-    flat = [ravel_pytree(tree)[0] for tree in (PARAMS, GRADS, found)]
+    flat = [ravel_pytree(tree)[0] for tree in (PARAMS, trees.GRADS, found)]
     w, g, found = (np.asarray(x, np.float64) for x in flat)
     ratio = trust_ratio(w, g, 0.1, 0.01, 0.0, "separate", 1.0)
-    assert_equal(found, ratio * (g + 0.01 * w), TOLERANCE)
+    assert_equal(found, ratio * (g + 0.01 * w), trees.TOLERANCE)
 
 
 def test_clipping_first_matters_only_to_the_decay():
     def histories(decay):
-        lars = lars_optax.lars(learning_rate, decay, True, 0.01, 0.0, True)
+        lars = lars_optax.lars(RATE, decay, True, 0.01, 0.0, True)
         clipped = optax.chain(optax.clip_by_global_norm(0.1), lars)
         # At zero a layer takes its raw gradient.
         params = {k: w for k, w in PARAMS.items() if w.any()}
@@ -236,7 +223,8 @@ def test_the_loss_of_a_quadratic_falls(wrapper):
 
     if wrapper == "lookahead":
         start = optax.LookaheadParams.init_synced(start)
-    losses = [loss(params) for params in [start, *train(tx, start, grads, range(60))]]
+    history = trees.train(tx, start, grads, range(60))
+    losses = [loss(params) for params in (start, *history)]
     assert losses[-1] < 0.01 * losses[0]
 
 

@@ -11,7 +11,8 @@ import tarfile
 
 import numpy as np
 import pytest
-from image_trees import write_tree
+from cases import assert_line, cases
+from image_trees import read_tree, write_tree
 from scipy.io import savemat
 
 from examples.imagenet import prepare
@@ -21,6 +22,9 @@ from examples.imagenet.data.archives import Counts, unpack
 WNIDS = ("n00000003", "n00000001")  # in the order of their ILSVRC2012_ID
 TRUTH = (2, 1, 1, 2, 1)
 COUNTS = Counts(classes=2, train=5, validation=5)
+TRAIN_TAR = "ILSVRC2012_img_train.tar"
+VAL_TAR = "ILSVRC2012_img_val.tar"
+DEVKIT = "ILSVRC2012_devkit_t12.tar.gz"
 
 
 def tar_of(files, mode="w"):
@@ -33,51 +37,40 @@ def tar_of(files, mode="w"):
     return raw.getvalue()
 
 
-def meta_mat():
-    kinds = [("ILSVRC2012_ID", "O"), ("WNID", "O"), ("words", "O")]
-    groups = [(1, WNIDS[0], "a"), (2, WNIDS[1], "b"), (3, "n00000009", "group")]
+def mat(**values):
     raw = io.BytesIO()
-    savemat(raw, {"synsets": np.array(groups, kinds).reshape(-1, 1)})
+    savemat(raw, values)
     return raw.getvalue()
 
 
-def devkit(meta, labels=TRUTH):
+KINDS = [("ILSVRC2012_ID", "O"), ("WNID", "O"), ("words", "O")]
+GROUPS = [(1, WNIDS[0], "a"), (2, WNIDS[1], "b"), (3, "n00000009", "group")]
+META = mat(synsets=np.array(GROUPS, KINDS).reshape(-1, 1))
+
+
+def devkit(meta=META, labels=TRUTH):
     lines = "".join(f"{line}\n" for line in labels).encode()
     folder = "ILSVRC2012_devkit_t12/data"
-    files = {
-        f"{folder}/meta.mat": meta,
-        f"{folder}/ILSVRC2012_validation_ground_truth.txt": lines,
-    }
-    return tar_of(files, "w:gz")
+    truth = f"{folder}/ILSVRC2012_validation_ground_truth.txt"
+    return tar_of({f"{folder}/meta.mat": meta, truth: lines}, "w:gz")
 
 
-TRAIN = {
-    wnid: {f"{wnid}_{i}.JPEG": f"{wnid} {i}".encode() * 300 for i in range(n)}
-    for wnid, n in zip(WNIDS, (2, 3), strict=True)
-}
-VALIDATION = {
-    f"ILSVRC2012_val_{i:08}.JPEG": f"val {i}".encode() * 300 for i in range(1, 6)
-}
-PLACED = {
-    f"train/{wnid}/{name}": raw
-    for wnid, files in TRAIN.items()
-    for name, raw in files.items()
-} | {
-    f"val/{WNIDS[label - 1]}/{name}": raw
-    for label, (name, raw) in zip(TRUTH, VALIDATION.items(), strict=True)
-}
+def images(name, numbers):
+    return {f"{name.format(i)}.JPEG": name.format(i).encode() * 300 for i in numbers}
+
+
+TRAIN = {wnid: images(f"{wnid}_{{}}", range(2 + i)) for i, wnid in enumerate(WNIDS)}
+VALIDATION = images("ILSVRC2012_val_{:08}", range(1, 6))
+PLACED = {f"train/{k}/{name}": raw for k in WNIDS for name, raw in TRAIN[k].items()}
+for label, (name, raw) in zip(TRUTH, VALIDATION.items(), strict=True):
+    PLACED[f"val/{WNIDS[label - 1]}/{name}"] = raw
 FILES = {
-    "ILSVRC2012_img_train.tar": tar_of(
-        {f"{wnid}.tar": tar_of(files) for wnid, files in TRAIN.items()}
-    ),
-    "ILSVRC2012_img_val.tar": tar_of(VALIDATION),
-    "ILSVRC2012_devkit_t12.tar.gz": devkit(meta_mat()),
+    TRAIN_TAR: tar_of({f"{wnid}.tar": tar_of(TRAIN[wnid]) for wnid in WNIDS}),
+    VAL_TAR: tar_of(VALIDATION),
+    DEVKIT: devkit(),
 }
-
-
-OFFICIAL = (
-    r"train/(n\d{8})/\1_\d+\.JPEG|val/(n\d{8})/ILSVRC2012_val_\d{8}\.JPEG"  # any number
-)
+# The path of an unpacked image, whatever its number.
+OFFICIAL = r"train/(n\d{8})/\1_\d+\.JPEG|val/n\d{8}/ILSVRC2012_val_\d{8}\.JPEG"
 
 
 @pytest.fixture
@@ -85,22 +78,25 @@ def official(tmp_path):
     return write_tree(tmp_path / "archives", FILES)
 
 
-def placed(folder):
-    return {
-        str(path.relative_to(folder)): path.read_bytes()
-        for path in folder.rglob("*")
-        if path.is_file()
-    }
+@pytest.fixture
+def out(tmp_path):
+    return tmp_path / "out"
 
 
-def test_archives_are_unpacked_with_each_image_under_its_class(official, tmp_path):
-    assert list(unpack(official, tmp_path / "out", COUNTS)) == [True] * 10
-    assert placed(tmp_path / "out") == PLACED
+def assert_refused(message, official, out, counts=COUNTS):
+    """What is unpacked before the fault is found is whole and in its place."""
+    with pytest.raises(ValueError, match=message):
+        list(unpack(official, out, counts))
+    assert read_tree(out).items() <= PLACED.items()
+
+
+def test_archives_are_unpacked_with_each_image_under_its_class(official, out):
+    assert list(unpack(official, out, COUNTS)) == [True] * 10
+    assert read_tree(out) == PLACED
 
 
 @pytest.mark.parametrize("after", [1, 4, 7])
-def test_a_stopped_unpacking_goes_on_where_it_was(official, tmp_path, after):
-    out = tmp_path / "out"
+def test_a_stopped_unpacking_goes_on_where_it_was(official, out, after):
     first = unpack(official, out, COUNTS)
     assert all(itertools.islice(first, after))
     first.close()
@@ -108,77 +104,53 @@ def test_a_stopped_unpacking_goes_on_where_it_was(official, tmp_path, after):
     (out / part).write_bytes(b"cut")  # of another size than in the archive
     again = list(unpack(official, out, COUNTS))
     assert (len(again), sum(again)) == (10, 10 - after + 1)
-    assert placed(out) == PLACED
+    assert read_tree(out) == PLACED
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_a_missing_archive_is_named(official, tmp_path, name):
+def test_a_missing_archive_is_named(official, out, name):
     (official / name).unlink()
-    with pytest.raises(ValueError, match=rf"--archives: .* has no {name} .*image-net"):
-        list(unpack(official, tmp_path / "out", COUNTS))
+    assert_refused(rf"--archives: .* has no {name} .*image-net", official, out)
 
 
 @pytest.mark.parametrize("name", FILES)
 @pytest.mark.parametrize("share", [0, 0.1, 0.3, 0.5, 0.7])
-def test_an_archive_cut_anywhere_is_refused_by_name(official, tmp_path, name, share):
-    whole = FILES[name]
+def test_an_archive_cut_anywhere_is_refused_by_name(official, out, name, share):
     # The last images end well before a tar's padding does.
-    content = len(whole.rstrip(b"\0"))
-    (official / name).write_bytes(whole[: int(content * share)])
-    with pytest.raises(ValueError, match=rf"{name} .*download it again"):
-        list(unpack(official, tmp_path / "out", COUNTS))
-    assert placed(tmp_path / "out").items() <= PLACED.items()
+    content = len(FILES[name].rstrip(b"\0"))
+    (official / name).write_bytes(FILES[name][: int(content * share)])
+    assert_refused(rf"{name} .*download it again", official, out)
 
 
-def test_an_archive_that_ends_after_a_whole_image_is_refused(official, tmp_path):
-    fewer = dict(list(VALIDATION.items())[:-1])
-    (official / "ILSVRC2012_img_val.tar").write_bytes(tar_of(fewer))
-    with pytest.raises(ValueError, match=r"img_val\.tar is .* holds 4 images, not 5"):
-        list(unpack(official, tmp_path / "out", COUNTS))
+def test_an_archive_that_ends_after_a_whole_image_is_refused(official, out):
+    (official / VAL_TAR).write_bytes(tar_of(dict(list(VALIDATION.items())[:-1])))
+    assert_refused(r"img_val\.tar is .* holds 4 images, not 5", official, out)
 
 
 @pytest.mark.parametrize("share", [0, 0.05, 0.5, 0.9])
-def test_a_wrong_bit_in_the_development_kit_is_refused(official, tmp_path, share):
-    path = official / "ILSVRC2012_devkit_t12.tar.gz"
-    raw = bytearray(path.read_bytes())
+def test_a_wrong_bit_in_the_development_kit_is_refused(official, out, share):
+    raw = bytearray(FILES[DEVKIT])
     raw[int(len(raw) * share)] ^= 16
-    path.write_bytes(raw)
-    with pytest.raises(ValueError, match=r"devkit_t12\.tar\.gz is damaged"):
-        list(unpack(official, tmp_path / "out", COUNTS))
+    (official / DEVKIT).write_bytes(raw)
+    assert_refused(r"devkit_t12\.tar\.gz is damaged", official, out)
 
 
-def mat(**values):
-    raw = io.BytesIO()
-    savemat(raw, values)
-    return raw.getvalue()
-
-
-@pytest.mark.parametrize(
-    ("raw", "reason"),
-    [
-        pytest.param(devkit(b""), "meta.mat cannot be read", id="empty_meta"),
-        pytest.param(devkit(mat()), "'synsets'", id="meta_without_synsets"),
-        pytest.param(devkit(mat(synsets=5)), "meta.mat cannot", id="meta_of_numbers"),
-        pytest.param(
-            devkit(b"MATLAB" + bytes(118) + b"\0\2IM"),
-            "HDF",
-            id="meta_of_matlab_7_3",
-        ),
-        pytest.param(
-            devkit(meta_mat()[:200] + b"\xff" * 40 + meta_mat()[240:]),
-            "meta.mat cannot be read",
-            id="meta_with_wrong_bytes",
-        ),
-        pytest.param(devkit(meta_mat(), ["two"] * 5), "invalid literal", id="words"),
-        pytest.param(
-            gzip.compress(bytes(2**26 + 1)), "more than 67,108,864 bytes", id="bomb"
-        ),
-    ],
+@cases(
+    "raw, reason",
+    empty_meta=(devkit(b""), "meta.mat cannot be read"),
+    meta_without_synsets=(devkit(mat()), "'synsets'"),
+    meta_of_numbers=(devkit(mat(synsets=5)), "meta.mat cannot"),
+    meta_of_matlab_7_3=(devkit(b"MATLAB" + bytes(118) + b"\0\2IM"), "HDF"),
+    meta_with_wrong_bytes=(
+        devkit(META[:200] + b"\xff" * 40 + META[240:]),
+        "meta.mat cannot be read",
+    ),
+    words=(devkit(labels=["two"] * 5), "invalid literal"),
+    bomb=(gzip.compress(bytes(2**26 + 1)), "more than 67,108,864 bytes"),
 )
-def test_an_odd_development_kit_is_refused(official, tmp_path, raw, reason):
-    (official / "ILSVRC2012_devkit_t12.tar.gz").write_bytes(raw)
-    with pytest.raises(ValueError, match=rf"devkit_t12\.tar\.gz is damaged.*{reason}"):
-        list(unpack(official, tmp_path / "out", COUNTS))
+def test_an_odd_development_kit_is_refused(official, out, raw, reason):
+    (official / DEVKIT).write_bytes(raw)
+    assert_refused(rf"devkit_t12\.tar\.gz is damaged.*{reason}", official, out)
 
 
 def sparse(name):
@@ -192,92 +164,79 @@ def sparse(name):
     return bytes(header) + bytes(1024)
 
 
-def test_a_sparse_member_is_refused(official, tmp_path):
-    raw = sparse("ILSVRC2012_val_00000001.JPEG")
-    (official / "ILSVRC2012_img_val.tar").write_bytes(raw)
-    with pytest.raises(ValueError, match=r"img_val\.tar is .* none of them sparse"):
-        list(unpack(official, tmp_path / "out", COUNTS))
+@cases(
+    "raw, reason",
+    sparse=(sparse("ILSVRC2012_val_00000001.JPEG"), "that are not sparse"),
+    digits_of_another_alphabet=(
+        tar_of({"ILSVRC2012_val_0000000١.JPEG": b"x"}),
+        "may hold only files named",
+    ),
+)
+def test_odd_members_are_refused(official, out, raw, reason):
+    (official / VAL_TAR).write_bytes(raw)
+    assert_refused(rf"img_val\.tar is .* {reason}", official, out)
 
 
-def test_digits_of_other_alphabets_are_refused(official, tmp_path):
-    raw = tar_of({"ILSVRC2012_val_0000000١.JPEG": b"x"})
-    (official / "ILSVRC2012_img_val.tar").write_bytes(raw)
-    with pytest.raises(ValueError, match="not only files named"):
-        list(unpack(official, tmp_path / "out", COUNTS))
-
-
-def test_a_full_disk_is_told_with_the_path(official, tmp_path, monkeypatch):
+def test_a_full_disk_is_told_with_the_path(official, out, monkeypatch):
     def full(*files):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(archives.shutil, "copyfileobj", full)
-    out = tmp_path / "out"
     with pytest.raises(OSError, match=r"_0\.JPEG' cannot be written: No space"):
         list(unpack(official, out, COUNTS))
-    assert not placed(out)
+    assert not read_tree(out)
 
 
 @pytest.mark.parametrize("field", Counts._fields)
-def test_a_wrong_number_is_refused(official, tmp_path, field):
+def test_a_wrong_number_is_refused(official, out, field):
     counts = COUNTS._replace(**{field: 4})
-    with pytest.raises(ValueError, match=r"holds [25] .*, not 4\); download it again"):
-        list(unpack(official, tmp_path / "out", counts))
+    assert_refused(r"holds [25] .*, not 4\); download it again", official, out, counts)
 
 
-@pytest.mark.parametrize(
-    "name",
-    ["../{}", "/tmp/{}", "inner/{}", "{}.exe"],
-    ids=["up", "root", "down", "else"],
-)
-@pytest.mark.parametrize(
-    "archive", ["ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar"]
-)
-def test_members_of_other_names_are_refused(official, tmp_path, archive, name):
-    if "val" in archive:
-        foreign = tar_of({name.format("ILSVRC2012_val_00000001.JPEG"): b"x"})
+@cases("name", up="../{}", root="/tmp/{}", down="inner/{}", other_suffix="{}.exe")
+@pytest.mark.parametrize("archive", [TRAIN_TAR, VAL_TAR])
+def test_members_of_other_names_are_refused(official, out, archive, name):
+    if archive == VAL_TAR:
+        files = {name.format("ILSVRC2012_val_00000001.JPEG"): b"x"}
     else:
-        inner = tar_of({name.format("n00000003_0.JPEG"): b"x"})
-        foreign = tar_of({"n00000003.tar": inner})
-    (official / archive).write_bytes(foreign)
-    with pytest.raises(ValueError, match="not only files named"):
-        list(unpack(official, tmp_path / "out", COUNTS))
-    assert placed(tmp_path / "out").items() <= PLACED.items()
+        files = {"n00000003.tar": tar_of({name.format("n00000003_0.JPEG"): b"x"})}
+    (official / archive).write_bytes(tar_of(files))
+    assert_refused("may hold only files named", official, out)
 
 
 @pytest.mark.parametrize("name", FILES)
 def test_damaged_copies_of_archives_write_files_of_official_names_alone(
-    official, tmp_path, name, damaged_copies
+    official, out, name, damaged_copies
 ):
-    reasons, number = [], 0
-    for number, raw in enumerate(damaged_copies([FILES[name]]), 1):
+    reasons, unpacked = [], 0
+    for raw in damaged_copies([FILES[name]]):
         (official / name).write_bytes(raw)
-        out = tmp_path / "out" / str(number)
         try:
             list(unpack(official, out, COUNTS))
+            unpacked += 1
         except ValueError as error:
             reasons.append(str(error))
-        found = placed(out).keys() - PLACED.keys()
         # An image's name may be damaged, and still be an official one.
+        found = read_tree(out).keys() - PLACED.keys()
         assert all(re.fullmatch(OFFICIAL, path) for path in found)
         shutil.rmtree(out, ignore_errors=True)
-    print(f"{name}: {len(reasons)} refused, {number - len(reasons)} unpacked")
+    print(f"{name}: {len(reasons)} refused, {unpacked} unpacked")
     assert reasons
     assert all(name in reason for reason in reasons)
-    assert {path.name for path in tmp_path.iterdir()} <= {"archives", "out"}
+    assert [path.name for path in out.parent.iterdir()] == ["archives"]
 
 
-def test_prepare_unpacks_and_then_checks(official, tmp_path, monkeypatch, capsys):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "home"))
+@pytest.mark.usefixtures("cache")
+def test_prepare_unpacks_and_then_checks(official, out, monkeypatch, capsys):
     monkeypatch.setattr(prepare, "ILSVRC2012", COUNTS)
-    arguments = [str(tmp_path / "out"), "--archives", str(official)]
-    assert prepare.main(arguments) == 1  # the images are mere words
-    out = capsys.readouterr().out
-    assert "unpacked 10 images; 0 were there already" in out
-    assert "10 broken images" in out
-    assert prepare.main(arguments) == 1
-    assert "unpacked 0 images; 10 were there already" in capsys.readouterr().out
+    for unpacked, there in ((10, 0), (0, 10)):
+        # The images are mere words.
+        assert prepare.main([str(out), "--archives", str(official)]) == 1
+        said = capsys.readouterr().out
+        assert f"unpacked {unpacked} images; {there} were there already" in said
+        assert "10 broken images" in said
 
 
 def test_prepare_ends_with_the_archives_fault(tmp_path):
-    with pytest.raises(SystemExit, match=r"^error: --archives: .* has no ILSVRC2012"):
-        prepare.main([str(tmp_path), "--archives", str(tmp_path)])
+    arguments = [str(tmp_path), "--archives", str(tmp_path)]
+    assert_line("--archives: .* has no ILSVRC2012", arguments, prepare.main)

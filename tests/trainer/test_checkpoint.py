@@ -6,32 +6,28 @@ import random
 import shutil
 import threading
 from dataclasses import replace
+from unittest.mock import Mock
 
 import jax
 import numpy as np
 import pytest
 import small_runs as runs
+from cases import assert_line, cases
+from image_trees import read_tree
 from mutations import mutate
+from steps import state_of
+from trees import assert_refused
 
 from examples.imagenet import cli as command
-from examples.imagenet.log import read_log
 from examples.imagenet.run.checkpoint import Checkpoints, exist
 from examples.imagenet.run.experiment import Experiment
-from examples.imagenet.step.step import TrainState
 
 
 def made_up(step):
-    return TrainState(
-        np.array(step, np.int32),
-        np.zeros(2, np.uint32),
-        {"w": np.full(3, step, np.float32)},
-        {},
-        (),
-        np.array(True),
-    )
+    return state_of({"params": {"w": np.full(3, step, np.float32)}}, step=step)
 
 
-def save_all(out, accuracies, *, keep=2, reopen=False):
+def save_all(out, accuracies, keep, *, reopen=False):
     """A checkpoint for each accuracy, its step counted from 1."""
     config = runs.config(checkpoints=keep, out=str(out))
     checkpoints = Checkpoints(config, *runs.FACTS)
@@ -44,29 +40,24 @@ def save_all(out, accuracies, *, keep=2, reopen=False):
 
 
 @pytest.mark.parametrize("reopen", [False, True])
-@pytest.mark.parametrize(
-    ("accuracies", "kept"),
-    [
-        ((0.1, 0.9, 0.3, 0.4, 0.5), [2, 4, 5]),
-        ((0.1, 0.2, 0.3, 0.4), [3, 4]),
-        # Of equals the newest, so that a perfect score does not pin the first.
-        ((0.9, 0.9, 0.1, 0.2), [2, 3, 4]),
-        # States that were not evaluated.
-        ((0.5, None, None, None), [1, 3, 4]),
-        ((None, None, 0.2, None, None, None), [3, 5, 6]),
-        ((None, None, None), [2, 3]),
-    ],
+@cases(
+    "accuracies, kept",
+    best_is_old=((0.1, 0.9, 0.3, 0.4, 0.5), [2, 4, 5]),
+    best_is_newest=((0.1, 0.2, 0.3, 0.4), [3, 4]),
+    # The newest of equals, so that a perfect score does not pin the first.
+    two_are_best=((0.9, 0.9, 0.1, 0.2), [2, 3, 4]),
+    first_was_evaluated=((0.5, None, None, None), [1, 3, 4]),
+    third_was_evaluated=((None, None, 0.2, None, None, None), [3, 5, 6]),
+    none_was_evaluated=((None, None, None), [2, 3]),
 )
 def test_newest_two_and_the_best_are_kept(tmp_path, accuracies, kept, reopen):
-    save_all(tmp_path, accuracies, reopen=reopen)
+    save_all(tmp_path, accuracies, 2, reopen=reopen)
     assert runs.steps_of(tmp_path) == kept
     for step in kept:
         runs.assert_equal(runs.saved(tmp_path, step), made_up(step))
 
 
-def test_a_saved_state_is_that_of_its_step_however_late_it_is_written(
-    tmp_path, monkeypatch
-):
+def test_a_state_that_is_written_late_is_that_of_its_step(tmp_path, monkeypatch):
     """Its buffers are given to the next update while a thread writes them."""
     trained_on, mkdir = threading.Event(), os.mkdir
 
@@ -75,39 +66,34 @@ def test_a_saved_state_is_that_of_its_step_however_late_it_is_written(
             assert trained_on.wait(60)
         mkdir(path, *args, **kwargs)
 
-    given, copies = [], []
+    given = []
 
     class Watched(Checkpoints):
         def save(self, state, *rest):
-            given.append(state)
-            copies.append(jax.tree.map(np.array, state))
+            given.append((state, jax.tree.map(np.array, state)))
             super().save(state, *rest)
 
-    def show(record):
-        if record["kind"] == "step" and record["step"] == 5:
-            assert not (tmp_path / "checkpoints" / "3").exists()
-            params = jax.tree.leaves(given[0].params)
-            assert all(leaf.is_deleted() for leaf in params)
-            trained_on.set()
+    def check():
+        assert not (tmp_path / "checkpoints" / "3").exists()
+        assert all(leaf.is_deleted() for leaf in jax.tree.leaves(given[0][0].params))
+        trained_on.set()
 
     monkeypatch.setattr(os, "mkdir", late)
     kept = {"log_every": 1, "checkpoint_every": 3, "checkpoints": 20}
-    runs.train(tmp_path, show, Watched, **kept)
+    runs.train(tmp_path, runs.when("step", 5, check), Watched, **kept)
     assert trained_on.is_set()
     assert runs.steps_of(tmp_path) == [3, 6, 8, 9, 12, 15, 16, 18, 21, 24]
-    runs.assert_equal(runs.saved(tmp_path, 3), copies[0])
+    runs.assert_equal(runs.saved(tmp_path, 3), given[0][1])
 
 
-def test_a_finished_run_trains_nothing_and_gives_its_result_again(
-    tmp_path, monkeypatch
-):
+def test_a_finished_run_trains_nothing_and_repeats_its_result(tmp_path, monkeypatch):
     first, experiment = runs.train(tmp_path), runs.experiment()
     monkeypatch.setattr(experiment, "compile", lambda: None)
     before = runs.logged(tmp_path)
     monkeypatch.setattr(experiment, "step", replace(experiment.step, mapped=None))
     assert runs.train(tmp_path) == first
     assert runs.logged(tmp_path) == before
-    kinds = [record["kind"] for record in read_log(tmp_path / "log.jsonl")]
+    kinds = [record["kind"] for record in runs.records(tmp_path)]
     assert kinds[-2:] == ["resume", "result"]
     assert kinds.count("result") == 1
 
@@ -130,57 +116,43 @@ def old(tmp_path_factory):
 
 @pytest.fixture
 def no_training(monkeypatch):
-    def compile(*args):
-        raise AssertionError("something was compiled")
-
-    monkeypatch.setattr(Experiment, "compile", compile)
-
-
-def contents(folder):
-    return {
-        path: path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()
-    }
+    compiled = Mock(side_effect=AssertionError("something was compiled"))
+    monkeypatch.setattr(Experiment, "compile", compiled)
 
 
 @pytest.mark.usefixtures("no_training")
-@pytest.mark.parametrize(
-    ("flags", "named"),
-    [
-        ("--network alexnet_small", ["--network was 'alexnet_bn_small', now 'alexnet"]),
-        ("--width 0.5 --seed 3", ["--width was 0.25, now 0.5", "--seed was 0, now 3"]),
-        ("--optimizer sgd", ["--optimizer was 'lars', now 'sgd'"]),
-        (
-            "--batch-size 32 --epochs 4",
-            ["--batch-size was 16", "--epochs was 3"],
-        ),
-        (
-            "--validation-images 16",
-            [
-                "--validation-images was 32, now 16",
-                "the number of training images was 128, now 144",
-                "what --data holds .* was '",
-            ],
-        ),
-        ("--data mnist", ["training images was 128, now 3200", "what --data holds"]),
-        ("--evaluate-on test", ["--evaluate-on was 'validation'"]),
-        ("--boundaries 1 2", ["--boundaries was \\[\\], now \\(1.0, 2.0\\)"]),
-        (
-            "--momentum 0.8 --bn sync",
-            ["--momentum was 0.9", "--bn was 'local'"],
-        ),
-        ("--augment rrc --pixels 32", ["--pixels was None", "--augment was 'caffe'"]),
-    ],
+@cases(
+    "flags, named",
+    network=("--network alexnet_small", "--network was 'alexnet_bn_small', now 'alexn"),
+    width=("--width 0.5 --seed 3", "--width was 0.25, now 0.5; --seed was 0, now 3"),
+    optimizer=("--optimizer sgd", "--optimizer was 'lars', now 'sgd'"),
+    length=("--batch-size 32 --epochs 4", "--batch-size was 16, .*--epochs was 3"),
+    held_out=(
+        "--validation-images 16",
+        "--validation-images was 32, now 16; the number of training images was 128, now"
+        " 144; what --data holds .* was '",
+    ),
+    data=("--data mnist", "images was 128, now 3200; what --data holds .* was '"),
+    split=("--evaluate-on test", "--evaluate-on was 'validation'"),
+    list=("--boundaries 1 2", r"--boundaries was \[\], now \(1.0, 2.0\)"),
+    rule=("--momentum 0.8 --bn sync", "--bn was 'local', .*--momentum was 0.9"),
+    images=("--augment rrc --pixels 32", "--pixels was None, .*--augment was 'caffe'"),
 )
 def test_checkpoint_of_another_run_is_refused_by_flag(old, flags, named):
     words, out = old
-    before = contents(out)
-    with pytest.raises(SystemExit, match=named[0]) as error:
-        command.main([*words, *flags.split(), "--existing", "resume"])
-    for each in named[1:]:
-        error.match(each)
-    assert str(error.value).startswith("error: --existing resume: ")
-    assert str(error.value).count(" was ") == len(named)
-    assert contents(out) == before
+    before = read_tree(out)
+    more = [*flags.split(), "--existing", "resume"]
+    line = assert_line(f"--existing resume: .*{named}", [*words, *more])
+    assert line.count(" was ") == named.count(" was ")
+    assert read_tree(out) == before
+
+
+@pytest.mark.usefixtures("no_training")
+def test_checkpoints_are_refused_unless_the_run_says_what_to_do(old):
+    words, out = old
+    before = read_tree(out)
+    assert_line("--out: .*--existing resume", words)
+    assert read_tree(out) == before
 
 
 def test_what_changes_no_state_may_differ(old):
@@ -191,48 +163,32 @@ def test_what_changes_no_state_may_differ(old):
     more += " --coordinator a:1 --processes 2 --process 1 --step-timeout 9"
     more += f" --heartbeat-timeout 9 --data {out}/../idx"
     config = command.parse([*words, *more.split()])
-    facts = of(words)
-    with Checkpoints(config, *facts) as checkpoints:
+    with Checkpoints(config, *of(words)) as checkpoints:
         state, record = checkpoints.restore(made_up(0))
         assert checkpoints.changes == []
     assert (state.step, record["seconds"]) == (1, 0.0)
 
 
 def test_a_batch_cut_otherwise_is_told_and_not_refused(old):
-    words, _ = old
-    config = command.parse([*words, "--devices", "4"])
-    with Checkpoints(config, *of([*words, "--devices", "4"])) as checkpoints:
+    words = [*old[0], "--devices", "4"]
+    with Checkpoints(command.parse(words), *of(words)) as checkpoints:
         assert checkpoints.any
-        assert checkpoints.changes == [
-            "devices: 4 instead of 2",
-            "images over which BatchNorm takes its statistics: 4 instead of 8",
-        ]
+        moments = "images over which BatchNorm takes its statistics: 4 instead of 8"
+        assert checkpoints.changes == ["devices: 4 instead of 2", moments]
 
 
 def test_images_of_the_same_number_but_others_are_refused(old, tmp_path):
-    words, _ = old
-    other = runs.write_data(tmp_path / "idx")
-    labels = other / "train-labels-idx1-ubyte"
+    labels = runs.write_data(tmp_path / "idx") / "train-labels-idx1-ubyte"
     raw = bytearray(labels.read_bytes())
     raw[-1] ^= 1
     labels.write_bytes(raw)
-    words = [*words, "--data", str(other)]
-    with pytest.raises(ValueError, match=r"what --data holds .* was '.*', now '"):
-        Checkpoints(command.parse(words), *of(words))
-
-
-@pytest.mark.usefixtures("no_training")
-def test_checkpoints_are_refused_unless_the_run_says_what_to_do(old):
-    words, out = old
-    before = contents(out)
-    with pytest.raises(SystemExit, match=r"error: --out: .*--existing resume"):
-        command.main(words)
-    assert contents(out) == before
+    words = [*old[0], "--data", str(labels.parent)]
+    other = r"what --data holds .* was '.*', now '"
+    assert_refused(other, Checkpoints, command.parse(words), *of(words))
 
 
 def test_existing_replace_deletes_them(old, monkeypatch, tmp_path):
-    words, _ = old
-    words = [*words, "--out", str(tmp_path)]
+    words = [*old[0], "--out", str(tmp_path)]
     for _ in range(2):
         with Checkpoints(command.parse(words), *runs.FACTS) as checkpoints:
             assert checkpoints.restore(made_up(0)) is None
@@ -283,25 +239,17 @@ def swapped(folder):
 left_behind = pytest.mark.filterwarnings(
     "ignore::pytest.PytestUnraisableExceptionWarning"
 )
+DAMAGES = (without_record, empty, truncated, wrong_metrics, wrong_number, flipped)
 
 
 @left_behind
 @pytest.mark.parametrize(
-    ("damage", "left"),
-    [
-        (without_record, 2),
-        (empty, 2),
-        (truncated, 2),
-        (wrong_metrics, 2),
-        (wrong_number, 2),
-        (flipped, 2),
-        (swapped, 1),
-    ],
+    ("damage", "left"), [*((damage, 2) for damage in DAMAGES), (swapped, 1)]
 )
 def test_the_newest_whole_checkpoint_takes_the_place_of_damaged_ones(
     tmp_path, damage, left
 ):
-    save_all(tmp_path, (0.1, 0.2, 0.3), keep=3)
+    save_all(tmp_path, (0.1, 0.2, 0.3), 3)
     damage(tmp_path / "checkpoints" / "3")
     config = runs.config(checkpoints=3, out=str(tmp_path))
     with Checkpoints(config, *runs.FACTS) as checkpoints:
@@ -318,19 +266,17 @@ def test_the_newest_whole_checkpoint_takes_the_place_of_damaged_ones(
 
 @left_behind
 def test_with_all_checkpoints_damaged_the_run_does_not_start_anew(tmp_path):
-    save_all(tmp_path, (0.1, 0.2))
+    save_all(tmp_path, (0.1, 0.2), 2)
     for step in (1, 2):
         flipped(tmp_path / "checkpoints" / str(step))
     checkpoints = Checkpoints(runs.config(out=str(tmp_path)), *runs.FACTS)
-    with pytest.raises(
-        ValueError, match=r"no checkpoint can be read: .* 2 .* 1 is dam"
-    ):
-        checkpoints.restore(made_up(0))
+    unreadable = r"no checkpoint can be read: .* 2 .* 1 is dam"
+    assert_refused(unreadable, checkpoints.restore, made_up(0))
 
 
 def test_half_deleted_checkpoints_are_removed(tmp_path):
     """What a kill leaves while orbax deletes an old one."""
-    save_all(tmp_path, (0.1, 0.2, 0.3), keep=3)
+    save_all(tmp_path, (0.1, 0.2, 0.3), 3)
     (tmp_path / "checkpoints" / "1" / "_CHECKPOINT_METADATA").unlink()
     with Checkpoints(runs.config(out=str(tmp_path)), *runs.FACTS) as checkpoints:
         assert (checkpoints.newest, checkpoints.damaged) == (3, [])
@@ -342,7 +288,7 @@ def test_damaged_copies_of_checkpoints_are_restored_whole_or_not_at_all(
     tmp_path, request
 ):
     """One file of the newest, damaged, removed, or changed for one of another step."""
-    save_all(tmp_path / "whole", (0.1, 0.2, 0.3), keep=3)
+    save_all(tmp_path / "whole", (0.1, 0.2, 0.3), 3)
     chance, restored = random.Random(0), collections.Counter()
     out = tmp_path / "out"
     config = runs.config(checkpoints=3, out=str(out))

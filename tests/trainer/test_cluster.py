@@ -1,83 +1,73 @@
 """What keeps several processes together, each part on its own."""
 
-import os
-import subprocess
-import sys
 import threading
+from functools import partial
 from types import SimpleNamespace
+from unittest.mock import Mock
 
 import jax
 import numpy as np
 import pytest
-from small_runs import free_port
+from cases import cases
+from small_runs import begin_python, end, free_port, python
+from trees import assert_refused
 
 from examples.imagenet.cli import main
 from examples.imagenet.config import Batching, Cluster, Run
 from examples.imagenet.plan import make_plan
 from examples.imagenet.run import cluster
-from examples.imagenet.run.cluster import (
-    TRY_AGAIN,
-    Watchdog,
-    check_agreement,
-    gather,
-    join,
-    raise_everywhere,
-)
+from examples.imagenet.run.cluster import TRY_AGAIN, Watchdog, gather, join
 from examples.imagenet.step import devices as engine
 
+MISSING = "--coordinator, --process: missing; give all three"
 
-@pytest.mark.parametrize(
-    ("flags", "message"),
-    [
-        ({"processes": 2}, "--coordinator, --process: missing; give all three"),
-        (
-            {"coordinator": "a:1", "processes": 2, "process": 2},
-            "--process: got 2; give 0 to 1",
-        ),
-        (
-            {"coordinator": "here", "processes": 2, "process": 0},
-            "--coordinator: got 'here'; give HOST:PORT",
-        ),
-        ({"heartbeat_timeout": 1}, "--heartbeat-timeout: got 1"),
-        ({"step_timeout": -1}, "--step-timeout: got -1"),
-    ],
+
+@cases(
+    "make, message",
+    incomplete=(partial(Cluster, processes=2), MISSING),
+    number_too_high=(partial(Cluster, "a:1", 2, 2), "--process: got 2; give 0 to 1"),
+    no_port=(partial(Cluster, "a", 2, 0), "--coordinator: got 'a'; give HOST:PORT"),
+    heartbeat=(partial(Cluster, heartbeat_timeout=1), "--heartbeat-timeout: got 1"),
+    negative_timeout=(partial(Cluster, step_timeout=-1), "--step-timeout: got -1"),
 )
-def test_flags_that_make_no_cluster_are_refused(flags, message):
-    with pytest.raises(ValueError, match=message):
-        Cluster(**flags)
+def test_flags_that_make_no_cluster_are_refused(make, message):
+    assert_refused(message, make)
 
 
 @pytest.mark.parametrize("profile", ["5", "5:5", "7:5", "a:b", "-1:5"])
 def test_a_profile_of_no_steps_is_refused(profile):
-    with pytest.raises(ValueError, match="--profile: got"):
-        Run(profile=profile)
-
-
-def met(monkeypatch, config, **environment):
-    """What JAX is told of the cluster; None if it is not told to look for one."""
-    told = []
-    monkeypatch.setattr(jax.distributed, "initialize", lambda **kw: told.append(kw))
-    for name in ("SLURM_STEP_NUM_TASKS", "SLURM_PROCID"):
-        monkeypatch.delenv(name, raising=False)
-    for name, value in environment.items():
-        monkeypatch.setenv(name, value)
-    join(config)
-    return told[0] if told else None
+    assert_refused("--profile: got", Run, profile=profile)
 
 
 def test_a_cluster_is_joined_by_flags_or_under_srun_alone(monkeypatch):
-    assert met(monkeypatch, Cluster()) is None
+    def told(config, **slurm):
+        """What JAX is told of the cluster; {} if it is not told to look for one."""
+        found = {}
+        monkeypatch.setattr(jax.distributed, "initialize", found.update)
+        for name in ("SLURM_STEP_NUM_TASKS", "SLURM_PROCID"):
+            monkeypatch.delenv(name, raising=False)
+        for name, value in slurm.items():
+            monkeypatch.setenv(name, value)
+        join(config)
+        return found
+
+    assert told(Cluster()) == {}
     # In an allocation, or as srun's only task, there is nobody to meet.
-    assert met(monkeypatch, Cluster(), SLURM_JOB_ID="7", SLURM_NTASKS="8") is None
-    assert met(monkeypatch, Cluster(), SLURM_STEP_NUM_TASKS="1") is None
-    slurm = met(monkeypatch, Cluster(heartbeat_timeout=9), SLURM_STEP_NUM_TASKS="2")
+    assert told(Cluster(), SLURM_JOB_ID="7", SLURM_NTASKS="8") == {}
+    assert told(Cluster(), SLURM_STEP_NUM_TASKS="1") == {}
+    slurm = told(Cluster(heartbeat_timeout=9), SLURM_STEP_NUM_TASKS="2")
     assert slurm["cluster_detection_method"] == "slurm"
     assert slurm["heartbeat_timeout_seconds"] == 9
-    flags = Cluster("host:12", 4, 3)
-    told = met(monkeypatch, flags, SLURM_STEP_NUM_TASKS="2")
-    assert told["coordinator_address"] == "host:12"
-    assert (told["num_processes"], told["process_id"]) == (4, 3)
-    assert told["cluster_detection_method"] == "deactivate"
+    flags = told(Cluster("host:12", 4, 3), SLURM_STEP_NUM_TASKS="2")
+    assert flags["coordinator_address"] == "host:12"
+    assert (flags["num_processes"], flags["process_id"]) == (4, 3)
+    assert flags["cluster_detection_method"] == "deactivate"
+
+
+def test_a_port_that_is_taken_is_told_by_its_flag(monkeypatch):
+    fail = Mock(side_effect=RuntimeError("Failed to start RPC server"))
+    monkeypatch.setattr(jax.distributed, "initialize", fail)
+    assert_refused("--coordinator: Failed to start", join, Cluster("a:1", 2, 1))
 
 
 def test_srun_tasks_find_each_other_by_slurms_variables():
@@ -91,60 +81,31 @@ jax.config.update("jax_num_cpu_devices", 1)
 print(gather([f"{jax.process_index()}é\\n", "a\\tb"] if jax.process_index() else []))
 """
     # JAX derives the port from the job's number.
-    job = free_port() % 4096
-    shared = {
-        "SLURM_JOB_ID": str(job),
-        "SLURM_NTASKS": "2",
-        "SLURM_STEP_NUM_TASKS": "2",
-        "SLURM_STEP_NODELIST": "localhost",
-        "SLURM_STEP_NUM_NODES": "1",
-        "JAX_PLATFORMS": "cpu",
-    }
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-c", code],
-            env=os.environ | shared | {"SLURM_PROCID": str(i), "SLURM_LOCALID": str(i)},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for i in range(2)
-    ]
-    for process in processes:
-        out, err = process.communicate()
-        assert process.returncode == 0, err
-        assert out.splitlines()[-1] == "['1é\\n', 'a\\tb']"
+    job = {"SLURM_JOB_ID": str(free_port() % 4096)}
+    job |= {"SLURM_NTASKS": "2", "SLURM_STEP_NUM_TASKS": "2"}
+    job |= {"SLURM_STEP_NODELIST": "localhost", "SLURM_STEP_NUM_NODES": "1"}
+    tasks = [{"SLURM_PROCID": str(i), "SLURM_LOCALID": str(i)} for i in range(2)]
+    for process in [begin_python("-c", code, **job, **task) for task in tasks]:
+        process = end(process)
+        assert process.returncode == 0, process.stderr
+        assert process.stdout.splitlines()[-1] == "['1é\\n', 'a\\tb']"
 
 
 def test_processes_that_differ_are_told_in_what(monkeypatch):
     settings = {"--seed": 1, "--out": "a\nb", "images": 10}
-    check_agreement(settings)  # alone, with itself
-    lines = {"other": "--seed 2\n--out 'a\\nb'\nimages 11"}
-    monkeypatch.setattr(cluster, "gather", lambda mine: [*mine, lines["other"], *mine])
-    with pytest.raises(ValueError, match="differ: --seed 1 and --seed 2; images 10"):
-        check_agreement(settings)
+    cluster.check_agreement(settings)  # alone, with itself
+    other = "--seed 2\n--out 'a\\nb'\nimages 11"
+    monkeypatch.setattr(cluster, "gather", lambda mine: [*mine, other, *mine])
+    message = "differ: --seed 1 and --seed 2; images 10"
+    assert_refused(message, cluster.check_agreement, settings)
 
 
 def test_what_one_process_cannot_do_ends_all(monkeypatch):
-    assert raise_everywhere(lambda: 3) == 3
-
-    def fail():
-        raise OSError("no such disk")
-
-    with pytest.raises(ValueError, match="no such disk"):
-        raise_everywhere(fail)
+    assert cluster.raise_everywhere(lambda: 3) == 3
+    fail = Mock(side_effect=OSError("no such disk"))
+    assert_refused("no such disk", cluster.raise_everywhere, fail)
     monkeypatch.setattr(cluster, "gather", lambda mine: [*mine, "the other has none"])
-    with pytest.raises(ValueError, match="the other has none"):
-        raise_everywhere(lambda: 3)
-
-
-def test_a_port_that_is_taken_is_told_by_its_flag(monkeypatch):
-    def fail(**kwargs):
-        raise RuntimeError("Failed to start RPC server")
-
-    monkeypatch.setattr(jax.distributed, "initialize", fail)
-    with pytest.raises(ValueError, match="--coordinator: Failed to start"):
-        join(Cluster("a:1", 2, 1))
+    assert_refused("the other has none", cluster.raise_everywhere, lambda: 3)
 
 
 def test_one_process_is_waited_for_without_end_several_are_not(monkeypatch):
@@ -155,9 +116,9 @@ def test_one_process_is_waited_for_without_end_several_are_not(monkeypatch):
     assert Cluster(step_timeout=0).patience == 0
 
 
-def test_alone_what_is_gathered_is_what_was_given():
-    assert gather([]) == []
-    assert gather(["a", ""]) == ["a", ""]
+@pytest.mark.parametrize("texts", [[], ["a", ""]])
+def test_alone_what_is_gathered_is_what_was_given(texts):
+    assert gather(texts) == texts
 
 
 def test_a_process_that_makes_no_step_says_so_and_ends():
@@ -171,9 +132,7 @@ with Watchdog(0.5) as dog:
     print("fed", flush=True)
     threading.Event().wait(60)
 """
-    process = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=False
-    )
+    process = python("-c", code)
     assert process.returncode == TRY_AGAIN
     assert process.stdout == "fed\n"
     assert "error: --step-timeout: no training step in 0.5 s" in process.stderr
@@ -181,8 +140,7 @@ with Watchdog(0.5) as dog:
 
 
 def test_a_watchdog_that_is_closed_or_off_bites_nobody(monkeypatch):
-    ended = []
-    monkeypatch.setattr(cluster.os, "_exit", ended.append)
+    monkeypatch.setattr(cluster.os, "_exit", Mock())
     before = threading.active_count()
     with Watchdog(0.05):
         watches = set(threading.enumerate())
@@ -191,53 +149,39 @@ def test_a_watchdog_that_is_closed_or_off_bites_nobody(monkeypatch):
         thread.join(timeout=1)
     with Watchdog(0):
         assert threading.active_count() == before
-    assert ended == []
+    cluster.os._exit.assert_not_called()
 
 
 def test_processes_share_a_batch_and_the_plan_says_so():
-    batching = Batching(batch_size=64, accumulate=2)
-    plan = make_plan(batching, devices=4, examples=1000, processes=2)
+    shared = {"devices": 4, "examples": 1000, "processes": 2}
+    plan = make_plan(Batching(batch_size=64, accumulate=2), **shared)
     assert (plan.processes, plan.devices, plan.images_per_slot) == (2, 4, 4)
-    with pytest.raises(ValueError, match=r"got 72; .*divisible by 16 = "):
-        make_plan(Batching(batch_size=72, accumulate=2), 4, 1000, 2)
-
-
-def fake_devices(counts):
-    return [
-        SimpleNamespace(process_index=i, platform="gpu", id=10 * i + k)
-        for i, n in enumerate(counts)
-        for k in range(n)
-    ]
+    uneven = Batching(batch_size=72, accumulate=2)
+    assert_refused("got 72; .*divisible by 16 = ", make_plan, uneven, **shared)
 
 
 def test_every_process_brings_as_many_devices(monkeypatch):
     def started(counts, wanted=None):
-        monkeypatch.setattr(jax, "devices", lambda: fake_devices(counts)[::-1])
+        owners = [i for i, count in enumerate(counts) for _ in range(count)]
+        gpus = [SimpleNamespace(process_index=i, platform="gpu") for i in owners[::-1]]
+        monkeypatch.setattr(jax, "devices", lambda: gpus)
         return [device.process_index for device in engine.start_devices(wanted)]
 
     assert started([2, 2]) == [0, 0, 1, 1]
     assert started([4, 2], 2) == [0, 0, 1, 1]
-    with pytest.raises(ValueError, match="--devices: the processes have 4, 2 devices"):
-        started([4, 2])
-    with pytest.raises(ValueError, match="--devices: got 3; JAX has 2 gpu devices in"):
-        started([4, 2], 3)
+    assert_refused("--devices: the processes have 4, 2 devices", started, [4, 2])
+    assert_refused("--devices: got 3; JAX has 2 gpu devices in", started, [4, 2], 3)
 
 
 def test_copies_that_differ_between_processes_are_named(monkeypatch):
     state = {"a": np.zeros(3), "b": np.ones(2)}
     copies = engine.replicate(state, jax.local_devices()[:2])
     monkeypatch.setattr(jax, "process_count", lambda: 2)
-    other = {}
-
-    def both(mine):
-        theirs = mine.copy()
-        if other:
-            theirs[list(state).index(other["leaf"])] ^= 1
-        return np.stack([mine, theirs])
-
-    monkeypatch.setattr(engine.multihost_utils, "process_allgather", both)
+    flips = np.zeros((2, 2, 1), np.uint32)  # of the digests of each process's leaves
+    gather = "process_allgather"
+    monkeypatch.setattr(engine.multihost_utils, gather, lambda mine: mine ^ flips)
     engine.assert_replicated(copies)
-    other["leaf"] = "b"
+    flips[1, 1] = 1
     with pytest.raises(engine.CopiesDiffer, match=r"state\['b'\] .* the processes"):
         engine.assert_replicated(copies)
 

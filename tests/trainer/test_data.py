@@ -1,12 +1,15 @@
 """The trainer's data: fixed splits, orders that are functions, checked files."""
 
 import gzip
+import re
 import struct
 from pathlib import Path
 
 import numpy as np
 import pytest
-from image_trees import write_idx
+from cases import cases
+from image_trees import write_idx, write_idx_folder
+from trees import assert_refused
 
 from examples.imagenet.data import arrays as data
 from examples.imagenet.data.batches import epoch_order, visits
@@ -15,13 +18,22 @@ from examples.imagenet.data.sources import load
 FASHION = Path("/usr/share/datasets/fashion-mnist")
 
 
-def write_folder(folder, suffix="", train=40, test=10):
-    """Four IDX files whose every image is filled with its own number."""
-    for stem, n in (("train", train), ("t10k", test)):
+@pytest.fixture(params=["", ".gz"], ids=["plain", "gzip"])
+def suffix(request):
+    return request.param
+
+
+@pytest.fixture
+def folder(tmp_path, suffix):
+    """IDX files of 40 and 10 images, each of which is filled with its own number."""
+
+    def numbered(n):
         number = np.arange(n, dtype=np.uint8)
         images = np.broadcast_to(number[:, None, None], (n, 5, 4))
-        write_idx(folder / f"{stem}-images-idx3-ubyte{suffix}", images)
-        write_idx(folder / f"{stem}-labels-idx1-ubyte{suffix}", number % 10)
+        return data.Split(images, number % 10)
+
+    write_idx_folder(tmp_path, suffix, train=numbered(40), t10k=numbered(10))
+    return str(tmp_path)
 
 
 def test_mnist_split_is_fixed_stratified_and_disjoint():
@@ -35,98 +47,72 @@ def test_mnist_split_is_fixed_stratified_and_disjoint():
         np.testing.assert_array_equal(split.images, other.images)
 
 
-@pytest.mark.parametrize("suffix", ["", ".gz"])
-def test_idx_folder_gives_back_every_image_with_its_label(tmp_path, suffix):
-    write_folder(tmp_path, suffix)
-    train, validation, test, classes, *_ = data.load_idx(str(tmp_path), 15)
+def test_idx_folder_gives_back_every_image_with_its_label(folder):
+    train, validation, test, classes, *_ = data.load_idx(folder, 15)
     assert classes == 10
+    numbers = []
     for split in (train, validation, test):
         assert split.images.shape[1:] == (5, 4, 1)
-        numbers = split.images[:, 0, 0, 0]
-        assert (split.images == numbers[:, None, None, None]).all()
-        np.testing.assert_array_equal(split.labels, numbers % 10)
-    held = validation.images[:, 0, 0, 0]
-    assert len(held) == 15
-    together = np.concatenate([train.images[:, 0, 0, 0], held])
+        numbers.append(split.images[:, 0, 0, 0])
+        assert (split.images == numbers[-1][:, None, None, None]).all()
+        np.testing.assert_array_equal(split.labels, numbers[-1] % 10)
+    assert len(validation.labels) == 15
+    together = np.concatenate(numbers[:2])
     np.testing.assert_array_equal(np.sort(together), np.arange(40))
-    np.testing.assert_array_equal(test.images[:, 0, 0, 0], np.arange(10))
+    np.testing.assert_array_equal(numbers[2], np.arange(10))
+    # A smaller validation split is the end of a larger one.
+    small = data.load_idx(folder, 6).validation.images
+    np.testing.assert_array_equal(small, validation.images[-6:])
 
 
-def test_a_smaller_validation_split_is_the_end_of_a_larger_one(tmp_path):
-    write_folder(tmp_path)
-    large = data.load_idx(str(tmp_path), 15).validation.images
-    small = data.load_idx(str(tmp_path), 6).validation.images
-    np.testing.assert_array_equal(small, large[-6:])
+def test_idx_folders_that_do_not_fit_are_refused(folder, suffix):
+    assert_refused("at most 39", data.load_idx, folder, 40)
+    labels = Path(folder, f"train-labels-idx1-ubyte{suffix}")
+    write_idx(labels, np.zeros(39))
+    assert_refused(r"\(40, 5, 4\), and .* \(39,\);", data.load_idx, folder, 5)
+    labels.unlink()
+    # Only what is missing is named.
+    missing = r"no images; .*missing: train-labels-idx1-ubyte$"
+    assert_refused(missing, data.load_idx, folder, 5)
 
 
-def test_missing_files_are_each_named(tmp_path):
-    write_folder(tmp_path)
-    (tmp_path / "t10k-labels-idx1-ubyte").unlink()
-    with pytest.raises(ValueError, match="t10k-labels-idx1-ubyte") as error:
-        data.load_idx(str(tmp_path), 5)
-    assert "train-images" not in str(error.value)
+IDX = b"\x00\x00\x08\x02" + struct.pack(">2I", 4, 7) + bytes(28)
 
 
-def test_validation_that_leaves_nothing_to_train_on_is_refused(tmp_path):
-    write_folder(tmp_path)
-    with pytest.raises(ValueError, match="at most 39"):
-        data.load_idx(str(tmp_path), 40)
-
-
-@pytest.mark.parametrize("name", ["broken", "broken.gz"])
-@pytest.mark.parametrize(
-    ("damage", "message"),
-    [
-        ("magic", "IDX file of unsigned bytes, but it starts with 010008"),
-        ("type", "IDX file of unsigned bytes, but it starts with 00000d"),
-        ("values", "asks for 28 values; it has fewer"),
-        ("surplus", "asks for 28 values; it has more"),
-        ("header", "truncated in its header"),
-        ("empty", "nothing"),
-    ],
+@cases(
+    "raw, message",
+    magic=(b"\x01" + IDX[1:], "of unsigned bytes, but it starts with 010008"),
+    type=(b"\x00\x00\x0d" + IDX[3:], "of unsigned bytes, but it starts with 00000d"),
+    values=(IDX[:-1], "takes 28 values, and it has fewer"),
+    surplus=(IDX + b"\x00", "takes 28 values, and it has more"),
+    header=(IDX[:9], "truncated in its header"),
+    empty=(b"", "nothing"),
 )
-def test_damaged_idx_files_are_refused_by_name(tmp_path, name, damage, message):
-    path = tmp_path / name
-    raw = b"\x00\x00\x08\x02" + struct.pack(">2I", 4, 7) + bytes(28)
-    raw = {
-        "magic": b"\x01" + raw[1:],
-        "type": b"\x00\x00\x0d" + raw[3:],
-        "values": raw[:-1],
-        "surplus": raw + b"\x00",
-        "header": raw[:9],
-        "empty": b"",
-    }[damage]
-    path.write_bytes(gzip.compress(raw) if path.suffix == ".gz" else raw)
-    with pytest.raises(ValueError, match=message) as error:
-        data.read_idx(path)
-    assert str(path) in str(error.value)
+def test_damaged_idx_files_are_refused_by_name(tmp_path, suffix, raw, message):
+    path = tmp_path / f"broken{suffix}"
+    path.write_bytes(gzip.compress(raw) if suffix else raw)
+    assert_refused(f"^{re.escape(str(path))}: .*{message}", data.read_idx, path)
 
 
 VALUES = np.random.RandomState(0).randint(0, 256, 1000).astype(np.uint8).tobytes()
 PACKED = gzip.compress(b"\0\0\x08\1" + struct.pack(">I", 1000) + VALUES)
+VAST = gzip.compress(b"\0\0\x08\2" + struct.pack(">2I", 2**16, 2**16))
 
 
-@pytest.mark.parametrize(
-    ("raw", "reason"),
-    [
-        pytest.param(PACKED[:500], "ended before", id="cut"),
-        pytest.param(b"not gzip at all", "Not a gzipped file", id="no_gzip"),
-        pytest.param(PACKED[:-8] + bytes(8), "CRC check failed", id="checksum"),
-        pytest.param(
-            PACKED[:10] + b"\xff" * 40 + PACKED[50:], "Error -3", id="deflate_stream"
-        ),
-        pytest.param(
-            gzip.compress(b"\0\0\x08\2" + struct.pack(">2I", 2**16, 2**16)),
-            "more than 2,147,483,648",
-            id="more_than_is_read",
-        ),
-    ],
+@cases(
+    "raw, reason",
+    cut=(PACKED[:500], "ended before"),
+    cut_at_its_end=(PACKED[:-10], "ended before"),
+    no_gzip=(b"not gzip at all", "Not a gzipped file"),
+    checksum=(PACKED[:-8] + bytes(8), "CRC check failed"),
+    deflate_stream=(PACKED[:10] + b"\xff" * 40 + PACKED[50:], "Error -3"),
+    more_than_is_read=(VAST, "more than 2,147,483,648"),
 )
 def test_damaged_gzip_is_refused_by_name(tmp_path, raw, reason):
     path = tmp_path / "images.gz"
     path.write_bytes(raw)
-    with pytest.raises(ValueError, match=rf"images\.gz: .*{reason}.*download it again"):
-        data.read_idx(path)
+    message = rf"images\.gz: .*{reason}.*download it again"
+    assert_refused(message, data.read_idx, path)
 
 
 def test_damaged_copies_of_idx_files_are_read_whole_or_refused(
@@ -152,47 +138,39 @@ def test_damaged_copies_of_idx_files_are_read_whole_or_refused(
     assert all("images" in reason for reason in reasons)
 
 
-def test_test_images_of_another_size_are_refused(tmp_path):
-    write_folder(tmp_path)
-    write_idx(tmp_path / "t10k-images-idx3-ubyte", np.zeros((10, 9, 9), np.uint8))
-    expected = "training images of 5×4 pixels and test images of 9×9"
-    with pytest.raises(ValueError, match=f"--data: .* {expected}"):
-        data.load_idx(str(tmp_path), 5)
+TOO_LARGE = np.where(np.arange(40) == 3, 255, np.arange(40) % 4)
 
 
-@pytest.mark.parametrize(
-    ("split", "n", "reason"),
-    [
-        ("train", 40, "labels up to 255, but training images of only"),
-        ("t10k", 10, r"test images of classes without a training image: \[255\]"),
-    ],
+@cases(
+    "name, array, reason",
+    size=(
+        "t10k-images-idx3",
+        np.zeros((10, 9, 9)),
+        "training images of 5×4 pixels and test images of 9×9",
+    ),
+    training_label=(
+        "train-labels-idx1",
+        TOO_LARGE,
+        "labels up to 255, but training images of only",
+    ),
+    test_label=(
+        "t10k-labels-idx1",
+        TOO_LARGE[:10],
+        r"test images of classes without a training image: \[255\]",
+    ),
 )
-def test_one_damaged_label_is_refused(tmp_path, split, n, reason):
-    write_folder(tmp_path)
-    labels = np.arange(n, dtype=np.uint8) % 4
-    labels[3] = 255
-    write_idx(tmp_path / f"{split}-labels-idx1-ubyte", labels)
-    with pytest.raises(ValueError, match=f"--data: .* {reason}"):
-        data.load_idx(str(tmp_path), 5)
+def test_splits_that_do_not_fit_are_refused(folder, suffix, name, array, reason):
+    write_idx(Path(folder, f"{name}-ubyte{suffix}"), array)
+    assert_refused(f"--data: .* {reason}", data.load_idx, folder, 5)
 
 
-def test_a_class_without_training_images_is_noted(tmp_path):
-    write_folder(tmp_path)
+def test_a_class_without_training_images_is_noted(folder, suffix):
     for split, n in (("train", 40), ("t10k", 10)):
-        labels = 1 + np.arange(n, dtype=np.uint8) % 4
-        write_idx(tmp_path / f"{split}-labels-idx1-ubyte", labels)
-    found = data.load_idx(str(tmp_path), 5)
-    assert (found.classes, found.notes) == (
-        5,
-        ("train: classes without an image: [0]",),
-    )
-
-
-def test_label_count_that_differs_is_refused(tmp_path):
-    write_folder(tmp_path)
-    write_idx(tmp_path / "train-labels-idx1-ubyte", np.zeros(39, np.uint8))
-    with pytest.raises(ValueError, match=r"\(40, 5, 4\), and .* \(39,\);"):
-        data.load_idx(str(tmp_path), 5)
+        labels = 1 + np.arange(n) % 4
+        write_idx(Path(folder, f"{split}-labels-idx1-ubyte{suffix}"), labels)
+    found = data.load_idx(folder, 5)
+    assert found.classes == 5
+    assert found.notes == ("train: classes without an image: [0]",)
 
 
 def test_epoch_order_is_a_permutation_that_depends_on_seed_and_epoch_alone():
@@ -233,9 +211,10 @@ def test_synthetic_images_have_imagenets_numbers_and_are_the_same_every_time():
     assert abs(pool.std() - noise.pixel_std) < 0.5
 
 
-@pytest.mark.skipif(
-    not FASHION.is_dir(), reason=f"Debian's dataset-fashion-mnist not in {FASHION}"
-)
+ABSENT = f"Debian's dataset-fashion-mnist not in {FASHION}"
+
+
+@pytest.mark.skipif(not FASHION.is_dir(), reason=ABSENT)
 def test_fashion_mnist_is_read_whole():
     fashion = load(str(FASHION), 5_000)
     parts = (fashion.train, fashion.validation, fashion.test)

@@ -1,50 +1,45 @@
 """The demo takes its rates from a sweep of its own protocol."""
 
 import json
-from pathlib import Path
 
 import numpy as np
-import pytest
+from small_runs import ROOT
+from trees import assert_refused
 
 from examples.imagenet import demo
-
-ROOT = Path(__file__).parents[2]
 
 
 def test_demo_refuses_a_sweep_of_another_protocol(tmp_path):
     path = tmp_path / "sweep.json"
-    methods = {
-        name: {"protocol": demo.protocol(name), "best": 0.5} for name in demo.METHODS
-    }
-    path.write_text(json.dumps({"methods": methods}))
-    assert set(demo.read_rates(path).values()) == {0.5}
+    protocols = {name: demo.protocol(name) for name in demo.METHODS}
+    methods = {name: {"protocol": p, "best": 0.5} for name, p in protocols.items()}
+
+    def read():
+        path.write_text(json.dumps({"methods": methods}))
+        return set(demo.read_rates(path).values())
+
+    assert_refused("missing", demo.read_rates, path)
+    assert read() == {0.5}
+    batching = protocols["LARS, large batch"]["batching"]
     # A sweep made before a setting existed knows nothing of it.
-    del methods["LARS, large batch"]["protocol"]["batching"]["accumulate"]
-    path.write_text(json.dumps({"methods": methods}))
-    assert set(demo.read_rates(path).values()) == {0.5}
-    methods["LARS, large batch"]["protocol"]["batching"]["epochs"] += 1
-    path.write_text(json.dumps({"methods": methods}))
-    with pytest.raises(ValueError, match="LARS, large batch"):
-        demo.read_rates(path)
-    with pytest.raises(ValueError, match="missing"):
-        demo.read_rates(tmp_path / "absent.json")
+    del batching["accumulate"]
+    assert read() == {0.5}
+    batching["epochs"] += 1
+    assert_refused("LARS, large batch", read)
 
 
 def test_committed_sweep_is_fair_and_its_best_rates_are_what_it_measured():
     methods = json.loads((ROOT / demo.SWEEP).read_text())["methods"]
-    rates = demo.read_rates(ROOT / demo.SWEEP)
-    tried = {
-        name: sorted({r["learning_rate"] for r in methods[name]["runs"]})
-        for name in rates
-    }
-    assert len({len(found) for found in tried.values()}) == 1
-    for name, best in rates.items():
-        assert len(tried[name]) >= 7
-        assert tried[name][0] < best < tried[name][-1]
-        runs = methods[name]["runs"]
-        score = {
-            rate: np.mean([r["accuracy"] for r in runs if r["learning_rate"] == rate])
-            for rate in tried[name]
-        }
-        assert score[best] == max(score.values())
-        assert all(run["count"] == 800 for run in runs)
+    lengths = set()
+    for name, best in demo.read_rates(ROOT / demo.SWEEP).items():
+        scores = {}
+        for run in methods[name]["runs"]:
+            scores.setdefault(run["learning_rate"], []).append(run["accuracy"])
+            assert run["count"] == 800
+        tried = sorted(scores)
+        lengths.add(len(tried))
+        assert len(tried) >= 7
+        assert tried[0] < best < tried[-1]
+        means = {rate: np.mean(found) for rate, found in scores.items()}
+        assert means[best] == max(means.values())
+    assert len(lengths) == 1

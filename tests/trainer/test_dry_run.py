@@ -3,37 +3,31 @@
 import json
 import math
 import re
-import subprocess
-import sys
 from functools import lru_cache, partial
-from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
+from cases import assert_line
+from small_runs import ROOT, python
+from trees import assert_refused
 
 from examples.imagenet.cli import main, parse
 from examples.imagenet.config import Batching
-from examples.imagenet.data.dataset import Batch
 from examples.imagenet.data.sources import load
 from examples.imagenet.dry_run import describe
+from examples.imagenet.flags import flag
 from examples.imagenet.plan import make_plan
 from examples.imagenet.run.experiment import Experiment
 from examples.imagenet.step.step import train_step
 from lars_optax import recipes
 
-ROOT = Path(__file__).parents[2]
 IMAGENET = 1_281_167
-PARAMETERS = {
-    "alexnet": 60_965_224,
-    "alexnet_bn": 60_965_224,
-    "resnet50": 25_557_032,
-    "resnet50_v1.5": 25_557_032,
-}
+PARAMETERS = dict.fromkeys(("alexnet", "alexnet_bn"), 60_965_224)
+PARAMETERS |= dict.fromkeys(("resnet50", "resnet50_v1.5"), 25_557_032)
 # What a user could give for what a source leaves out.
-FILLED = {"learning_rate": 10.0, "warmup_epochs": 5, "warmup_start": 0.001,
-          "momentum": 0.9, "weight_decay": 5e-4}  # fmt: skip
-# LLVM's passes, most of the compilation, do not change what memory is allotted.
+FILLED = {"learning_rate": 10.0, "warmup_epochs": 5, "warmup_start": 0.001}
+FILLED |= {"momentum": 0.9, "weight_decay": 5e-4}
 
 
 def integers(text):
@@ -49,33 +43,23 @@ def gibibytes(text):
     return float(amount.replace(",", "")) / (1 if unit == "GiB" else 1024)
 
 
-def dry_run(capsys, recipe, images):
-    """What is printed with so many images in a slot, all slots on one device."""
-    slots = recipe.batch_size // images
-    flags = f"--recipe {recipe.name} --data synthetic --dry-run --devices 1"
-    flags = [*flags.split(), "--accumulate", str(slots)]
-    if gaps := recipe.missing():
-        check_refusal(recipe, gaps, flags)
-        for gap in gaps:
-            flags += [option(gap), str(FILLED[gap])]
-    assert main(flags) is None
-    return capsys.readouterr().out
+@pytest.fixture
+def dry_run(capsys):
+    """What `--dry-run` prints with these flags, on one device and synthetic data."""
 
+    def run(flags):
+        assert main(f"{flags} --data synthetic --dry-run --devices 1".split()) is None
+        return capsys.readouterr().out
 
-def option(field):
-    return "--" + field.replace("_", "-")
+    return run
 
 
 def check_refusal(recipe, gaps, flags):
     """One line that names every gap and tells what is known of it."""
-    with pytest.raises(SystemExit) as error:
-        main(flags)
-    line = error.value.code
-    assert line.startswith(f"error: {option(gaps[0])}: {recipe.name} ")
-    assert "\n" not in line
+    line = assert_line(f"{flag(gaps[0])}: {re.escape(recipe.name)} ", flags)
     for gap in gaps:
         hint = recipe.hints.get(gap)
-        assert option(gap) + (f" ({hint})" if hint else "") in line
+        assert flag(gap) + (f" ({hint})" if hint else "") in line
 
 
 def check_table(text, recipe):
@@ -94,15 +78,17 @@ def check_table(text, recipe):
 
 
 @pytest.mark.parametrize("network", PARAMETERS)
-def test_every_recipe_dry_runs_at_full_scale_once_its_gaps_are_filled(
-    network, capsys, monkeypatch
-):
+def test_every_recipe_dry_runs_once_its_gaps_are_filled(network, dry_run, monkeypatch):
     monkeypatch.setattr("examples.imagenet.cli.load", lru_cache(load))  # noise, 40 MB
     of_network = [r for r in map(recipes.get, recipes.names()) if r.network == network]
     assert of_network
     for recipe in of_network:
         for images in (32, 256) if recipe.batch_size == 8192 else (32,):
-            text = dry_run(capsys, recipe, images)
+            slots = recipe.batch_size // images  # all on one device
+            flags = f"--recipe {recipe.name} --accumulate {slots}"
+            if gaps := recipe.missing():
+                check_refusal(recipe, gaps, f"{flags} --data synthetic --dry-run")
+            text = dry_run(" ".join([flags, *(f"{flag(g)} {FILLED[g]}" for g in gaps)]))
             full = recipe.replace(**{gap: FILLED[gap] for gap in recipe.missing()})
             assert row(text, "recipe") == f"{recipe.name} ({recipe.source})"
             assert f"{PARAMETERS[network]:,} parameters" in row(text, "network")
@@ -112,43 +98,33 @@ def test_every_recipe_dry_runs_at_full_scale_once_its_gaps_are_filled(
             assert f"weight decay {full.weight_decay:g} " in rule
             batch, *parts = integers(row(text, "batch"))
             assert batch == recipe.batch_size == math.prod(parts)
-            assert parts[-2:] == [batch // images, images]
+            assert parts[-2:] == [slots, images]
             check_table(text, full)
 
 
 def test_a_dry_run_has_as_many_devices_as_are_asked_for():
     flags = "--dry-run --devices 40 --batch-size 320 --solvers-per-device 2"
-    run = subprocess.run(
-        [sys.executable, "-m", "examples.imagenet", *flags.split()],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    run = python("-m", "examples.imagenet", *flags.split())
     assert run.returncode == 0, run.stderr
     assert integers(row(run.stdout, "batch")) == [320, 1, 40, 2, 1, 4]
 
 
 @pytest.mark.parametrize("devices", [1, 3, 4])
 @pytest.mark.parametrize("processes", [1, 2])
-def test_a_batch_is_split_evenly_or_the_nearest_sizes_that_are_named(
-    devices, processes
-):
+def test_a_batch_is_split_evenly_or_the_nearest_sizes_are_named(devices, processes):
     """Against the list of all sizes that divide and for which there are images."""
     for accumulate, solvers, images in [(1, 1, 40), (2, 1, 41), (3, 2, 100), (5, 4, 7)]:
         slots = devices * processes * accumulate * solvers
         sizes = range(slots, images + 1, slots)
         for batch in [*range(1, 2 * slots + 2), images - 1, images, images + 1, 997]:
-            batching = Batching(
-                batch, accumulate=accumulate, solvers_per_device=solvers
-            )
-            arguments = batching, devices, images, processes
+            slotted = {"accumulate": accumulate, "solvers_per_device": solvers}
+            arguments = Batching(batch, **slotted), devices, images, processes
             if batch in sizes:
                 plan = make_plan(*arguments)
                 assert plan[:-1] == (processes, devices, solvers, accumulate)
                 assert math.prod(plan) == batch
                 continue
-            with pytest.raises(ValueError, match=r"^--batch-size: ") as error:
+            with pytest.raises(ValueError, match=r"^--batch-size: .*; ") as error:
                 make_plan(*arguments)
             below = [size for size in sizes if size < batch][-1:]
             above = [size for size in sizes if size > batch][:1]
@@ -158,58 +134,43 @@ def test_a_batch_is_split_evenly_or_the_nearest_sizes_that_are_named(
 
 
 def test_a_batch_that_cannot_be_split_at_all_is_told_why():
-    message = r"at most 7, .*divisible by 8 = 1 × 4 × 1 × 2 .*; give fewer devices"
-    with pytest.raises(ValueError, match=message):
-        make_plan(Batching(8, accumulate=2), 4, 7)
+    why = r"at most 7, .*divisible by 8 = 1 × 4 × 1 × 2 .*; give fewer devices"
+    assert_refused(why, make_plan, Batching(8, accumulate=2), 4, 7)
 
 
-def test_a_rate_of_another_batch_size_is_told_unless_it_is_changed_too(capsys):
-    flags = "--recipe mlperf-v1.0-resnet50-lars-8192 --data synthetic --devices 1"
-    flags += " --batch-size 512 --dry-run"
-    told = r"note: learning_rate=17 belongs to batch_size=8192, but batch_size is 512"
-    main(flags.split())
-    assert re.search(told, capsys.readouterr().out)
-    main([*flags.split(), "--learning-rate", "4.25"])
-    assert "belongs to" not in capsys.readouterr().out
+def test_a_rate_of_another_batch_size_is_told_unless_it_is_changed_too(dry_run):
+    flags = "--recipe mlperf-v1.0-resnet50-lars-8192 --batch-size 512"
+    told = "note: learning_rate=17 belongs to batch_size=8192, but batch_size is 512"
+    assert told in dry_run(flags)
+    assert "belongs to" not in dry_run(f"{flags} --learning-rate 4.25")
 
 
-@pytest.mark.parametrize(
-    ("network", "batch"),
-    [
-        ("alexnet_small", 256),
-        ("alexnet_bn_small", 16),
-    ],
-)
+BATCHES = {"alexnet_small": 256, "alexnet_bn_small": 16}
+
+
+@pytest.mark.parametrize(("network", "batch"), BATCHES.items())
 def test_the_memory_told_is_what_xla_allots(network, batch):
     """Within a third, as the text says.
 
     The estimate counts all that differentiation keeps and none of what a layer needs
     in passing; XLA recomputes some of the one and allots the other.
     """
-    flags = f"--network {network} --batch-size {batch}"
-    experiment = Experiment(
-        parse(flags.split()), load("mnist"), jax.local_devices()[:1]
-    )
+    mnist, devices = load("mnist"), jax.local_devices()[:1]
+    config = parse(f"--network {network} --batch-size {batch}".split())
+    experiment = Experiment(config, mnist, devices)
     step = partial(train_step, model=experiment.model, tx=experiment.tx, axis_name=None)
-    lowered = jax.jit(step, donate_argnums=0).lower(
-        jax.eval_shape(experiment.init, 0),
-        Batch(*experiment.dataset.train.take(slice(batch))[:2]),
-    )
-    found = lowered.compile().memory_analysis()
-    allotted = (
-        found.argument_size_in_bytes
-        + found.output_size_in_bytes
-        - found.alias_size_in_bytes
-        + found.temp_size_in_bytes
-    )
+    inputs = experiment.shapes, experiment.batch(0, 0)
+    compiled = jax.jit(step, donate_argnums=0).lower(*inputs).compile()
+    found = compiled.memory_analysis()
+    allotted = found.argument_size_in_bytes + found.output_size_in_bytes
+    allotted += found.temp_size_in_bytes - found.alias_size_in_bytes
     assert 0.67 < gibibytes(describe(experiment)) * 2**30 / allotted < 1.5
 
 
-def test_the_memory_told_is_what_a_full_size_step_was_measured_to_take(capsys):
+def test_the_memory_told_is_what_a_full_size_step_was_measured_to_take(dry_run):
     """Within a third of the peaks of whole processes, less JAX's own 0.3 GiB."""
     results = json.loads((ROOT / "benchmarks/results/one_step.json").read_text())
     for network, measured in results["networks"].items():
-        flags = f"--network {network} --data synthetic --dry-run --devices 1"
-        main([*flags.split(), "--batch-size", str(measured["batch_size"])])
-        estimate = gibibytes(capsys.readouterr().out)
-        assert 0.67 < estimate / (measured["peak_memory_gib"] - 0.3) < 1.5, network
+        text = dry_run(f"--network {network} --batch-size {measured['batch_size']}")
+        found = gibibytes(text) / (measured["peak_memory_gib"] - 0.3)
+        assert 0.67 < found < 1.5, network

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from cases import cases
 from logs import IMAGES, LEAVES, LOST, RESULT, config, epoch, layers, step, write
 from matplotlib.figure import Figure
 
@@ -17,41 +18,30 @@ def figures(monkeypatch):
     return found
 
 
-def test_a_mean_is_of_the_same_epochs_and_ends_where_a_run_diverged(figures, tmp_path):
-    whole = [config(), step(0, loss=4.0), epoch(1, 0.25, 1), step(1), epoch(2, 0.6, 2)]
-    lost = [config(), step(0, loss=2.0), epoch(1, 0.75, 1), LOST, epoch(1.5, 0.1, 1)]
-    plot_logs({"both": [whole, lost]}, tmp_path / "a.png")
+WHOLE = [config(), step(0, loss=4.0), epoch(1, 0.25, 1), step(1), epoch(2, 0.6, 2)]
+
+
+@cases(
+    "end, last",
+    in_an_epoch=([epoch(1, 0.75, 1), LOST, epoch(1.5, 0.1, 1)], [1.5, 0.1]),
+    right_after_an_epoch=([epoch(1, 0.5, 1), LOST, epoch(1, 0.75, 1)], [1, 0.75]),
+)
+def test_a_mean_of_runs_ends_where_one_of_them_diverged(figures, tmp_path, end, last):
+    lost = [config(), step(0, loss=2.0), *end]
+    plot_logs({"both": [WHOLE, lost]}, tmp_path / "a.png")
     left, right = figures[0].axes
-    mean, cross = left.lines
-    assert (mean.get_xydata().tolist(), mean.get_label()) == ([[1, 0.5]], "both")
-    assert (cross.get_xydata().tolist(), cross.get_label()) == (
-        [[1.5, 0.1]],
-        "diverged",
-    )
+    found = [(line.get_label(), line.get_xydata().tolist()) for line in left.lines]
+    assert found == [("both", [[1, 0.5]]), ("diverged", [last])]
     assert [line.get_xydata().tolist() for line in right.lines] == [[[1, 3]], [[1, 2]]]
 
 
-def test_a_run_that_diverges_right_after_an_epoch_has_its_last_score_there(
-    figures, tmp_path
-):
-    whole = [config(), step(0), epoch(1, 0.25, 1), step(1), epoch(2, 0.6, 2)]
-    lost = [config(), step(0), epoch(1, 0.5, 1), LOST, epoch(1, 0.75, 1)]
-    plot_logs({"both": [whole, lost]}, tmp_path / "a.png")
-    mean, cross = figures[0].axes[0].lines
-    assert mean.get_xydata().tolist() == [[1, 0.5]]
-    assert cross.get_xydata().tolist() == [[1, 0.75]]
-
-
-def test_many_curves_differ_by_dash_or_marker_and_have_their_key_below(
-    figures, tmp_path
-):
+def test_many_curves_differ_by_dash_or_marker_and_have_a_key_below(figures, tmp_path):
     log = [config(), step(0), epoch(1, 0.5, 1)]
     plot_logs({f"run {i}": [log] for i in range(28)}, tmp_path / "a.png")
-    (figure,) = figures
-    lines = figure.axes[0].lines
-    assert len({(line.get_linestyle(), line.get_marker()) for line in lines}) == 28
-    assert figure.axes[0].get_legend() is None
-    assert len(figure.legends[0].get_texts()) == 28
+    ((axes, *_), (legend,)) = figures[0].axes, figures[0].legends
+    looks = {(line.get_linestyle(), line.get_marker()) for line in axes.lines}
+    assert len(looks) == len(legend.get_texts()) == 28
+    assert axes.get_legend() is None
 
 
 def test_layers_pictures_are_of_all_leaves_or_of_many_layers_weights(figures, tmp_path):
@@ -72,9 +62,7 @@ def test_layers_pictures_are_of_all_leaves_or_of_many_layers_weights(figures, tm
     assert len(figures[1].legends[0].get_texts()) < 20
 
 
-def test_seeds_are_one_curve_and_two_kinds_of_evaluation_are_told(
-    figures, tmp_path, capsys
-):
+def test_seeds_are_one_curve_and_splits_that_differ_are_told(figures, tmp_path, capsys):
     other = epoch(2, 0.5, 2) | {"split": "validation"}
     log = [step(0), epoch(1, 0.5, 1), step(1), other, RESULT]
     runs = [write(tmp_path / f"{seed}", config(seed=seed), *log) for seed in range(3)]

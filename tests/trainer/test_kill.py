@@ -7,54 +7,48 @@ import numpy as np
 import pytest
 import small_runs as runs
 
-from examples.imagenet.log import read_log
 from examples.imagenet.run.checkpoint import cause
 from examples.imagenet.step.step import TrainState
 
-# Code that runs before the command line: a signal to itself at a chosen moment, which
-# another process could not meet as exactly.
-_SIGNAL = """
-import os, signal, sys
-from examples.imagenet.log import Log
-def strike():
-    os.kill(os.getpid(), signal.{name})
-"""
+# Code that runs before the command line, and acts at a moment that another process
+# could not meet as exactly.
 _AT_STEP = """
+import os, resource, signal
+from examples.imagenet.log import Log
 write = Log.write
-def write_and_strike(self, **record):
+def write_and_act(self, **record):
     write(self, **record)
     if (record["kind"], record.get("step")) == ("step", {step}):
-        {half}
-        strike()
-Log.write = write_and_strike
+        {act}
+Log.write = write_and_act
 """
-_HALF_A_LINE = """self._file.write('{"kind": "st'); self._file.flush()"""
 # The checkpoint is on disk but for its last renaming.
 _WHILE_SAVING = """
+import os, signal, sys
 def watch(event, args):
     if event == "os.rename":
         name = os.path.basename(args[0]).split(".")[0]
         if "tmp" in str(args[0]) and name.isdigit() and int(name) >= {step}:
-            strike()
+            {act}
 sys.addaudithook(watch)
 """
+_KILL = "os.kill(os.getpid(), signal.SIGKILL)"
+_STOP = "os.kill(os.getpid(), signal.SIGTERM)"
+_KILL_IN_A_LINE = """self._file.write('{"kind": "st'); self._file.flush(); """ + _KILL
+# No file may grow beyond what the log has yet to need, as on a full disk.
+_FILL_UP = "resource.setrlimit(resource.RLIMIT_FSIZE, (14336, -1))"
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    return tmp_path_factory.mktemp("kill")
-
-
-@pytest.fixture(scope="module")
-def start(folder):
+def start(tmp_path_factory):
     """Runs the command line into a folder of that name; returns it and the process."""
+    folder = tmp_path_factory.mktemp("kill")
     data = runs.write_data(folder / "idx")
 
-    def run(name, first="", existing="resume"):
-        words = [*runs.flags(data, folder / name), "--existing", existing]
-        return folder / name, runs.command_line(
-            words, folder / "cache", runs.UNDRAWN + first
-        )
+    def run(name, first="", status=0):
+        words = [*runs.flags(data, folder / name), "--existing", "resume"]
+        code = runs.UNDRAWN + first
+        return folder / name, runs.command_line(words, folder / "cache", code, status)
 
     return run
 
@@ -62,69 +56,50 @@ def start(folder):
 @pytest.fixture(scope="module")
 def whole(start):
     """A run that nothing interrupts."""
-    out, process = start("whole", existing="refuse")
-    assert process.returncode == 0, process.stderr
-    return out
+    return start("whole")[0]
 
 
-def assert_same_run(out, whole):
+def assert_resumes(start, name, whole):
+    """The run goes on to the very state and log of one that nothing interrupts."""
+    out, _ = start(name)
     assert runs.steps_of(out) == runs.steps_of(whole)
     state = runs.saved(out)
     assert state["step"] == runs.UPDATES
     assert set(TrainState._fields) == set(state)
-    runs.assert_equal(state, runs.saved(whole))
-    assert runs.logged(out) == runs.logged(whole)
-    steps = [r["step"] for r in runs.logged(out) if r["kind"] == "step"]
-    assert steps == list(range(runs.UPDATES))
-    assert read_log(out / "log.jsonl")[-1]["kind"] == "result"
+    runs.assert_same_run(out, whole)
+    assert runs.steps_logged(out) == list(range(runs.UPDATES))
+    assert runs.records(out)[-1]["kind"] == "result"
 
 
 def test_five_kills_change_no_bit_of_the_state_and_no_line_of_the_log(start, whole):
-    random = np.random.default_rng(0)
-    # The first before there is any checkpoint.
-    steps = [0, *sorted(random.choice(np.arange(3, 22, 2), 4, replace=False))]
-    at_step = [_AT_STEP.replace("{half}", "pass")] * 5
-    at_step[1] = _AT_STEP.replace("{half}", _HALF_A_LINE)
-    at_step[2] = at_step[4] = _WHILE_SAVING
-    for step, moment in zip(steps, at_step, strict=True):
-        first = _SIGNAL.format(name="SIGKILL") + moment.replace("{step}", str(step))
-        out, process = start("killed", first)
-        assert process.returncode == -signal.SIGKILL, process.stderr
-        left = [path.name for path in (out / "checkpoints").iterdir()]
+    later = np.random.default_rng(0).choice(np.arange(3, 22, 2), 4, replace=False)
+    steps = [0, *sorted(later)]  # the first before there is any checkpoint
+    moments = [_AT_STEP, _AT_STEP, _WHILE_SAVING, _AT_STEP, _WHILE_SAVING]
+    for i, (step, moment) in enumerate(zip(steps, moments, strict=True)):
+        first = moment.format(step=step, act=_KILL_IN_A_LINE if i == 1 else _KILL)
+        out, _ = start("killed", first, -signal.SIGKILL)
         if moment is _WHILE_SAVING:
+            left = [path.name for path in (out / "checkpoints").iterdir()]
             assert any("tmp" in name for name in left)
-    out, process = start("killed")
-    assert process.returncode == 0, process.stderr
-    assert_same_run(out, whole)
+    assert_resumes(start, "killed", whole)
 
 
 def test_sigterm_saves_logs_and_goes_on_to_the_same_end(start, whole):
-    first = _SIGNAL.format(name="SIGTERM") + _AT_STEP.replace("{half}", "pass")
-    out, process = start("stopped", first.replace("{step}", "10"))
-    assert process.returncode == 128 + signal.SIGTERM, process.stderr
+    first = _AT_STEP.format(step=10, act=_STOP)
+    out, process = start("stopped", first, 128 + signal.SIGTERM)
     assert "Traceback" not in process.stderr
     # Steps 10 and 11 were logged together; the signal found the next under way.
-    last = read_log(out / "log.jsonl")[-1]
-    assert last == {"kind": "stopped", "step": 13}
+    assert runs.records(out)[-1] == {"kind": "stopped", "step": 13}
     assert runs.steps_of(out)[-1] == 13
-    out, process = start("stopped")
-    assert process.returncode == 0, process.stderr
-    assert_same_run(out, whole)
+    assert_resumes(start, "stopped", whole)
 
 
 def test_a_disk_that_fills_up_ends_the_run_and_loses_no_checkpoint(start, whole):
-    """No file may grow beyond what the log has yet to need, as on a full disk."""
-    limit = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (14336, -1))"
-    first = "from examples.imagenet.log import Log" + _AT_STEP.replace("{half}", limit)
-    first = first.replace("strike()", "pass").replace("{step}", "10")
-    out, process = start("full", first)
-    assert process.returncode == 1
+    out, process = start("full", _AT_STEP.format(step=10, act=_FILL_UP), 1)
     # tensorstore prints tracebacks of its own before and after it.
-    error = re.search(
-        r"error: --out: a checkpoint could not be saved \(.*File too large.*\);"
-        r" .* complete checkpoint \(after update: (\d+)\)",
-        process.stderr,
-    )
+    line = r"error: --out: a checkpoint could not be saved \(.*File too large.*\);"
+    line += r" .* complete checkpoint \(after update: (\d+)\)"
+    error = re.search(line, process.stderr)
     assert error, process.stderr
     names = [path.name for path in (out / "checkpoints").iterdir()]
     newest = max(int(name) for name in names if name.isdigit())
@@ -132,9 +107,7 @@ def test_a_disk_that_fills_up_ends_the_run_and_loses_no_checkpoint(start, whole)
     assert newest in (8, 10, 12)
     assert error[1] == str(newest)
     # With room again the run goes on.
-    out, process = start("full")
-    assert process.returncode == 0, process.stderr
-    assert_same_run(out, whole)
+    assert_resumes(start, "full", whole)
 
 
 def test_the_cause_of_a_failed_write_outlives_the_shortening():

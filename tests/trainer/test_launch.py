@@ -4,21 +4,20 @@ trainer know, and the same thing everywhere. None of it was run on a cluster."""
 import re
 import shlex
 import subprocess
-import sys
 import time
-from pathlib import Path
 
 import kubernetes_validate
 import pytest
 import yaml
+from cases import cases
+from small_runs import ROOT, python
 
 from examples.imagenet.__main__ import DIVERGED, REFUSED
 from examples.imagenet.cli import parse
 
-ROOT = Path(__file__).parents[2]
 LAUNCH = ROOT / "examples" / "imagenet" / "launch"
 SLURM = LAUNCH / "slurm.sh"
-TRAINER = ["-m", "examples.imagenet"]
+SCRIPT = SLURM.read_text()
 # Of the options of sbatch, by their names in its manual page.
 SBATCH = {
     "job-name", "nodes", "ntasks-per-node", "gpus-per-node", "cpus-per-task", "mem",
@@ -27,8 +26,8 @@ SBATCH = {
 
 
 def trainer_flags(words):
-    at = words.index(TRAINER[0])
-    assert words[at : at + 2] == TRAINER
+    at = words.index("-m")
+    assert words[at + 1] == "examples.imagenet"
     return words[at + 2 :]
 
 
@@ -37,91 +36,79 @@ def run_slurm(folder, status=0, left=3600, restarts=None):
     calls = folder / "calls"
     calls.touch()
     for name, end in (("srun", status), ("scontrol", 0)):
-        command = folder / name
         text = f'#!/bin/sh\necho "{name} $*" >> {shlex.quote(str(calls))}\nexit {end}\n'
-        command.write_text(text)
-        command.chmod(0o755)
-    slurm = {
-        "PATH": f"{folder}:/usr/bin:/bin",
-        "DATA": "/data",
-        "SLURM_JOB_ID": "7",
-        "SLURM_JOB_END_TIME": str(int(time.time()) + left),
-        "SLURM_CPUS_PER_TASK": "12",
-    }
+        (folder / name).write_text(text)
+        (folder / name).chmod(0o755)
+    slurm = {"PATH": f"{folder}:/usr/bin:/bin", "DATA": "/data", "SLURM_JOB_ID": "7"}
+    slurm["SLURM_JOB_END_TIME"] = str(int(time.time()) + left)
+    slurm["SLURM_CPUS_PER_TASK"] = "12"
     if restarts is not None:
         slurm["SLURM_RESTART_COUNT"] = str(restarts)
-    done = subprocess.run(
-        ["bash", str(SLURM)], env=slurm, capture_output=True, text=True, check=False
-    )
+    command = ["bash", str(SLURM)]
+    done = subprocess.run(command, env=slurm, capture_output=True, text=True)
     assert not done.stderr
     return done.returncode, [line.split() for line in calls.read_text().splitlines()]
 
 
-def sbatch_options():
-    lines = re.findall(r"^#SBATCH (.*)$", SLURM.read_text(), re.MULTILINE)
+@pytest.fixture(scope="module")
+def options():
+    """Those that sbatch reads in the script, with their values."""
+    lines = re.findall(r"^#SBATCH (.*)$", SCRIPT, re.MULTILINE)
     found = [re.fullmatch(r"--([a-z-]+)(?:=(\S+))?", line) for line in lines]
     assert all(found), lines
     return {match[1]: match[2] for match in found}
 
 
-def test_sbatch_knows_the_options_and_reads_them_all():
-    assert subprocess.run(["bash", "-n", str(SLURM)], check=False).returncode == 0
-    options = sbatch_options()
+def test_sbatch_knows_the_options_and_reads_them_all(options):
+    assert subprocess.run(["bash", "-n", str(SLURM)]).returncode == 0
     assert options.keys() <= SBATCH
     assert {"requeue", "signal", "open-mode"} <= options.keys()
     # sbatch stops reading at the first command.
-    before, _, _ = SLURM.read_text().partition("\nset -u\n")
-    assert before.count("#SBATCH") == SLURM.read_text().count("#SBATCH")
+    before, _, _ = SCRIPT.partition("\nset -u\n")
+    assert before.count("#SBATCH") == SCRIPT.count("#SBATCH")
     assert all(line.startswith("#") for line in before.splitlines())
 
 
-def test_a_task_of_slurm_is_one_gpu_and_sees_all_of_its_node():
-    options = sbatch_options()
+def test_a_task_of_slurm_is_one_gpu_and_sees_all_of_its_node(options):
     assert options["ntasks-per-node"] == options["gpus-per-node"]
     assert "gpus-per-task" not in options
 
 
-def test_slurm_starts_the_trainer_to_go_on_in_a_folder_that_a_requeue_keeps(tmp_path):
-    status, calls = run_slurm(tmp_path)
-    (srun,) = calls
+def test_slurm_resumes_the_trainer_in_a_folder_that_a_requeue_keeps(tmp_path, options):
+    status, (srun,) = run_slurm(tmp_path)
     assert status == 0
     assert srun[:3] == ["srun", "--cpus-per-task=12", "--kill-on-bad-exit=1"]
     config = parse(trainer_flags(srun))
     assert (config.run.existing, config.run.out) == ("resume", "runs/7")
     assert config.run.checkpoint_every > 0
     assert config.cluster.coordinator is None  # JAX finds the cluster
-    options = sbatch_options()
     gpus = int(options["nodes"]) * int(options["gpus-per-node"])
     assert config.batching.batch_size % gpus == 0
 
 
-@pytest.mark.parametrize(
-    ("status", "left", "restarts", "requeued"),
-    [
-        pytest.param(0, 100, None, False, id="finished"),
-        pytest.param(143, 60, 40, True, id="time_limit_for_the_41st_time"),
-        pytest.param(143, 175, 40, True, id="time_limit_signalled_early"),
-        pytest.param(143, 3600, None, True, id="failed_and_killed_the_others"),
-        pytest.param(143, 3600, 3, False, id="failed_too_often"),
-        pytest.param(1, 60, 2, True, id="lost_a_process"),
-        pytest.param(1, 60, 3, False, id="lost_processes_too_often"),
-        pytest.param(REFUSED, 3600, None, False, id="wrong_flag"),
-        pytest.param(DIVERGED, 3600, None, False, id="diverged"),
-    ],
+@cases(
+    "status, left, restarts, requeued",
+    finished=(0, 100, None, False),
+    time_limit_for_the_41st_time=(143, 60, 40, True),
+    time_limit_signalled_early=(143, 175, 40, True),
+    failed_and_killed_the_others=(143, 3600, None, True),
+    failed_too_often=(143, 3600, 3, False),
+    lost_a_process=(1, 60, 2, True),
+    lost_processes_too_often=(1, 60, 3, False),
+    wrong_flag=(REFUSED, 3600, None, False),
+    diverged=(DIVERGED, 3600, None, False),
 )
-def test_a_requeue_is_for_the_time_limit_and_a_few_failures(
-    tmp_path, status, left, restarts, requeued
-):
+def test_which_ends_of_a_job_requeue_it(tmp_path, status, left, restarts, requeued):
     ended, calls = run_slurm(tmp_path, status, left, restarts)
     assert calls[1:] == ([["scontrol", "requeue", "7"]] if requeued else [])
     assert ended == (0 if requeued else status)
 
 
-def test_the_signal_before_the_time_limit_reaches_the_tasks_and_is_known_by_the_clock():
-    number, seconds = sbatch_options()["signal"].split("@")
+def test_the_signal_at_the_time_limit_reaches_tasks_and_is_known_by_the_clock(options):
+    number, seconds = options["signal"].split("@")
     assert number == "TERM"  # "B:" before it would signal the batch shell alone
     # sbatch's manual page: up to 60 seconds earlier than asked for.
-    assert f"left <= {int(seconds) + 60}))" in SLURM.read_text()
+    assert f"left <= {int(seconds) + 60}))" in SCRIPT
 
 
 @pytest.fixture(scope="module")
@@ -137,20 +124,34 @@ def of_kind(documents, kind):
     return [document for document in documents if document["kind"] == kind]
 
 
+@pytest.fixture(scope="module")
+def job(documents):
+    (job,) = of_kind(documents, "Job")
+    return job
+
+
+@pytest.fixture(scope="module")
+def pod(job):
+    return job["spec"]["template"]["spec"]
+
+
+@pytest.fixture(scope="module")
+def trainer(pod):
+    (container,) = pod["containers"]
+    return container
+
+
 @pytest.mark.parametrize("version", ["1.31", kubernetes_validate.latest_version()])
-def test_kubernetes_knows_every_field(documents, version):
+def test_kubernetes_knows_every_field(documents, job, version):
     for document in documents:
         kubernetes_validate.validate(document, version, strict=True)
-    (job,) = of_kind(documents, "Job")
     wrong = job | {"spec": job["spec"] | {"paralelism": 2}}
     with pytest.raises(kubernetes_validate.ValidationError, match="paralelism"):
         kubernetes_validate.validate(wrong, version, strict=True)
 
 
-def test_pods_find_process_0_by_the_names_of_job_and_service(documents):
-    (service,), (job,) = of_kind(documents, "Service"), of_kind(documents, "Job")
-    spec, pod = job["spec"], job["spec"]["template"]["spec"]
-    (trainer,) = pod["containers"]
+def test_pods_find_process_0_by_names_of_job_and_service(documents, job, pod, trainer):
+    (service,), spec = of_kind(documents, "Service"), job["spec"]
     name, peers = job["metadata"]["name"], service["metadata"]["name"]
     assert service["spec"]["clusterIP"] == "None"
     assert service["spec"]["publishNotReadyAddresses"] is True
@@ -171,18 +172,13 @@ def test_pods_find_process_0_by_the_names_of_job_and_service(documents):
     assert config.run.existing == "resume"
 
 
-def test_pods_have_the_folders_the_flags_name_and_memory_for_nccl(documents):
-    (job,) = of_kind(documents, "Job")
-    pod = job["spec"]["template"]["spec"]
-    (trainer,) = pod["containers"]
+def test_pods_have_the_folders_of_flags_and_memory_for_nccl(documents, pod, trainer):
     volumes = {volume["name"]: volume for volume in pod["volumes"]}
     mounts = {mount["mountPath"]: mount["name"] for mount in trainer["volumeMounts"]}
     assert volumes.keys() == set(mounts.values())
     assert volumes[mounts["/dev/shm"]]["emptyDir"]["medium"] == "Memory"
-    modes = {
-        claim["metadata"]["name"]: claim["spec"]["accessModes"]
-        for claim in of_kind(documents, "PersistentVolumeClaim")
-    }
+    claims = of_kind(documents, "PersistentVolumeClaim")
+    modes = {c["metadata"]["name"]: c["spec"]["accessModes"] for c in claims}
     flags = dict(flag.split("=") for flag in trainer_flags(trainer["command"]))
     for flag, mode in (("--data", "ReadOnlyMany"), ("--out", "ReadWriteMany")):
         root = "/" + flags[flag].split("/")[1]
@@ -190,21 +186,16 @@ def test_pods_have_the_folders_the_flags_name_and_memory_for_nccl(documents):
         assert modes[claim] == [mode]
 
 
-def test_a_pod_that_fails_is_made_again_and_one_told_to_stop_does_not_count(documents):
-    (job,) = of_kind(documents, "Job")
-    spec, pod = job["spec"], job["spec"]["template"]["spec"]
+def test_a_pod_that_fails_is_made_again_and_one_told_to_stop_does_not_count(job, pod):
     assert pod["restartPolicy"] == "Never"  # a failure policy demands it
     assert pod["terminationGracePeriodSeconds"] == 120
-    rules = spec["podFailurePolicy"]["rules"]
-    codes = {
-        code: rule["action"]
-        for rule in rules
-        if "onExitCodes" in rule
-        for code in rule["onExitCodes"]["values"]
-    }
+    codes = {}
+    for rule in job["spec"]["podFailurePolicy"]["rules"]:
+        known = rule.get("onExitCodes", {"values": []})["values"]
+        codes |= dict.fromkeys(known, rule["action"])
     assert codes == {143: "Ignore", REFUSED: "FailJob", DIVERGED: "FailJob"}
     # A process that lost the others ends with 1: each pod of an accident counts.
-    assert spec["backoffLimit"] >= 2 * spec["completions"]
+    assert job["spec"]["backoffLimit"] >= 2 * job["spec"]["completions"]
 
 
 def test_the_readmes_commands_start_processes_of_one_cluster():
@@ -216,11 +207,10 @@ def test_the_readmes_commands_start_processes_of_one_cluster():
     for name in ("slurm.sh", "kubernetes.yaml"):
         assert f"examples/imagenet/launch/{name}" in text
         assert "NOT RUN" in (LAUNCH / name).read_text().partition("\n\n")[0]
-    assert "**Not run**" in text
+    assert "**Not run.**" in text
 
 
 def test_what_is_refused_says_so_by_its_status():
-    command = [sys.executable, "-m", "examples.imagenet", "--recipe", "none"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    done = python("-m", "examples.imagenet", "--recipe", "none")
     assert done.returncode == REFUSED, done.stderr
     assert done.stderr.startswith("error: --recipe: no recipe is called 'none'")

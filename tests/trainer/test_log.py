@@ -6,17 +6,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from cases import cases
 from tensorboardX.proto.event_pb2 import Event
+from trees import assert_refused
 
 from examples.imagenet.log import Log, read_log, tensorboard
 
-
-def ignore(record):
-    pass
-
-
 CONFIG = {"kind": "config", "run": {"epochs": 2}}
 RESULT = {"kind": "result", "updates": 4, "accuracy": 0.5}
+STOPPED = {"kind": "stopped", "step": 5}
 
 
 def records(updates):
@@ -31,28 +29,30 @@ def records(updates):
     return found
 
 
+@pytest.fixture
+def path(tmp_path):
+    return tmp_path / "log.jsonl"
+
+
 def write(path, found, **options):
-    with Log(path, ignore, **options) as log:
+    with Log(path, lambda record: None, **options) as log:
         for record in found:
             log.write(**record)
 
 
 @pytest.mark.parametrize("updates", [0, 2, 4])
-@pytest.mark.parametrize(
-    "beyond", [[], [RESULT], [{"kind": "stopped", "step": 5}, RESULT]]
-)
-def test_a_resumed_log_holds_what_the_checkpoint_holds(tmp_path, updates, beyond):
-    path = tmp_path / "log.jsonl"
-    write(path, [*records(5), *beyond])
+@cases("end", killed=[], finished=[RESULT], stopped=[STOPPED, RESULT])
+def test_a_resumed_log_holds_what_the_checkpoint_holds(path, updates, end):
+    write(path, [*records(5), *end])
     write(path, [], resume_at=updates)
     assert read_log(path) == records(updates)
-    write(path, [{"kind": "step", "step": updates}], resume_at=updates)
-    assert read_log(path) == [*records(updates), {"kind": "step", "step": updates}]
-    assert [file.name for file in tmp_path.iterdir()] == ["log.jsonl"]
+    more = {"kind": "step", "step": updates}
+    write(path, [more], resume_at=updates)
+    assert read_log(path) == [*records(updates), more]
+    assert list(path.parent.iterdir()) == [path]
 
 
-def test_the_update_that_was_lost_is_cut_but_not_a_stop_at_the_checkpoint(tmp_path):
-    path = tmp_path / "log.jsonl"
+def test_the_update_that_was_lost_is_cut_but_not_a_stop_at_the_checkpoint(path):
     stop, lost = {"kind": "stopped", "step": 4}, {"kind": "not_finite", "step": 4}
     write(path, [*records(4), stop, lost, RESULT])
     write(path, [], resume_at=4)
@@ -60,8 +60,7 @@ def test_the_update_that_was_lost_is_cut_but_not_a_stop_at_the_checkpoint(tmp_pa
 
 
 @pytest.mark.parametrize("cut", range(1, 40, 3))
-def test_a_half_written_last_line_is_none(tmp_path, cut):
-    path = tmp_path / "log.jsonl"
+def test_a_half_written_last_line_is_none(path, cut):
     write(path, records(2))
     whole = path.read_bytes()
     path.write_bytes(whole[:-cut])
@@ -72,15 +71,14 @@ def test_a_half_written_last_line_is_none(tmp_path, cut):
     assert path.read_bytes() == whole
 
 
-def test_another_line_that_is_no_json_is_named(tmp_path):
-    path = tmp_path / "log.jsonl"
+def test_another_line_that_is_no_json_is_named(path):
     path.write_text('{"kind": "config"}\n\0\0\n{"kind": "result"}\n')
-    with pytest.raises(ValueError, match=r"log\.jsonl: line 2 is not JSON: .*delete"):
-        write(path, [], resume_at=4)
+    message = r"log\.jsonl: line 2 is not JSON: .*delete"
+    assert_refused(message, write, path, [], resume_at=4)
 
 
 def test_a_new_log_forgets_the_old_one_and_a_lost_one_is_begun(tmp_path):
-    path = tmp_path / "in" / "a" / "new" / "folder" / "log.jsonl"
+    path = tmp_path / "in/a/new/folder/log.jsonl"
     assert read_log(path) == []
     write(path, records(2), resume_at=2)
     assert read_log(path) == records(2)
@@ -88,8 +86,8 @@ def test_a_new_log_forgets_the_old_one_and_a_lost_one_is_begun(tmp_path):
     assert read_log(path) == [CONFIG]
 
 
-def test_nothing_but_strict_json_is_written_and_shown_as_it_was(tmp_path):
-    path, shown = tmp_path / "log.jsonl", []
+def test_nothing_but_strict_json_is_written_and_shown_as_it_was(path):
+    shown = []
     lost = {"kind": "step", "step": 0, "loss": np.nan, "accuracy": 0.5}
     layers = {"w": {"norm": np.inf, "rate": 1.0}, "b": {"norm": -np.inf}}
     with Log(path, shown.append) as log:
@@ -98,9 +96,8 @@ def test_nothing_but_strict_json_is_written_and_shown_as_it_was(tmp_path):
         # On disk at once: a kill loses no whole line.
         assert len(read_log(path)) == 2
     assert shown[0] == lost
-    refuse = pytest.fail
     for line in path.read_text().splitlines():
-        json.loads(line, parse_constant=refuse)
+        json.loads(line, parse_constant=pytest.fail)
     step, layers = read_log(path)
     assert (step["loss"], step["accuracy"]) == (None, 0.5)
     assert layers["layers"] == {"w": {"norm": None, "rate": 1.0}, "b": {"norm": None}}

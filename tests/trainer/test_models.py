@@ -10,7 +10,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from networks import KEY, make, named_leaves, random_images, random_variables, shapes
+from cases import cases
+from networks import KEY, logits_of, make, named_leaves, random_inputs, shapes
+from trees import assert_refused
 
 import lars_optax
 from benchmarks.study.layers_page import PAPER, printed_leaf
@@ -24,43 +26,37 @@ def outputs(model, side):
     """Logits, each layer's output and the new moments, as shapes and dtypes."""
     images = jnp.zeros((2, side, side, 3), jnp.uint8)
 
-    def run(variables):
-        return model.apply(
-            variables,
-            images,
-            train=True,
-            rngs={"dropout": KEY},
-            mutable=["intermediates", "batch_stats"],
-            capture_intermediates=True,
-        )
-
+    options = {"train": True, "rngs": {"dropout": KEY}, "capture_intermediates": True}
+    options["mutable"] = ["intermediates", "batch_stats"]
+    run = partial(model.apply, images=images, **options)
     logits, state = jax.eval_shape(run, shapes(model, side))
     found = named_leaves(state["intermediates"])
     found = {name.replace("/__call__", ""): leaf for name, leaf in found.items()}
     return logits, found, state.get("batch_stats", {})
 
 
-@pytest.mark.parametrize(
-    ("network", "parameters", "leaves", "running"),
-    [
-        ("alexnet", 60_965_224, 16, 0),
-        ("alexnet_bn", 60_965_224, 16, 2 * (96 + 256 + 384 + 384)),
-        ("alexnet_bn_train_val", 60_966_856, 22, 2 * (96 + 256 + 384 + 384 + 256)),
-        ("resnet50", 25_557_032, 161, 53_120),
-        ("resnet50_v1.5", 25_557_032, 161, 53_120),
-    ],
-)
-def test_parameters_leaves_and_running_statistics(network, parameters, leaves, running):
+# Of each network the parameters, in how many leaves, of which kernels; and the
+# running statistics.
+SIZES = {
+    "alexnet": (60_965_224, 16, 8, 0),
+    "alexnet_bn": (60_965_224, 16, 8, 2 * (96 + 256 + 384 + 384)),
+    "alexnet_bn_train_val": (60_966_856, 22, 8, 2 * (96 + 256 + 384 + 384 + 256)),
+    "resnet50": (25_557_032, 161, 54, 53_120),
+    "resnet50_v1.5": (25_557_032, 161, 54, 53_120),
+}
+
+
+@pytest.mark.parametrize("network", SIZES)
+def test_parameters_and_the_default_mask(network):
+    parameters, leaves, kernels, running = SIZES[network]
     variables = shapes(make(network), image_pixels(network))
     found = jax.tree.leaves(variables["params"])
     assert (sum(leaf.size for leaf in found), len(found)) == (parameters, leaves)
     stats = jax.tree.leaves(variables.get("batch_stats", {}))
     assert sum(leaf.size for leaf in stats) == running
-
-
-def test_every_recipe_names_a_network():
-    named = {lars_optax.recipes.get(n).network for n in lars_optax.recipes.names()}
-    assert named <= set(networks())
+    mask = named_leaves(lars_optax.exclude_bias_and_norm(variables["params"]))
+    assert sum(mask.values()) == kernels
+    assert all(name.endswith("kernel") == adapted for name, adapted in mask.items())
 
 
 @pytest.mark.parametrize("network", ALEXNETS)
@@ -73,26 +69,15 @@ def test_sizes_of_alexnet_and_one_kernel_for_both_groups(network):
     assert params["fc6"]["kernel"].shape == (6 * 6 * 256, 4096)
 
 
-@pytest.mark.parametrize(
-    ("network", "after_1x1"), [("resnet50", 28), ("resnet50_v1.5", 56)]
-)
-def test_v1_halves_in_the_1x1_and_v1_5_in_the_3x3(network, after_1x1):
+@pytest.mark.parametrize(("network", "side"), [("resnet50", 28), ("resnet50_v1.5", 56)])
+def test_v1_halves_in_the_1x1_and_v1_5_in_the_3x3(network, side):
     _, found, _ = outputs(make(network), 224)
     assert found["conv1"].shape[1:] == (112, 112, 64)
     assert found["stage1_block1/conv1"].shape[1:] == (56, 56, 64)  # VALID would be 55
-    assert found["stage2_block1/conv1"].shape[1] == after_1x1
+    assert found["stage2_block1/conv1"].shape[1] == side
     assert found["stage2_block1/conv2"].shape[1] == 28
     assert found["stage2_block1/conv_projection"].shape[1:] == (28, 28, 512)
     assert found["stage4_block3"].shape[1:] == (7, 7, 2048)
-
-
-STDS = {f"conv{i}": 0.01 for i in range(1, 6)}
-STDS |= {"fc6": 0.005, "fc7": 0.005, "fc8": 0.01}
-BIASES = {
-    "alexnet": (0, 0.1, 0, 0.1, 0.1, 0.1, 0.1, 0),
-    "alexnet_bn": (0.01, 0.01, 0.01, 0.01, 0.01, 0.1, 0.1, 0.01),
-    "alexnet_bn_train_val": (None, None, None, None, 0.1, 0.1, 0.1, 0),
-}
 
 
 @cache
@@ -109,16 +94,22 @@ def assert_normal(kernel, std):
     assert abs(kernel.std() - std) < error / np.sqrt(2)
 
 
-@pytest.mark.parametrize(
-    ("network", "width"),
-    [("alexnet", 0.25), ("alexnet_bn", 1.0), ("alexnet_bn_train_val", 0.25)],
-)
-def test_fillers_of_alexnet(network, width):
+BIASES = {
+    "alexnet": (0, 0.1, 0, 0.1, 0.1, 0.1, 0.1, 0),
+    "alexnet_bn": (0.01, 0.01, 0.01, 0.01, 0.01, 0.1, 0.1, 0.01),
+    "alexnet_bn_train_val": (None,) * 4 + (0.1, 0.1, 0.1, 0),
+}
+
+
+@pytest.mark.parametrize("network", BIASES)
+def test_fillers_of_alexnet(network):
+    width = 1.0 if network == "alexnet_bn" else 0.25  # that of Table 4
     params = initial(make(network, width=width), 227)
-    for (layer, std), bias in zip(STDS.items(), BIASES[network], strict=True):
-        assert_normal(params[layer]["kernel"], std)
-        assert ("bias" in params[layer]) == (bias is not None)
-        assert bias is None or (params[layer]["bias"] == np.float32(bias)).all()
+    names = ("conv1", "conv2", "conv3", "conv4", "conv5", "fc6", "fc7", "fc8")
+    for name, bias in zip(names, BIASES[network], strict=True):
+        assert_normal(params[name]["kernel"], 0.005 if name in ("fc6", "fc7") else 0.01)
+        assert ("bias" in params[name]) == (bias is not None)
+        assert bias is None or (params[name]["bias"] == np.float32(bias)).all()
 
 
 def test_norms_at_the_first_step_are_those_of_table_4():
@@ -145,17 +136,6 @@ def test_fillers_of_resnet(zero):
             assert (leaf == one).all(), name
 
 
-@pytest.mark.parametrize(
-    ("network", "kernels"),
-    [("alexnet", 8), ("alexnet_bn", 8), ("alexnet_bn_train_val", 8), ("resnet50", 54)],
-)
-def test_the_default_mask_is_the_kernels(network, kernels):
-    params = shapes(make(network), image_pixels(network))["params"]
-    mask = named_leaves(lars_optax.exclude_bias_and_norm(params))
-    assert sum(mask.values()) == kernels
-    assert all(name.endswith("kernel") == adapted for name, adapted in mask.items())
-
-
 @pytest.mark.parametrize("network", networks())
 def test_bfloat16_computes_and_float32_keeps(network):
     side = image_pixels(network)
@@ -170,14 +150,10 @@ def test_bfloat16_computes_and_float32_keeps(network):
 
 
 def test_bfloat16_logits_are_those_of_float32_to_two_digits():
-    wide, narrow = (
-        make("alexnet_bn_small", 10, dtype=d) for d in ("float32", "bfloat16")
-    )
-    variables, images = random_variables(wide, 28), random_images(8, 28)
-    logits, rounded = (
-        jax.jit(partial(model.apply, train=False))(variables, images)
-        for model in (wide, narrow)
-    )
+    wide = make("alexnet_bn_small", 10)
+    inputs = random_inputs(wide, 8, 28)
+    logits = logits_of(wide, *inputs)
+    rounded = logits_of(make("alexnet_bn_small", 10, dtype="bfloat16"), *inputs)
     assert (logits != rounded).any()
     # Roundings of 2⁻⁹ in five layers.
     np.testing.assert_allclose(rounded, logits, atol=0.03 * np.abs(logits).max())
@@ -190,29 +166,26 @@ def test_any_width_divides_into_its_groups(network, width):
     assert logits.shape == (2, 7)
 
 
-@pytest.mark.parametrize(
-    ("network", "options", "words"),
-    [
-        ("lenet", {}, "network.*lenet.*alexnet_bn"),
-        ("alexnet", {"dtype": "float16"}, "float16.*scale the loss.*bfloat16"),
-        ("alexnet", {"dtype": "int8"}, "dtype.*int8.*float32"),
-        ("alexnet", {"dropout": 1.0}, "dropout.*1.0.*0 ≤ dropout < 1"),
-        ("alexnet", {"width": 0.0}, "width.*0.0.*above 0"),
-        ("alexnet", {"width": float("nan")}, "width.*nan"),
-        ("alexnet", {"classes": 0}, "classes.*0.*1 or more"),
-        ("alexnet", {"pixel_std": (1.0, 0.0, 1.0)}, "pixel_std.*0.0.*above 0"),
-        ("alexnet", {"bn_axis_name": "batch"}, "bn_axis_name.*batch.*alexnet_bn"),
-        ("alexnet_bn", {"zero_init_last_bn": True}, "zero_init_last_bn.*resnet50"),
-        ("resnet50", {"dropout": 0.5}, "dropout.*0.5.*alexnet"),
-    ],
+@cases(
+    "network, options, words",
+    unknown=("lenet", {}, "network.*lenet.*alexnet_bn.*alexnet_small"),
+    float16=("alexnet", {"dtype": "float16"}, "float16.*scale the loss.*bfloat16"),
+    integers=("alexnet", {"dtype": "int8"}, "dtype.*int8.*float32"),
+    all_dropped=("alexnet", {"dropout": 1.0}, "dropout.*1.0.*0 ≤ dropout < 1"),
+    no_width=("alexnet", {"width": 0.0}, "width.*0.0.*above 0"),
+    width_of_nan=("alexnet", {"width": float("nan")}, "width.*nan"),
+    no_classes=("alexnet", {"classes": 0}, "classes.*0.*1 or more"),
+    no_spread=("alexnet", {"pixel_std": (1.0, 0.0, 1.0)}, "pixel_std.*0.0.*above 0"),
+    sync=("alexnet", {"bn_axis_name": "batch"}, "bn_axis_name.*batch.*alexnet_bn"),
+    last_bn=("alexnet_bn", {"zero_init_last_bn": True}, "zero_init_last_bn.*resnet50"),
+    dropout=("resnet50", {"dropout": 0.5}, "dropout.*0.5.*alexnet"),
 )
 def test_what_a_network_does_not_take_is_refused(network, options, words):
-    with pytest.raises(ValueError, match=words):
-        make(network, **options)
+    assert_refused(words, make, network, **options)
 
 
 @pytest.mark.parametrize(("network", "side"), [("alexnet", 38), ("resnet50", 2)])
 def test_images_that_leave_no_pixel_are_refused(network, side):
-    with pytest.raises(ValueError, match=f"images.*{side}×{side}.*{side + 1}"):
-        shapes(make(network), side)
+    message = f"images.*{side}×{side}.*{side + 1}"
+    assert_refused(message, shapes, make(network), side)
     assert shapes(make(network, width=0.1), side + 1)

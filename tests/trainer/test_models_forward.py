@@ -7,14 +7,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from networks import KEY, make, random_images, random_variables
+from networks import KEY, logits_of, make, random_inputs
+from steps import state_of
 
 import lars_optax
 from examples.imagenet.data.dataset import Batch
 from examples.imagenet.models import layers
 from examples.imagenet.models.resnet import ResNet
 from examples.imagenet.step import devices as engine
-from examples.imagenet.step.step import TrainState, train_step
+from examples.imagenet.step.step import train_step
 
 
 def normal(*shape, scale=1.0):
@@ -83,16 +84,15 @@ def test_gradients_of_slices_are_those_of_the_grouped_convolution():
 
 def test_the_form_of_a_grouped_convolution_does_not_show(monkeypatch):
     model = make("alexnet", 10, width=1 / 32)
-    variables, images = random_variables(model, 39), random_images(2, 39)
-    logits = []
+    variables, images = random_inputs(model, 2, 39)
+    found = []
     for slow in (True, False):
         monkeypatch.setattr(layers, "_grouped_convolution_is_slow", lambda s=slow: s)
         run = jax.jit(partial(model.apply, train=False))
-        assert (
-            "feature_group_count = 2" in run.lower(variables, images).as_text()
-        ) != slow
-        logits.append(run(variables, images))
-    assert_close(*logits)
+        program = run.lower(variables, images).as_text()
+        assert ("feature_group_count = 2" in program) != slow
+        found.append(run(variables, images))
+    assert_close(*found)
 
 
 @pytest.mark.parametrize("side", [39, 67])
@@ -100,74 +100,52 @@ def test_the_form_of_a_grouped_convolution_does_not_show(monkeypatch):
 def test_alexnet_is_the_prototxt(network, side):
     # Not divided by 64: LRN of pixels near 0 would hide.
     model = make(network, 10, width=1 / 32, pixel_std=1.0)
-    variables, images = random_variables(model, side), random_images(2, side)
-    logits = jax.jit(partial(model.apply, train=False))(variables, images)
+    variables, images = random_inputs(model, 2, side)
     wide = jax.tree.map(np.float64, variables)
     stats = wide.get("batch_stats", {})
     expected = caffe.alexnet(network, wide["params"], stats, images - 128.0)
-    assert_close(logits, expected)
+    assert_close(logits_of(model, variables, images), expected)
 
 
 @pytest.mark.parametrize("v1", [True, False], ids=["v1", "v1.5"])
 @pytest.mark.parametrize("small_stem", [False, True], ids=["pooled", "small_stem"])
 def test_resnet_is_the_prototxt(v1, small_stem):
-    model = ResNet(
-        10,
-        (100.0, 110.0, 120.0),
-        256.0,
-        width=1 / 16,
-        blocks=(2, 1),
-        stride_in=1 if v1 else 2,
-        small_stem=small_stem,
-    )
-    variables, images = random_variables(model, 24), random_images(2, 24)
-    logits = jax.jit(partial(model.apply, train=False))(variables, images)
+    mean, form = (100.0, 110.0, 120.0), {"blocks": (2, 1), "small_stem": small_stem}
+    stride = 1 if v1 else 2
+    model = ResNet(10, mean, 256.0, width=1 / 16, stride_in=stride, **form)
+    variables, images = random_inputs(model, 2, 24)
     wide = jax.tree.map(np.float64, variables)
-    expected = caffe.resnet(
-        (2, 1),
-        wide["params"],
-        wide["batch_stats"],
-        (images - np.array([100.0, 110.0, 120.0])) / 256.0,
-        v1=v1,
-        small_stem=small_stem,
-    )
-    assert_close(logits, expected)
+    inputs = wide["params"], wide["batch_stats"], (images - np.array(mean)) / 256.0
+    expected = caffe.resnet((2, 1), *inputs, v1=v1, small_stem=small_stem)
+    assert_close(logits_of(model, variables, images), expected)
 
 
 def test_dropout_drops_half_in_training_alone_and_doubles_the_rest():
     model = make("alexnet", 10, width=1 / 8)
-    variables, images = random_variables(model, 39), random_images(4, 39)
+    variables, images = random_inputs(model, 4, 39)
 
     @partial(jax.jit, static_argnames="train")
     def run(train):
         rngs = {"dropout": KEY} if train else {}
         options = {"train": train, "rngs": rngs, "capture_intermediates": True}
-        _, state = model.apply(variables, images, **options)
-        return {
-            k: v["__call__"][0]
-            for k, v in state["intermediates"].items()
-            if k[0] in "df"
-        }
+        found = model.apply(variables, images, **options)[1]["intermediates"]
+        return {k: found[k]["__call__"][0] for k in ("fc6", "drop6", "fc7", "drop7")}
 
     for train in (True, False):
         found = run(train)
-        kept = []
         for fc, drop in (("fc6", "drop6"), ("fc7", "drop7")):
             before, after = np.maximum(found[fc], 0), found[drop]
-            on = before > 0
-            kept.append((after != 0)[on])
-            np.testing.assert_array_equal(
-                after[after != 0], (1 + train) * before[after != 0]
-            )
-        # Five standard errors of a share of one half.
-        margin = 2.5 / np.sqrt(min(k.size for k in kept))
-        for k in kept:
-            assert abs(k.mean() - 0.5) < margin if train else k.all()
+            kept = after != 0
+            np.testing.assert_array_equal(after[kept], (1 + train) * before[kept])
+            share = kept[before > 0]
+            # Five standard errors of a share of one half.
+            margin = 2.5 / np.sqrt(share.size)
+            assert abs(share.mean() - 0.5) < margin if train else share.all()
 
 
 def test_dropout_follows_its_key_and_0_needs_none():
     model = make("alexnet", 10, width=1 / 16)
-    variables, images = random_variables(model, 39), random_images(2, 39)
+    variables, images = random_inputs(model, 2, 39)
 
     @jax.jit
     def run(key):
@@ -177,28 +155,24 @@ def test_dropout_follows_its_key_and_0_needs_none():
     np.testing.assert_array_equal(one, again)
     assert np.abs(one - other).min() > 0
     plain = make("alexnet", 10, width=1 / 16, dropout=0.0)
-    trained, evaluated = (
-        jax.jit(partial(plain.apply, train=train))(variables, images)
-        for train in (True, False)
-    )
-    assert_close(trained, evaluated)
+    trained = jax.jit(partial(plain.apply, train=True))(variables, images)
+    assert_close(trained, logits_of(plain, variables, images))
 
 
 def test_synchronised_batch_norm_is_that_of_one_device():
     devices = engine.start_devices(None)[:4]
-    images = random_images(16, 12)
-    images[:4] //= 4  # one device's images differ from the others'
     whole = make("alexnet_bn_small", 10, width=0.5)
-    synced = make("alexnet_bn_small", 10, width=0.5, bn_axis_name="batch")
-    variables = random_variables(whole, 12)
+    synced = whole.clone(bn_axis_name="batch")
+    variables, images = random_inputs(whole, 16, 12)
+    images[:4] //= 4  # one device's images differ from the others'
 
     def run(model, images):
         return model.apply(variables, images, train=True, mutable=["batch_stats"])
 
     expected = jax.jit(partial(run, whole))(images)
     shares = images.reshape(4, 4, 12, 12, 3)
-    logits, stats = jax.pmap(partial(run, synced), "batch", devices=devices)(shares)
-    assert_close(logits.reshape(16, 10), expected[0])
+    found, stats = jax.pmap(partial(run, synced), "batch", devices=devices)(shares)
+    assert_close(found.reshape(16, 10), expected[0])
     for device in range(4):
         own = jax.tree.map(lambda s, d=device: s[d], stats)
         jax.tree.map(assert_close, own, expected[1])
@@ -206,21 +180,13 @@ def test_synchronised_batch_norm_is_that_of_one_device():
 
 def test_one_lars_step_moves_every_kernel_by_the_same_share_of_its_norm():
     """Without decay and momentum ‖Δw‖ = γ·η·‖w‖, wherever a gradient arrives."""
-    side = 67
     model = make("alexnet", 10, width=1 / 16)
     tx = lars_optax.lars(10.0, trust_coefficient=0.001, momentum=None)
-    variables = random_variables(model, side)
-    params, stats = variables["params"], variables.get("batch_stats", {})
-    labels = np.arange(8, dtype=np.int32)
-    batch = Batch(random_images(8, side), labels)
-    zero, rng, finite = (
-        jnp.zeros((), jnp.int32),
-        jnp.zeros(2, jnp.uint32),
-        jnp.array(True),
-    )
-    state = TrainState(zero, rng, params, stats, tx.init(params), finite)
+    variables, images = random_inputs(model, 8, 67)
+    params = variables["params"]
+    batch = Batch(images, np.arange(8, dtype=np.int32))
     step = jax.jit(partial(train_step, model=model, tx=tx, axis_name=None))
-    new, metrics = jax.device_get(step(state, batch))
+    new, metrics = jax.device_get(step(state_of(variables, tx.init(params)), batch))
     assert np.isfinite(metrics["loss"])
 
     def check(adapted, old, new):

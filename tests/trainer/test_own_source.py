@@ -7,9 +7,7 @@ import small_runs as runs
 
 from examples.imagenet.config import Batching, Config, Model, Optimizer, Run
 from examples.imagenet.data.dataset import Batch, Dataset, Share
-from examples.imagenet.run.checkpoint import Checkpoints
 from examples.imagenet.run.experiment import Experiment
-from examples.imagenet.run.loop import fit
 
 SHAPE = (12, 12, 1)
 
@@ -50,39 +48,28 @@ class Stripes:
 def experiment():
     held = Stripes(30)
     stripes = Dataset(Stripes(96), held, held, 10, SHAPE, 60.0, 50.0)
-    config = Config(
-        model=Model(network="alexnet_small", width=0.5),
-        optimizer=Optimizer("sgd", learning_rate=0.05, warmup_epochs=0),
-        batching=Batching(batch_size=16, epochs=8, eval_batch_size=20),
-    )
+    optimizer = Optimizer("sgd", learning_rate=0.05, warmup_epochs=0)
+    batching = Batching(batch_size=16, epochs=8, eval_batch_size=20)
+    model = Model(network="alexnet_small", width=0.5)
+    config = Config(model=model, optimizer=optimizer, batching=batching)
     return Experiment(config, stripes, jax.local_devices()[:2])
 
 
-def train(experiment, out, show=lambda record: None):
-    run = Run(log_every=1, checkpoint_every=2, layers_every=0, out=str(out))
-    facts = experiment.identity(), experiment.grouping()
-    checkpoints = Checkpoints(experiment.config(run), *facts)
-    return fit(experiment, run, show, checkpoints)
-
-
 def test_a_users_iterator_is_learnt_and_resumed_bit_for_bit(experiment, tmp_path):
-    class Killed(Exception):
-        pass
-
-    def kill(record):
-        if (record["kind"], record.get("step")) == ("step", 20):
-            raise Killed
-
     whole, resumed = tmp_path / "whole", tmp_path / "resumed"
-    result = train(experiment, whole)
+
+    def train(out, *show):
+        run = Run(log_every=1, checkpoint_every=2, layers_every=0, out=str(out))
+        return runs.train_on(experiment, run, *show)
+
+    result = train(whole)
     assert (result.updates, result.count) == (48, 30)
     assert result.accuracy > 0.5  # chance is 0.1
-    with pytest.raises(Killed):
-        train(experiment, resumed, kill)
+    with pytest.raises(pytest.fail.Exception, match="killed"):
+        train(resumed, runs.when("step", 20, lambda: pytest.fail("killed")))
     assert runs.steps_of(resumed)[-1] == 20
-    assert train(experiment, resumed).loss == result.loss
-    runs.assert_equal(runs.saved(resumed), runs.saved(whole))
-    assert runs.logged(resumed) == runs.logged(whole)
+    assert train(resumed).loss == result.loss
+    runs.assert_same_run(resumed, whole)
 
 
 @pytest.mark.parametrize("processes", [1, 2])

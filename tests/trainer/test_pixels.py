@@ -7,7 +7,9 @@ import zlib
 
 import numpy as np
 import pytest
+from cases import cases
 from image_trees import encoded, jpeg, picture, png
+from logs import PNG_MAGIC
 from PIL import Image
 
 from examples.imagenet.data import pixels
@@ -26,21 +28,19 @@ def chunk(name, data):
     return ends[0] + name + data + ends[1]
 
 
-@pytest.mark.parametrize(
-    ("raw", "tolerance"),
-    [
-        pytest.param(encoded(TALL, "JPEG"), 0, id="jpeg"),
-        pytest.param(encoded(TALL, "JPEG", progressive=True), 0, id="progressive_jpeg"),
-        pytest.param(encoded(TALL, "JPEG", "L"), 0, id="grey_jpeg"),
-        # The ink's product is rounded differently.
-        pytest.param(encoded(TALL, "JPEG", "CMYK"), 1, id="cmyk_jpeg"),
-        pytest.param(bytes(YCCK), 1, id="ycck_jpeg"),
-        pytest.param(encoded(TALL), 0, id="png"),
-        pytest.param(encoded(TALL, "PNG", "L"), 0, id="grey_png"),
-        pytest.param(encoded(TALL, "PNG", "P"), 0, id="palette_png"),
-        pytest.param(encoded(TALL, "BMP"), 0, id="bmp"),
-        pytest.param(encoded(TALL, "WEBP", lossless=True), 0, id="webp"),
-    ],
+@cases(
+    "raw, tolerance",
+    jpeg=(encoded(TALL, "JPEG"), 0),
+    progressive_jpeg=(encoded(TALL, "JPEG", progressive=True), 0),
+    grey_jpeg=(encoded(TALL, "JPEG", "L"), 0),
+    # The ink's product is rounded differently.
+    cmyk_jpeg=(encoded(TALL, "JPEG", "CMYK"), 1),
+    ycck_jpeg=(bytes(YCCK), 1),
+    png=(encoded(TALL), 0),
+    grey_png=(encoded(TALL, "PNG", "L"), 0),
+    palette_png=(encoded(TALL, "PNG", "P"), 0),
+    bmp=(encoded(TALL, "BMP"), 0),
+    webp=(encoded(TALL, "WEBP", lossless=True), 0),
 )
 def test_decodes_what_pillow_decodes(raw, tolerance):
     image = pixels.decode(raw).pixels
@@ -49,120 +49,117 @@ def test_decodes_what_pillow_decodes(raw, tolerance):
     assert np.abs(image.astype(int) - oracle).max() <= tolerance
 
 
-def test_transparency_is_dropped_and_the_colour_below_kept():
-    rgba = np.dstack([TALL, np.full(TALL.shape[:2], 7, np.uint8)])
-    np.testing.assert_array_equal(
-        pixels.decode(encoded(rgba, mode="RGBA")).pixels, TALL
-    )
+# Of 16 bits the upper 8 are kept, of transparent pixels the colour.
+DEEP = np.random.RandomState(0).randint(0, 2**16, (5, 6)).astype(">u2")
+ROWS = zlib.compress(b"".join(b"\0" + row.tobytes() for row in DEEP))
+HEADER = chunk(b"IHDR", struct.pack(">2I5B", 6, 5, 16, 0, 0, 0, 0))
+DEEP_PNG = PNG_MAGIC + HEADER + chunk(b"IDAT", ROWS) + chunk(b"IEND", b"")
+CLEAR = np.dstack([TALL, np.full(TALL.shape[:2], 7, np.uint8)])
+TURNED = Image.Exif()
+TURNED[0x0112] = 6  # by 90°
+JPEG, PNG, WEBP = jpeg(0), png(0), encoded(TALL, "WEBP")
 
 
-def test_of_16_bits_the_upper_8_are_kept():
-    deep = np.random.RandomState(0).randint(0, 2**16, (5, 6)).astype(">u2")
-    rows = b"".join(b"\0" + row.tobytes() for row in deep)
-    header = chunk(b"IHDR", struct.pack(">2I5B", 6, 5, 16, 0, 0, 0, 0))
-    raw = b"\x89PNG\r\n\x1a\n" + header
-    raw += chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
-    expected = np.repeat((deep >> 8)[..., None], 3, axis=2)
-    np.testing.assert_array_equal(pixels.decode(raw).pixels, expected)
+def written(raw, place, part):
+    """The bytes with a part of them written over."""
+    return raw[:place] + part + raw[place + len(part) :]
 
 
-@pytest.mark.parametrize("form", ["JPEG", "PNG", "WEBP"])
-def test_exif_orientation_is_not_applied(form):
-    exif = Image.Exif()
-    exif[0x0112] = 6  # turned by 90°
-    turned, plain = encoded(TALL, form, exif=exif), encoded(TALL, form)
-    assert turned != plain
-    np.testing.assert_array_equal(
-        pixels.decode(turned).pixels, pixels.decode(plain).pixels
-    )
-
-
-def test_bytes_after_the_end_of_an_image_are_passed_over():
-    faulty = jpeg(0) + b"surplus"
-    np.testing.assert_array_equal(
-        pixels.decode(faulty).pixels, pixels.decode(jpeg(0)).pixels
-    )
-
-
-SOUND = jpeg(0)
-SCAN = SOUND.index(b"\xff\xda")
+def with_surplus(raw, place, part=b"surplus" * 30):
+    return raw[:place] + part + raw[place:]
 
 
 def with_junk(raw):
-    """A harmless fault, two bytes before a marker, which comes before every other."""
-    place = raw.index(b"\xff\xdb")
-    return raw[:place] + b"\0\0" + raw[place:]
+    """A JPEG with two bytes before a marker, the first fault that a decoder meets."""
+    return with_surplus(raw, raw.index(b"\xff\xdb"), b"\0\0")
+
+
+@cases(
+    "raw, expected",
+    transparency=(encoded(CLEAR, mode="RGBA"), TALL),
+    of_16_bits=(DEEP_PNG, np.repeat((DEEP >> 8)[..., None], 3, axis=2)),
+    png_orientation=(encoded(TALL, exif=TURNED), encoded(TALL)),
+    jpeg_orientation=(encoded(TALL, "JPEG", exif=TURNED), encoded(TALL, "JPEG")),
+    webp_orientation=(encoded(TALL, "WEBP", exif=TURNED), WEBP),
+    surplus_after_end=(with_surplus(JPEG, len(JPEG)), JPEG),
+)
+def test_what_is_no_colour_and_bytes_after_the_end_are_passed_over(raw, expected):
+    if isinstance(expected, bytes):
+        assert raw != expected
+        expected = pixels.decode(expected).pixels
+    np.testing.assert_array_equal(pixels.decode(raw).pixels, expected)
+
+
+def test_a_faulty_colour_profile_is_passed_over_in_silence(capfd):
+    profile = chunk(b"iCCP", b"name\0\0" + zlib.compress(b"no profile"))
+    found = pixels.decode(with_surplus(PNG, 33, profile)).pixels
+    np.testing.assert_array_equal(found, picture(0))
+    assert capfd.readouterr() == ("", "")
 
 
 NOISE = encoded(np.random.RandomState(0).randint(0, 255, (64, 64, 3), np.uint8), "JPEG")
-MIDDLE = len(NOISE) // 2
-DAMAGED = {
-    "early_end": NOISE[:MIDDLE] + b"\xff\xd9",
-    "zeros_in_the_scan": NOISE[:MIDDLE] + bytes(2_000) + NOISE[MIDDLE + 2_000 :],
-    "hole_in_the_scan": NOISE[:MIDDLE] + NOISE[MIDDLE + 2_000 :],
-}
+SCAN = len(NOISE) // 2
 
 
-@pytest.mark.parametrize("first", [bytes, with_junk], ids=["alone", "after_another"])
-@pytest.mark.parametrize("raw", DAMAGED.values(), ids=DAMAGED)
+@cases("first", alone=bytes, after_another=with_junk)
+@cases(
+    "raw",
+    early_end=NOISE[:SCAN] + b"\xff\xd9",
+    zeros_in_the_scan=written(NOISE, SCAN, bytes(2_000)),
+    hole_in_the_scan=NOISE[:SCAN] + NOISE[SCAN + 2_000 :],
+)
 def test_a_jpeg_that_lost_pixels_is_refused_whatever_came_before(raw, first):
     with pytest.raises(pixels.BrokenImage, match=r"not a whole image \("):
         pixels.decode(first(raw))
 
 
-WEBP = encoded(TALL, "WEBP")
-FLIPPED = bytearray(png(0))
-FLIPPED[len(FLIPPED) // 2] ^= 1
-MISNAMED = png(0).replace(b"IDAT", b"I\xffAT", 1)
-HUGE = bytearray(jpeg(0))
-SIZE = HUGE.index(b"\xff\xc0") + 5
-HUGE[SIZE : SIZE + 4] = struct.pack(">2H", 65_000, 65_000)
-NONE = HUGE[:SIZE] + bytes(4) + HUGE[SIZE + 4 :]
+SIZE, MIDDLE = JPEG.index(b"\xff\xc0") + 5, len(PNG) // 2
+HUGE = struct.pack(">2H", 65_000, 65_000)
+LAST_COEFFICIENT = JPEG.index(b"\xff\xda") + 12
 
 
 def bomb_bmp():
     """A run-length encoded image of a thousand bytes."""
     sizes = struct.pack("<IiiHHIIiiII", 40, 30_000, 30_000, 1, 8, 1, 0, 0, 0, 256, 0)
-    return (
-        b"BM" + struct.pack("<IHHI", 1078, 0, 0, 1078) + sizes + bytes(1024) + b"\0\1"
-    )
+    start = b"BM" + struct.pack("<IHHI", 1078, 0, 0, 1078)
+    return start + sizes + bytes(1024) + b"\0\1"
 
 
 def bomb_png():
     rows = zlib.compress(bytes(3751 * 30_000))
     header = chunk(b"IHDR", struct.pack(">2I5B", 30_000, 30_000, 1, 0, 0, 0, 0))
-    return b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", rows) + chunk(b"IEND", b"")
+    return PNG_MAGIC + header + chunk(b"IDAT", rows) + chunk(b"IEND", b"")
 
 
-@pytest.mark.parametrize(
-    ("raw", "reason"),
-    [
-        pytest.param(b"", "the file is empty", id="empty"),
-        pytest.param(
-            b"these are no pixels", "not a JPEG, PNG, BMP or WebP", id="words"
-        ),
-        pytest.param(jpeg(0)[:300], "not a whole image", id="jpeg_cut_in_header"),
-        pytest.param(jpeg(0)[:-100], "Premature end", id="jpeg_cut_in_scan"),
-        pytest.param(jpeg(0)[:-1], "Premature end", id="jpeg_without_its_last_byte"),
-        pytest.param(bytes(HUGE), "65000×65000", id="jpeg_of_12_GB"),
-        pytest.param(
-            with_junk(SOUND), "extraneous bytes", id="jpeg_with_bytes_before_a_marker"
-        ),
-        pytest.param(
-            SOUND[: SCAN + 12] + b"\x3e" + SOUND[SCAN + 13 :],
-            "Invalid SOS",
-            id="jpeg_with_an_odd_scan_header",
-        ),
-        pytest.param(bomb_bmp(), "30000×30000", id="bmp_of_5_GB"),
-        pytest.param(bomb_png(), "30000×30000", id="png_of_3_GB"),
-        pytest.param(bytes(NONE), "not a whole image", id="jpeg_of_no_size"),
-        pytest.param(png(0)[:-100], "Truncated", id="png_cut_in_pixels"),
-        pytest.param(png(0)[:-1], "lacks the end", id="png_without_its_last_byte"),
-        pytest.param(bytes(FLIPPED), "checksum in b'IDAT'", id="png_with_a_wrong_bit"),
-        pytest.param(MISNAMED, "not a JPEG, PNG", id="png_with_a_wrong_name"),
-        pytest.param(WEBP[:-50], "not a whole image", id="webp_cut"),
-        pytest.param(encoded(TALL, "BMP")[:-50], "truncated", id="bmp_cut"),
-    ],
+@cases(
+    "raw, reason",
+    empty=(b"", "the file is empty"),
+    words=(b"these are no pixels", "not a JPEG, PNG, BMP or WebP"),
+    jpeg_cut_in_header=(JPEG[:300], "not a whole image"),
+    jpeg_cut_in_scan=(JPEG[:-100], "Premature end"),
+    jpeg_without_its_last_byte=(JPEG[:-1], "Premature end"),
+    jpeg_of_12_GB=(written(JPEG, SIZE, HUGE), "65000×65000"),
+    jpeg_with_bytes_before_a_marker=(with_junk(JPEG), "extraneous bytes"),
+    jpeg_with_bytes_before_its_end=(
+        with_surplus(JPEG, len(JPEG) - 2),
+        "extraneous bytes",
+    ),
+    jpeg_with_an_odd_scan_header=(
+        written(JPEG, LAST_COEFFICIENT, b"\x3e"),
+        "Invalid SOS",
+    ),
+    bmp_of_5_GB=(bomb_bmp(), "30000×30000"),
+    png_of_3_GB=(bomb_png(), "30000×30000"),
+    jpeg_of_no_size=(written(JPEG, SIZE, bytes(4)), "not a whole image"),
+    png_cut_in_pixels=(PNG[:-100], "Truncated"),
+    png_without_its_last_byte=(PNG[:-1], "lacks the end"),
+    png_with_a_wrong_bit=(
+        written(PNG, MIDDLE, bytes([PNG[MIDDLE] ^ 1])),
+        "checksum in b'IDAT'",
+    ),
+    png_with_a_wrong_name=(PNG.replace(b"IDAT", b"I\xffAT", 1), "not a JPEG, PNG"),
+    webp_cut=(WEBP[:-50], "not a whole image"),
+    bmp_cut=(encoded(TALL, "BMP")[:-50], "truncated"),
 )
 def test_bytes_that_are_no_whole_image_are_refused_in_silence(raw, reason, capfd):
     with pytest.raises(pixels.BrokenImage, match=reason):
@@ -170,21 +167,9 @@ def test_bytes_that_are_no_whole_image_are_refused_in_silence(raw, reason, capfd
     assert capfd.readouterr() == ("", "")
 
 
-def test_a_faulty_colour_profile_is_passed_over_in_silence(capfd):
-    whole = png(0)
-    profile = chunk(b"iCCP", b"name\0\0" + zlib.compress(b"no profile"))
-    filled = whole[:33] + profile + whole[33:]
-    np.testing.assert_array_equal(pixels.decode(filled).pixels, picture(0))
-    assert capfd.readouterr() == ("", "")
-
-
-@pytest.mark.parametrize(
-    ("crop", "side"), [(227, 256), (224, 256), (28, 32), (112, 128), (1, 1)]
-)
-def test_warped_side_is_256_for_the_papers_crops_and_in_proportion_for_others(
-    crop, side
-):
-    assert pixels.warp_pixels(crop) == side
+def test_warped_side_is_256_for_the_papers_crops_and_in_proportion_for_others():
+    sides = {crop: pixels.warp_pixels(crop) for crop in (227, 224, 28, 112, 1)}
+    assert sides == {227: 256, 224: 256, 28: 32, 112: 128, 1: 1}
 
 
 def bilinear(image, side):
@@ -209,12 +194,16 @@ def test_evaluation_sees_the_middle_of_the_bilinear_square(shape, augment):
     assert np.abs(seen - bilinear(image, 32)[2:30, 2:30]).max() < 1
 
 
+def block_means(image, top, left, h, w, down, across):
+    """Means of h × w blocks of down × across pixels."""
+    part = image[top : top + h * down, left : left + w * across].astype(float)
+    return part.reshape(h, down, w, across, 3).mean(axis=(1, 3))
+
+
 @pytest.mark.parametrize("shape", [(64, 96), (96, 64), (64, 64), (64, 97)])
 def test_rrc_evaluation_sees_the_middle_with_its_aspect_kept(shape):
     image = picture(2, *shape)
-    top, left = ((n - 64) // 2 for n in shape)
-    square = image[top : top + 64, left : left + 64].astype(float)
-    blocks = square.reshape(32, 2, 32, 2, 3).mean(axis=(1, 3))
+    blocks = block_means(image, *((n - 64) // 2 for n in shape), 32, 32, 2, 2)
     seen = for_evaluation(image, 28, "rrc")
     assert np.abs(seen - blocks[2:30, 2:30]).max() <= 0.5  # rounding
 
@@ -280,8 +269,7 @@ def test_rrc_sees_its_random_region_and_mirrors_one_in_two():
         down, across = h // 8, w // 8  # means of as many pixels, from the middle
         top, left = top + h % down // 2, left + w % across // 2
         h, w = h // down, w // across
-        whole = image[top : top + h * down, left : left + w * across].astype(float)
-        whole = whole.reshape(h, down, w, across, 3).mean(axis=(1, 3))
+        whole = block_means(image, top, left, h, w, down, across)
         # Means are rounded, then OpenCV's weights, then what they give.
         assert np.abs(crop - bilinear(whole, 8)).max() < 1.5
         mirrored += mirror
@@ -294,6 +282,6 @@ def test_the_smallest_and_longest_images_fill_the_square(shape, augment):
     image = np.broadcast_to(np.array([9, 80, 200], np.uint8), (*shape, 3)).copy()
     seen = for_evaluation(image, 28, augment)
     crop, _ = for_training(image, 28, augment, np.random.RandomState(0))
-    expected = np.broadcast_to(image[0, 0], (28, 28, 3))
-    np.testing.assert_array_equal(seen, expected)
-    np.testing.assert_array_equal(crop, expected)
+    for found in (seen, crop):
+        assert found.shape == (28, 28, 3)
+        assert (found == image[0, 0]).all()

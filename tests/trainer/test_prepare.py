@@ -1,34 +1,41 @@
 """The check of a data directory: what is counted, what is named, the exit status."""
 
-import os
 import re
 import signal
-import struct
+from pathlib import Path
 
+import image_trees as images
+import numpy as np
 import pytest
-from image_trees import (
-    encoded,
-    picture,
-    png,
-    write_classes,
-    write_flawed_tree,
-    write_tree,
-)
+from cases import assert_usage, cases
 
 from examples.imagenet import prepare
 from examples.imagenet.data import folders
 from examples.imagenet.data.archives import Counts
+from examples.imagenet.data.arrays import Split
 
 pytestmark = pytest.mark.usefixtures("cache")
 
 
-def test_a_sound_tree_is_counted_and_ends_with_status_0(tmp_path, capsys):
-    root = write_classes(tmp_path / "tree", {"cat": 3, "dog": 6, "eel": 4})
-    write_classes(root, {"cat": 1, "dog": 1, "eel": 2}, "val")
-    wide, small = encoded(picture(0, 20, 90)), encoded(picture(0, 3, 2), "BMP")
-    write_tree(root, {"val/cat/wide.PNG": wide, "val/dog/small.bmp": small})
-    assert prepare.main([str(root), "--workers", "2"]) == 0
-    out = capsys.readouterr().out
+@pytest.fixture
+def check(capsys):
+    """Checks a directory; returns the exit status and what is printed."""
+
+    def run(root, *flags):
+        status = prepare.main([str(root), *map(str, flags)])
+        return status, capsys.readouterr().out
+
+    return run
+
+
+def test_a_sound_tree_is_counted_and_ends_with_status_0(tmp_path, check):
+    root = images.write_classes(tmp_path / "tree", {"cat": 3, "dog": 6, "eel": 4})
+    images.write_classes(root, {"cat": 1, "dog": 1, "eel": 2}, "val")
+    wide = images.encoded(images.picture(0, 20, 90))
+    small = images.encoded(images.picture(0, 3, 2), "BMP")
+    images.write_tree(root, {"val/cat/wide.PNG": wide, "val/dog/small.bmp": small})
+    status, out = check(root, "--workers", 2)
+    assert status == 0
     assert re.search(r"train\W+13\W+3\W+3\W+4\W+6\W", out)
     assert re.search(r"validation\W+6\W+3\W+2\W+2\W+2\W", out)
     assert re.search(r"smallest: 2×3 pixels, '.*small.bmp'", out)
@@ -38,10 +45,10 @@ def test_a_sound_tree_is_counted_and_ends_with_status_0(tmp_path, capsys):
     assert "unusual" not in out
 
 
-def test_each_flaw_is_counted_and_named_and_ends_with_status_1(tmp_path, capsys):
-    root, report = write_flawed_tree(tmp_path / "tree"), tmp_path / "broken.tsv"
-    assert prepare.main([str(root), "--report", str(report)]) == 1
-    out = capsys.readouterr().out
+def test_each_flaw_is_counted_and_named_and_ends_with_status_1(tmp_path, check):
+    root, report = images.write_flawed_tree(tmp_path / "tree"), tmp_path / "broken.tsv"
+    status, out = check(root, "--report", report)
+    assert status == 1
     for line in (
         r"train: classes without an image: 1 \('eel'\)",
         r"test: classes without an image: 2 \('dog', 'eel'\)",
@@ -59,58 +66,50 @@ def test_each_flaw_is_counted_and_named_and_ends_with_status_1(tmp_path, capsys)
     ):
         assert len(re.findall(f"^{line}$", out, re.MULTILINE)) == 1, line
     rows = [line.split("\t") for line in report.read_text().splitlines()]
-    found = sorted(os.path.basename(path) for path, _ in rows)
-    listed = ["corrupt.jpg", "cut.jpg", "dangling.png", "empty.jpg", "words.jpg"]
-    assert found == listed
+    assert sorted(Path(path).name for path, _ in rows) == images.BROKEN
 
 
-@pytest.mark.parametrize(
-    "flag", [("--workers", "0"), ("--report", "absent/broken.tsv")], ids=["no", "where"]
-)
-def test_values_that_no_check_can_use_are_refused_at_once(tmp_path, capsys, flag):
-    with pytest.raises(SystemExit) as stopped:
-        prepare.main([str(tmp_path), *flag])
-    assert stopped.value.code == 2
-    assert f"{flag[0]}: got " in capsys.readouterr().err
+@cases("flags", workers="--workers 0", report="--report absent/broken.tsv")
+def test_values_that_no_check_can_use_are_refused_at_once(tmp_path, capsys, flags):
+    flag, value = flags.split()
+    arguments = [str(tmp_path), flag, value]
+    assert_usage(f"{flag}: got ", arguments, capsys, prepare.main)
 
 
-def test_a_single_broken_image_ends_with_status_1(tmp_path):
-    root = write_classes(tmp_path / "tree", {"cat": 1})
-    assert prepare.main([str(root)]) == 0
-    write_tree(root, {"train/cat/broken.png": png(0)[:-9]})
-    assert prepare.main([str(root)]) == 1
+def test_a_single_broken_image_ends_with_status_1(tmp_path, check):
+    root = images.write_classes(tmp_path / "tree", {"cat": 1})
+    assert check(root)[0] == 0
+    images.write_tree(root, {"train/cat/broken.png": images.png(0)[:-9]})
+    assert check(root)[0] == 1
 
 
-def test_no_more_than_20_broken_images_are_printed_and_all_reported(tmp_path, capsys):
+def test_no_more_than_20_broken_images_are_printed_and_all_reported(tmp_path, check):
     files = {f"train/cat/{i}.png": b"" for i in range(25)}
-    root, report = write_tree(tmp_path / "tree", files), tmp_path / "broken.tsv"
-    assert prepare.main([str(root), "--report", str(report)]) == 1
-    out = capsys.readouterr().out
+    root, report = images.write_tree(tmp_path / "tree", files), tmp_path / "broken.tsv"
+    status, out = check(root, "--report", report)
+    assert status == 1
     assert out.count("broken: ") == 20
     assert "25 broken images" in out
     assert len(report.read_text().splitlines()) == 25
 
 
 @pytest.mark.parametrize("train", [3, 4])
-def test_imagenets_images_are_counted_where_its_classes_are(
-    tmp_path, monkeypatch, capsys, train
-):
+def test_images_of_imagenets_classes_are_counted(tmp_path, monkeypatch, check, train):
     monkeypatch.setattr(prepare, "ILSVRC2012", Counts(2, 4, 5))
-    root = write_classes(tmp_path, {"n00000001": 1, "n00000002": train - 1})
-    write_classes(root, {"n00000001": 2, "n00000002": 3}, "val")
+    root = images.write_classes(tmp_path, {"n00000001": 1, "n00000002": train - 1})
+    images.write_classes(root, {"n00000001": 2, "n00000002": 3}, "val")
+    status, out = check(root)
+    assert status == (train < 4)
     short = "missing: ImageNet has 4 images in train, not 3\n"
-    assert prepare.main([str(root)]) == (train < 4)
-    assert (short in capsys.readouterr().out) == (train < 4)
+    assert (short in out) == (train < 4)
 
 
-def test_without_a_report_the_working_directory_need_not_be_writable(
-    tmp_path, monkeypatch, capsys
-):
+def test_only_a_report_needs_a_folder_to_write_in(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(prepare.os, "access", lambda path, mode: False)
-    assert prepare.main([str(write_classes(tmp_path, {"cat": 2}))]) == 0
-    with pytest.raises(SystemExit):
-        prepare.main([str(tmp_path), "--report", "a.tsv"])
-    assert "--report: got 'a.tsv'" in capsys.readouterr().err
+    root = str(images.write_classes(tmp_path, {"cat": 2}))
+    assert prepare.main([root]) == 0
+    refused = "--report: got 'a.tsv'"
+    assert_usage(refused, [root, "--report", "a.tsv"], capsys, prepare.main)
 
 
 def test_a_missing_directory_is_answered_with_how_to_get_imagenet(tmp_path):
@@ -121,17 +120,11 @@ def test_a_missing_directory_is_answered_with_how_to_get_imagenet(tmp_path):
     assert "--archives" in str(stopped.value)
 
 
-def test_idx_files_are_said_to_be_such(tmp_path, capsys):
-    for stem, n in (("train", 6), ("t10k", 2)):
-        header, labels = (
-            struct.pack(">4I", 0x803, n, 5, 4),
-            struct.pack(">2I", 0x801, n),
-        )
-        (tmp_path / f"{stem}-images-idx3-ubyte").write_bytes(header + bytes(20 * n))
-        (tmp_path / f"{stem}-labels-idx1-ubyte").write_bytes(labels + bytes(range(n)))
-    assert prepare.main([str(tmp_path)]) == 0
-    expected = "IDX files, 6 images to train, 2 to test, 6 classes"
-    assert expected in capsys.readouterr().out
+def test_idx_files_are_said_to_be_such(tmp_path, check):
+    train, test = (Split(np.zeros((n, 5, 4)), np.arange(n)) for n in (6, 2))
+    status, out = check(images.write_idx_folder(tmp_path, train=train, t10k=test))
+    assert status == 0
+    assert "IDX files, 6 images to train, 2 to test, 6 classes" in out
 
 
 def test_an_interrupt_ends_it_with_the_shells_status(tmp_path, monkeypatch, capsys):
@@ -139,7 +132,7 @@ def test_an_interrupt_ends_it_with_the_shells_status(tmp_path, monkeypatch, caps
         raise KeyboardInterrupt
 
     monkeypatch.setattr(folders, "decode", interrupted)
-    root = write_classes(tmp_path / "tree", {"cat": 200})
+    root = images.write_classes(tmp_path / "tree", {"cat": 200})
     with pytest.raises(SystemExit) as stopped:
         prepare.main([str(root)])
     assert stopped.value.code == 128 + signal.SIGINT

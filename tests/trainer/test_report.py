@@ -2,27 +2,19 @@
 
 import json
 
+import logs
 import numpy as np
 import pytest
-from logs import (
-    IMAGES,
-    LOST,
-    PNG_MAGIC,
-    RESULT,
-    config,
-    epoch,
-    layers,
-    run,
-    speed,
-    step,
-    write,
-)
+from cases import assert_line, cases
+from logs import config, epoch, layers, run, speed, step, write
 from rich.console import Console
 
 from examples.imagenet.report import __main__ as report
+from examples.imagenet.report import speed as speeds
 from examples.imagenet.report.runs import labels, read_runs
-from examples.imagenet.report.speed import cells, ratios
 from examples.imagenet.run import progress
+
+CONFIG = json.dumps(config()) + "\n"
 
 
 def test_without_a_terminal_a_line_a_minute_says_when_it_will_end(monkeypatch, capsys):
@@ -44,87 +36,73 @@ def test_without_a_terminal_a_line_a_minute_says_when_it_will_end(monkeypatch, c
 def test_tables_8_and_9_come_back_from_logs_of_the_papers_speeds():
     """AlexNet-BN; in each log the median is the paper's speed, the first an outlier."""
     paper = {(512, 4): 6627, (512, 8): 5771, (4096, 4): 6585, (4096, 8): 15379}
-    runs = [
-        run(
-            config(batch, n),
-            *(speed(each, n) for each in (1, found - 900, found, found + 1)),
-            {"kind": "resume", "step": 9},
-            speed(1, n),
-            step(10, batch),
-        )
-        for (batch, n), found in paper.items()
-    ]
-    found = cells(runs)
+
+    def of(batch, n, median):
+        first = [speed(each, n) for each in (1, median - 900, median, median + 1)]
+        then = [{"kind": "resume", "step": 9}, speed(1, n), step(10, batch)]
+        return run(config(batch, n), *first, *then)
+
+    found = speeds.cells([of(*cell, median) for cell, median in paper.items()])
     assert {(c.batch, c.devices): c.speed for c in found} == paper
     assert {(c.records, c.data_wait, c.warm) for c in found} == {(3, 0.25, True)}
-    assert found[0].seconds == 100 * IMAGES / 6627
-    (row,) = ratios(found)
+    assert found[0].seconds == 100 * logs.IMAGES / 6627
+    (row,) = speeds.ratios(found)
     assert row[:4] == ("alexnet_bn, LARS, gpu", 512, 4096, 4)
     np.testing.assert_allclose(row[4:], (1, 2.7, 0.87, 2.3), rtol=0.02)  # as printed
-    assert ratios(found[1:]) == []
+    assert speeds.ratios(found[1:]) == []
 
 
 def test_equal_runs_share_a_cell_and_unlike_ones_do_not():
-    def two(other):
-        return cells([run(config(), speed(1), speed(8)), other])
+    base, first, later = run(config(), speed(1), speed(8)), speed(2), speed(10)
 
-    first, later = speed(2), [speed(10), speed(12)]
-    (cell,) = two(run(config(rate=2.0), first, *later))
+    def beside(*other):
+        return speeds.cells([base, run(*other)])
+
+    (cell,) = beside(config(rate=2.0), first, later, speed(12))
     assert (cell.speed, cell.records) == (10, 3)
-    assert (
-        len(two(run(config(engine="pmap"), first, *later))) == 1
-    )  # the other: unknown
-    engines = [run(config(engine=e), *later) for e in ("pmap", "shard_map")]
-    assert len(cells(engines)) == 2
-    assert len(two(run(config(algorithm="sgd"), first, *later))) == 2
-    assert len(two(run(config(), first, speed(10, 8)))) == 2  # went on with others
+    assert len(beside(config(engine="pmap"), first, later)) == 1  # the other: unknown
+    engines = [run(config(engine=name), later) for name in ("pmap", "shard_map")]
+    assert len(speeds.cells(engines)) == 2
+    assert len(beside(config(algorithm="sgd"), first, later)) == 2
+    assert len(beside(config(), first, speed(10, 8))) == 2  # went on with others
 
 
 def test_a_lone_first_record_of_speed_counts_and_is_marked():
-    (cell,) = cells([run(config(), speed(50))], epochs=2)
+    (cell,) = speeds.cells([run(config(), speed(50))], epochs=2)
     assert (cell.speed, cell.warm, cell.epochs) == (50, False, 2)
     assert (cell.images, cell.seconds) == (None, None)
 
 
 @pytest.mark.parametrize("batch", [32, 4096, 32_768])
 def test_training_images_follow_from_any_later_update(batch):
-    assert run(config(batch), step(0), step(7, batch)).images == IMAGES
+    assert run(config(batch), step(0), step(7, batch)).images == logs.IMAGES
     assert run(config(batch), step(0)).images is None
     assert run(config(batch) | {"images": 5}, step(7, batch)).images == 5
 
 
 def test_a_label_tells_what_differs_but_for_seeds():
-    done = [step(0), RESULT]
-    runs = [
-        run(config(), *done),
-        run(config(seed=1, out="b"), *done),
-        run(config(rate=2.5), *done),
-        run(config(), *done, LOST),
-        run(config(), step(0)),
-        run(config(nesterov=True), *done),  # the others do not say
-        run(config(8192), *done),
+    done, base = [step(0), logs.RESULT], "alexnet_bn, LARS, batch 512, learning-rate"
+    found = [
+        (run(config(), *done), f"{base} 1"),
+        (run(config(seed=1, out="b"), *done), f"{base} 1"),
+        (run(config(rate=2.5), *done), f"{base} 2.5"),
+        (run(config(), *done, logs.LOST), f"{base} 1, diverged"),
+        (run(config(), step(0)), f"{base} 1, unfinished"),
+        (run(config(nesterov=True), *done), f"{base} 1"),  # the others do not say
+        (run(config(8192), *done), "alexnet_bn, LARS, batch 8,192"),
     ]
-    base = "alexnet_bn, LARS, batch 512, learning-rate"
-    assert labels(runs) == [
-        f"{base} 1",
-        f"{base} 1",
-        f"{base} 2.5",
-        f"{base} 1, diverged",
-        f"{base} 1, unfinished",
-        f"{base} 1",
-        "alexnet_bn, LARS, batch 8,192",
-    ]
+    assert labels([run for run, _ in found]) == [label for _, label in found]
 
 
 def test_a_report_holds_what_the_logs_hold_and_says_what_they_do_not(tmp_path, capsys):
     broken = {"kind": "broken", "path": "x.jpg", "reason": "cut"}
     start = [config(), step(0), layers(0), step(1), layers(1)]
     start += [broken, {"kind": "unknown"}, broken]
-    whole = write(
-        tmp_path / "whole run", *start, speed(9), speed(10), epoch(1, 0.5, 2), RESULT
-    )
+    end = [speed(9), speed(10), epoch(1, 0.5, 2), logs.RESULT]
+    whole = write(tmp_path / "whole run", *start, *end)
     resumed = {"kind": "resume", "step": 2, "changes": ["other moments"]}
-    lost = write(tmp_path / "lost", *start[:3], resumed, LOST, epoch(0.5, 0.1, 2))
+    end = [resumed, logs.LOST, epoch(0.5, 0.1, 2)]
+    lost = write(tmp_path / "lost", *start[:3], *end)
     young = write(tmp_path / "young", config() | {"platform": "cpu"}, speed(20))
     out = tmp_path / "out"
     report.main([whole, lost, young, whole, "--out", str(out)])
@@ -144,16 +122,13 @@ def test_a_report_holds_what_the_logs_hold_and_says_what_they_do_not(tmp_path, c
     ):
         assert line in text, line
     cpu, gpu = text.split("## Speed: ")[1:]
-    for note in (
-        "*: only first records",
-        "On a CPU, devices are virtual",
-        "?: not in the log",
-    ):
+    starred, virtual = "*: only first records", "On a CPU, devices are virtual"
+    for note in (starred, virtual, "?: not in the log"):
         assert note in cpu
         assert note not in gpu
     for picture in ("curves.png", "layers-whole-run.png"):
         assert f"]({picture})" in text
-        assert (out / picture).read_bytes().startswith(PNG_MAGIC)
+        assert (out / picture).read_bytes().startswith(logs.PNG_MAGIC)
     assert len(list(out.iterdir())) == 4
     numbers = json.loads((out / "report.json").read_text())
     statuses = [r["status"] for r in numbers["runs"]]
@@ -163,36 +138,25 @@ def test_a_report_holds_what_the_logs_hold_and_says_what_they_do_not(tmp_path, c
     assert "images that could not be read" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        (None, "there is no log there; give"),
-        ("", "the log is empty; wait"),
-        ('{"kind": "config"', "the log is empty; wait"),
-        (
-            json.dumps(config()) + '\n{"kind": "st\n{}\n',
-            r"line 2 is not JSON: '\{\"kind\": \"st'; delete the line",
-        ),
-        ("1\n", "not a run's log; give"),
-        (json.dumps(step(0)) + "\n", "not begin with the record .* give the whole log"),
-    ],
+@cases(
+    "text, message",
+    none=(None, "there is no log there; give"),
+    empty=("", "the log is empty; wait until"),
+    begun=('{"kind": "config"', "the log is empty; wait until"),
+    cut=(CONFIG + '{"kin\n{}\n', r"line 2 is not JSON: '\{\"kin'; delete the line"),
+    number=("1\n", "not a run's log; give"),
+    no_config=('{"kind": "step"}\n', "not begin with the record .* give the whole log"),
 )
 def test_a_log_that_is_none_ends_with_one_line_that_names_it(text, message, tmp_path):
     if text is not None:
         (tmp_path / "log.jsonl").write_text(text)
-    out = tmp_path / "out"
-    with pytest.raises(SystemExit, match=message) as error:
-        report.main([str(tmp_path), "--out", str(out)])
-    assert str(error.value).startswith(f"error: RUN: {str(tmp_path)!r}: ")
-    assert "\n" not in str(error.value)
-    assert not out.exists()
+    arguments = [str(tmp_path), "--out", str(tmp_path / "out")]
+    assert_line(f"RUN: '{tmp_path}': .*{message}", arguments, report.main)
+    assert not (tmp_path / "out").exists()
 
 
 def test_runs_of_one_name_get_files_of_their_own(tmp_path):
     (tmp_path / "b").mkdir()
-    folders = [
-        write(tmp_path / "a", config()),
-        write(tmp_path / "b" / "a", config()),
-    ]
+    folders = [write(tmp_path / name, config()) for name in ("a", "b/a")]
     file = f"{folders[0]}/log.jsonl"
     assert [found.name for found in read_runs([*folders, file])] == ["a", "a-2"]

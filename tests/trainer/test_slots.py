@@ -7,22 +7,11 @@ from functools import partial
 import jax
 import numpy as np
 import pytest
-from steps import (
-    NOISY,
-    NORMED,
-    PLAIN,
-    ROUNDINGS,
-    assert_params_close,
-    make_batch,
-    make_setup,
-    run,
-    start,
-)
+import steps
 
 from examples.imagenet.data.dataset import Batch
 from examples.imagenet.step import devices as engine
 from examples.imagenet.step.moments import to_moments
-from examples.imagenet.step.step import train_step
 
 
 def test_slots_are_the_same_on_any_device_with_batch_norm_and_dropout(devices):
@@ -30,42 +19,37 @@ def test_slots_are_the_same_on_any_device_with_batch_norm_and_dropout(devices):
 
     There is no reference without slots: a slot is what BatchNorm sees.
     """
-    setup = make_setup(NOISY, algorithm="lars", learning_rate=5.0)
-    batches = [make_batch(seed, 16) for seed in range(3)]
-    four, _ = run(setup, batches, devices)
+    setup = steps.make_setup(steps.NOISY, algorithm="lars", learning_rate=5.0)
+    batches = [steps.make_batch(seed, 16) for seed in range(3)]
+    four, _ = steps.run(setup, batches, devices)
     for n, options in [
         (1, {"accumulate": 4}),
         (1, {"solvers": 4}),
         (2, {"solvers": 2, "name": "shard_map"}),
     ]:
-        other, _ = run(setup, batches, devices[:n], **options)
-        assert_params_close(other.params, four.params, ROUNDINGS)
-        assert_params_close(other.batch_stats, four.batch_stats, 1e-5)
+        other, _ = steps.run(setup, batches, devices[:n], **options)
+        steps.assert_params_close(other.params, four.params, steps.ROUNDINGS)
+        steps.assert_params_close(other.batch_stats, four.batch_stats, 1e-5)
     # Two slots are another network: the test can tell.
-    two, _ = run(setup, batches, devices[:2])
+    two, _ = steps.run(setup, batches, devices[:2])
     with pytest.raises(AssertionError):
-        assert_params_close(two.params, four.params, ROUNDINGS)
+        steps.assert_params_close(two.params, four.params, steps.ROUNDINGS)
 
 
 def test_a_loop_over_slots_is_what_they_are_unrolled(devices):
     """GPUs take the loop, CPUs do not."""
-    setup = make_setup(NOISY, algorithm="sgd", learning_rate=0.1)
-    batches = [make_batch(seed, 12) for seed in range(2)]
-    unrolled, _ = run(setup, batches, devices[:1], accumulate=3, solvers=2)
-    model, tx, stats = setup
-
-    options = {"accumulate": 3, "solvers": 2, "axis_name": None}
-    step = partial(
-        train_step, model=model, tx=tx, layer_stats=stats, **options, platform="gpu"
-    )
-    state = start(setup)
+    setup = steps.make_setup(steps.NOISY, algorithm="sgd", learning_rate=0.1)
+    batches = [steps.make_batch(seed, 12) for seed in range(2)]
+    unrolled, _ = steps.run(setup, batches, devices[:1], accumulate=3, solvers=2)
+    step, state = steps.step_of(setup, accumulate=3, solvers=2), steps.start(setup)
+    loop = partial(step, platform="gpu")
     spelt_out = convolutions(partial(step, platform="cpu"), state, batches[0])
-    assert spelt_out == 3 * convolutions(step, state, batches[0])
-    step = jax.jit(step)
+    assert spelt_out == 3 * convolutions(loop, state, batches[0])
+    step = jax.jit(loop)
     for batch in batches:
         state, _ = step(state, batch)
-    assert_params_close(state.params, unrolled.params, ROUNDINGS)
-    assert_params_close(state.batch_stats, unrolled.batch_stats, ROUNDINGS)
+    steps.assert_params_close(state.params, unrolled.params, steps.ROUNDINGS)
+    steps.assert_params_close(state.batch_stats, unrolled.batch_stats, steps.ROUNDINGS)
 
 
 def convolutions(step, *arguments):
@@ -76,35 +60,31 @@ def convolutions(step, *arguments):
 
 def test_slots_in_turn_need_little_more_memory_than_one():
     """Four slots of 64 images, against one of 64 and one of 256."""
-    model, tx, stats = setup = make_setup(NORMED, algorithm="sgd")
-    step = partial(train_step, model=model, tx=tx, layer_stats=stats, axis_name=None)
+    setup = steps.make_setup(steps.NORMED, algorithm="sgd")
+    state = jax.eval_shape(partial(steps.start, setup))
 
     def temporary(images, accumulate):
-        lowered = jax.jit(partial(step, accumulate=accumulate)).lower(
-            jax.eval_shape(partial(start, setup)), make_batch(0, images)
-        )
-        return lowered.compile().memory_analysis().temp_size_in_bytes
+        step = jax.jit(steps.step_of(setup, accumulate=accumulate))
+        compiled = step.lower(state, steps.make_batch(0, images)).compile()
+        return compiled.memory_analysis().temp_size_in_bytes
 
     turns = temporary(256, 4)
     assert turns < 1.5 * temporary(64, 1)
     assert turns < 0.5 * temporary(256, 1)
 
 
+SLOTS = [(steps.PLAIN, 1, 1), (steps.NORMED, 1, 1), (steps.NORMED, 4, 2)]
+
+
 @pytest.mark.parametrize("name", ["pmap", "shard_map"])
-@pytest.mark.parametrize(
-    ("net", "accumulate", "solvers"), [(PLAIN, 1, 1), (NORMED, 1, 1), (NORMED, 4, 2)]
-)
-def test_gradients_are_reduced_once_an_update(
-    name, net, accumulate, solvers, eight_devices
-):
+@pytest.mark.parametrize(("net", "accumulate", "solvers"), SLOTS)
+def test_gradients_are_reduced_once(name, net, accumulate, solvers, eight_devices):
     """One all-reduce, of each gradient, moment and metric once, and in no loop."""
-    setup = make_setup(net, algorithm="lars")
-    model, tx, stats = setup
-    step = partial(train_step, model=model, tx=tx, layer_stats=stats)
-    step = partial(step, accumulate=accumulate, solvers=solvers)
+    setup = steps.make_setup(net, algorithm="lars")
+    step = steps.step_of(setup, accumulate=accumulate, solvers=solvers)
     step = engine.parallelize(step, eight_devices, engine=name, donate_state=True)
-    state = engine.replicate(start(setup), eight_devices)
-    lowered = step.mapped.lower(state, step.spread(make_batch(0, 64)))
+    state = engine.replicate(steps.start(setup), eight_devices)
+    lowered = step.mapped.lower(state, step.spread(steps.make_batch(0, 64)))
     text = lowered.compile().as_text()
     assert not re.search(r" (all-gather|reduce-scatter|all-to-all)", text)
     # Bodies of loops come before the entry.
@@ -129,13 +109,12 @@ def all_reduces(text):
 
 def test_dropout_is_another_in_every_slot_and_step(devices):
     """The same two images in each slot, at rate 0: only dropout can differ."""
-    model, tx, stats = setup = make_setup(NOISY, algorithm="sgd", learning_rate=0.0)
-    step = partial(train_step, model=model, tx=tx, layer_stats=stats, axis_name=None)
-    half = make_batch(0, 2)
+    setup = steps.make_setup(steps.NOISY, algorithm="sgd", learning_rate=0.0)
+    half = steps.make_batch(0, 2)
     whole = Batch(*(np.concatenate([x] * 2) for x in half[:2]))
-    state, one_slot = start(setup), jax.jit(step)
+    state, one_slot = steps.start(setup), jax.jit(steps.step_of(setup))
     state_1, first = one_slot(state, half)
     assert one_slot(state, half)[1]["loss"] == first["loss"]
     assert abs(one_slot(state_1, half)[1]["loss"] - first["loss"]) > 1e-4
-    _, both = jax.jit(partial(step, accumulate=2))(state, whole)
+    _, both = jax.jit(steps.step_of(setup, accumulate=2))(state, whole)
     assert abs(both["loss"] - first["loss"]) > 1e-4

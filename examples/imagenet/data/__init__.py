@@ -1,1 +1,1 @@
-"""Data for the trainer: sources of images, how they are read, and their batches."""
+"""The trainer's data: where images come from, how they are read, and their batches."""

@@ -42,7 +42,7 @@ DIR/val/CLASS, for validation, and DIR/test/CLASS, for testing, are optional."""
 
 
 class Counts(NamedTuple):
-    """How many classes and images the archives must contain."""
+    """Numbers of classes and images that the ImageNet archives must contain."""
 
     classes: int
     train: int
@@ -79,7 +79,7 @@ def unpack(archives: Path, folder: Path, counts: Counts) -> Iterator[bool]:
 
 
 def read_truth(path: Path, counts: Counts) -> list[str]:
-    """Returns the class name of each validation image, from the development kit."""
+    """Returns the class of each ImageNet validation image, from the development kit."""
     # Decompressed as a whole, which verifies the checksum: SciPy may crash on a damaged
     # meta.mat.
     with gzip.open(path) as file:
@@ -95,7 +95,7 @@ def read_truth(path: Path, counts: Counts) -> list[str]:
     _check_count("labels of validation images", len(truth), counts.validation)
     foreign = {wnid for wnid in truth if not re.fullmatch(_WNID, wnid)}
     if foreign:
-        raise tarfile.ReadError(f"labels that name no class: {sorted(foreign)}")
+        raise tarfile.ReadError(f"its labels {sorted(foreign)} name no class")
     return truth
 
 
@@ -115,11 +115,11 @@ def _read(tar: tarfile.TarFile, end: str) -> bytes:
     for member in tar:
         if member.name.endswith("/" + end) and (file := tar.extractfile(member)):
             return file.read()
-    raise tarfile.ReadError(f"it has no file {end}")
+    raise tarfile.ReadError(f"it contains no file {end}")
 
 
 def _unpack_train(path: Path, folder: Path, counts: Counts) -> Iterator[bool]:
-    """Unpacks the training archive, a tar file that contains one tar file per class."""
+    """Unpacks ImageNet's training archive, which has one tar file for each class."""
     classes = images = 0
     with path.open("rb") as file:
         for name, _, inner in _members(file, rf"{_WNID}\.tar"):
@@ -133,13 +133,15 @@ def _unpack_train(path: Path, folder: Path, counts: Counts) -> Iterator[bool]:
 
 
 def _unpack_validation(path: Path, folder: Path, truth: list[str]) -> Iterator[bool]:
-    """Unpacks the validation archive; `truth` has the class of image 1 first."""
+    """Unpacks ImageNet's validation archive; `truth[i]` is the class of image i + 1."""
     images = 0
     with path.open("rb") as file:
         for name, size, content in _members(file, r"ILSVRC2012_val_[0-9]{8}\.JPEG"):
             number = int(name[-13:-5])
             if not 1 <= number <= len(truth):
-                raise tarfile.ReadError(f"it holds {name!r}, which has no label")
+                raise tarfile.ReadError(
+                    f"the development kit has no label for {name!r}"
+                )
             yield _write(folder / truth[number - 1] / name, size, content)
             images += 1
     _check_count("images", images, len(truth))
@@ -156,14 +158,14 @@ def _members(file: IO[bytes], pattern: str) -> Iterator[tuple[str, int, IO[bytes
             content = tar.extractfile(member) if plain else None
             if content is None or not re.fullmatch(pattern, member.name):
                 raise tarfile.ReadError(
-                    f"it holds {member.name!r}, not only files named {pattern}, none of"
-                    " them sparse"
+                    f"it holds {member.name!r}, but may hold only files named {pattern}"
+                    " that are not sparse"
                 )
             yield member.name, member.size, content
 
 
 def _write(target: Path, size: int, content: IO[bytes]) -> bool:
-    """Writes a whole file unless it exists with this size; returns whether it did."""
+    """Writes a file and returns True; returns False if it exists with `size` bytes."""
     if target.is_file() and target.stat().st_size == size:
         return False
     beside = target.with_name(target.name + ".part")

@@ -32,7 +32,7 @@ _IDX_FILES = (
 
 @dataclass(frozen=True, eq=False)  # == of arrays gives an array, not True or False
 class Split(Indexed):
-    """A source of images that are held in memory."""
+    """A source of batches whose images are held in memory."""
 
     images: np.ndarray  # uint8 [n, height, width, channels]
     labels: np.ndarray  # int32 [n]
@@ -53,9 +53,9 @@ class Split(Indexed):
 
 @dataclass(frozen=True)
 class Synthetic(Indexed):
-    """A source of `number` images of noise that repeats the few images of `pool`.
+    """A source of batches of `number` random images, of which only a few differ.
 
-    Image i is image i modulo the size of the pool.
+    Image i is image i modulo the number of images in `pool`.
     """
 
     number: int
@@ -73,7 +73,10 @@ class Synthetic(Indexed):
 
 
 def synthetic(pixels: int) -> Dataset:
-    """Returns random images, as many as ImageNet has, of `pixels` × `pixels` pixels."""
+    """Returns a data set of random images of `pixels` × `pixels` pixels.
+
+    It has as many images and classes as ImageNet, of which only a few images differ.
+    """
     random = np.random.RandomState(_SPLIT_SEED)
     images = random.randint(0, 256, (_POOL, pixels, pixels, 3), np.uint8)
     pool = Split(images, random.randint(0, 1000, _POOL).astype(np.int32))
@@ -82,7 +85,10 @@ def synthetic(pixels: int) -> Dataset:
 
 
 def in_memory(train: Split, validation: Split, test: Split, classes: int) -> Dataset:
-    """Returns the data set of three splits, with the training pixels' mean and std."""
+    """Returns a data set of three splits that are held in memory.
+
+    Its pixel mean and standard deviation are those of the training images.
+    """
     images = train.images
     mean, std = float(images.mean()), float(images.std())
     return Dataset(train, validation, test, classes, images.shape[1:], mean, std)
@@ -107,10 +113,10 @@ def load_mnist() -> Dataset:
 
 
 def load_idx(folder: str, validation_images: int) -> Dataset:
-    """Returns a data set from the four IDX files of MNIST, or of a data set like it.
+    """Returns the data set in a folder with the IDX files of MNIST, or of one like it.
 
-    The validation images are `validation_images` of the training images: the last ones
-    of a fixed permutation.
+    The validation split is the last `validation_images` images of a fixed permutation
+    of the training images. Raises ValueError if a file is missing or damaged.
     """
     paths = [_find(Path(folder), name) for name in _IDX_FILES]
     absent = [path.name for path in paths if not path.is_file()]
@@ -158,9 +164,10 @@ def _check_labels(
 
 
 def hold_out(n: int, validation_images: int) -> tuple[np.ndarray, np.ndarray]:
-    """Returns which of n training images to train on, and which to validate on.
+    """Returns the indices of the images to train on, and of those to validate on.
 
-    The latter are the last `validation_images` of a fixed permutation.
+    Of n images, the last `validation_images` of a fixed permutation are for validation.
+    Raises ValueError if no image would be left to train on.
     """
     if validation_images >= n:
         raise ValueError(
@@ -191,9 +198,9 @@ def _read_pair(image_path: Path, label_path: Path) -> Split:
 
 
 def read_idx(path: Path) -> np.ndarray:
-    """Returns the array of an IDX file of unsigned bytes, the file format of MNIST.
+    """Returns the array in an IDX file of unsigned bytes, the format of MNIST's files.
 
-    Raises ValueError if the file, which may be compressed as .gz, is not a whole one.
+    The file may be compressed as .gz. Raises ValueError if it is damaged.
     """
     opener = gzip.open if path.suffix == ".gz" else open
     try:
@@ -210,7 +217,9 @@ def _parse_idx(read: Callable[[int], bytes]) -> np.ndarray:
     # Two zero bytes, the type, the number of dimensions, each length, the values.
     start = read(4)
     if len(start) < 4 or start[:3] != bytes((0, 0, _IDX_UINT8)):
-        raise ValueError(f"it starts with {start[:3].hex() or 'nothing'}, not 000008")
+        raise ValueError(
+            f"it starts with {start[:3].hex() or 'nothing'} instead of 000008"
+        )
     lengths = read(4 * start[3])
     if len(lengths) < 4 * start[3]:
         raise ValueError("it is truncated in its header")
@@ -221,5 +230,5 @@ def _parse_idx(read: Callable[[int], bytes]) -> np.ndarray:
     values = read(size + 1)  # one more, so that the end of a .gz is checked
     if len(values) != size:
         amount = "fewer" if len(values) < size else "more"
-        raise ValueError(f"its shape {shape} asks for {size} values; it has {amount}")
+        raise ValueError(f"its shape {shape} takes {size} values, and it has {amount}")
     return np.frombuffer(values, np.uint8).reshape(shape)

@@ -1,8 +1,9 @@
 """Batches of images that can be read in any order, read ahead by several threads.
 
-Which image stands at a place of the training stream, and how it is cropped, depends on
-the seed and the place alone. The number of threads, the number of processes that share
-a batch, and the step at which a run is resumed change nothing.
+Training sees a stream of images: all of them in the random order of epoch 0, then in
+that of epoch 1, and so on. Which image stands at a place of the stream, and how it is
+cropped, depends on the seed and the place alone. The number of threads, the number of
+processes that share a batch, and the step at which a run is resumed change nothing.
 """
 
 import os
@@ -20,7 +21,7 @@ _CHUNK = 32  # images that one thread reads at once
 
 
 class Loaded(NamedTuple):
-    """Images that were read; each one in `broken` has a substitute among them."""
+    """Images read from a source, with a substitute for each one named in `broken`."""
 
     images: np.ndarray  # uint8 [n, height, width, channels]
     labels: np.ndarray  # int32 [n]
@@ -30,7 +31,7 @@ class Loaded(NamedTuple):
 
 
 class Indexed(ABC):
-    """A `Source` of batches whose images have the indices 0 to `size` − 1.
+    """Base class of sources of batches whose images have the indices 0 to `size` − 1.
 
     A subclass says how many images there are and how to read those of given indices.
     """
@@ -46,11 +47,11 @@ class Indexed(ABC):
 
     @abstractmethod
     def content(self) -> Iterable[bytes]:
-        """Returns bytes that differ between two data sets with different images."""
+        """Returns bytes that identify the images: other images give other bytes."""
 
     @property
     def threads(self) -> int:
-        """Number of threads that read; 0 for images in memory, where they only cost."""
+        """Number of threads that read images; 0 to read without threads."""
         return 0
 
     def take_augmented(
@@ -63,7 +64,7 @@ class Indexed(ABC):
         return self.take(index)
 
     def training(self, seed: int, steps: range, share: Share) -> Batches:
-        """Yields the batches of these steps; each epoch has every image once."""
+        """Yields a batch for each of these steps; an epoch has every image once."""
 
         def read(places: np.ndarray) -> Loaded:
             epochs, index = visits(seed, places, self.size)
@@ -74,7 +75,7 @@ class Indexed(ABC):
             yield batch, loaded.broken
 
     def evaluation(self, share: Share) -> Batches:
-        """Yields every image once; the mask of a batch is False on rows that pad it."""
+        """Yields every image once, in batches whose mask is False on padding rows."""
         last = self.size - 1
 
         def read(places: np.ndarray) -> Loaded:
@@ -93,7 +94,7 @@ class Indexed(ABC):
 
 @lru_cache(maxsize=2)
 def epoch_order(seed: int, epoch: int, n: int) -> np.ndarray:
-    """Returns the order in which this epoch of a run with this seed sees n images."""
+    """Returns the random order of n images in an epoch of a run with this seed."""
     # RandomState, because NumPy promises never to change its stream.
     order = np.random.RandomState([seed, epoch]).permutation(n)
     order.setflags(write=False)  # the cache hands out the same array again
@@ -103,8 +104,8 @@ def epoch_order(seed: int, epoch: int, n: int) -> np.ndarray:
 def visits(seed: int, places: np.ndarray, n: int) -> tuple[np.ndarray, np.ndarray]:
     """Returns the epoch and the image index at each place of the training stream.
 
-    The stream is the orders of epoch 0, epoch 1 and so on, one after the other, each of
-    which has every one of the n images once.
+    The stream has the n images in the random order of epoch 0, then in that of epoch 1,
+    and so on. Its places count from 0.
     """
     epochs, within = np.divmod(places, n)
     images = np.empty_like(within)
@@ -115,7 +116,7 @@ def visits(seed: int, places: np.ndarray, n: int) -> tuple[np.ndarray, np.ndarra
 
 
 def cores() -> int:
-    """Returns how many CPU cores this process may use, often fewer than exist."""
+    """Returns the number of CPU cores that this process may use."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
@@ -126,8 +127,9 @@ def _batches(
 ) -> Iterator[Loaded]:
     """Yields the batches of these steps; `read` returns the images at given places.
 
-    Each of the threads reads chunks of a batch, and one more thread joins the chunks.
-    They are one batch ahead, or one chunk each. With 0 threads nothing is read ahead.
+    Several threads read chunks of a batch, and one more thread joins the chunks. They
+    read one batch ahead, or one chunk each if there are more threads than chunks. With
+    0 threads nothing is read ahead.
     """
     rows = _CHUNK if threads else share.rows  # of a chunk
     chunks = -(-share.rows // rows)

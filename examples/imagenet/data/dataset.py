@@ -1,7 +1,7 @@
 """The data that the trainer uses: sources of batches, and a data set of three of them.
 
 To train on data of your own, write a class with the members of `Source`, and give one
-each for training, validation and testing to a `Dataset`. The trainer uses nothing else.
+each for training, validation and testing to a `Dataset`. The trainer needs no more.
 """
 
 from collections.abc import Iterable, Iterator
@@ -32,9 +32,10 @@ class Batch(NamedTuple):
 
 
 class Share(NamedTuple):
-    """The rows of every batch that one process reads.
+    """The part of every batch that one process reads.
 
-    A batch has `size` rows in all. Process i reads `rows` of them, from i · rows on.
+    A batch has `size` rows, one for each image. The process numbered `process` of all
+    `processes` reads `rows` of them, beginning with row process · rows.
     """
 
     size: int
@@ -79,14 +80,15 @@ class Source(Protocol):
         """
 
     def content(self) -> Iterable[bytes]:
-        """Returns bytes that differ between two data sets with different images.
+        """Returns bytes that identify the images: other images give other bytes.
 
-        A checkpoint stores their digest, and the trainer refuses to resume on others.
+        A checkpoint stores a digest of the bytes, and a run can only be resumed with
+        data that has the same digest.
         """
 
 
 class Dataset(NamedTuple):
-    """Three splits of labelled images, and what a network must know of them."""
+    """Training, validation and test images with labels, and facts about all of them."""
 
     train: Source
     validation: Source
@@ -95,6 +97,4 @@ class Dataset(NamedTuple):
     image_shape: tuple[int, ...]  # (height, width, channels)
     pixel_mean: Pixels  # of the training images, on the scale 0 to 255
     pixel_std: Pixels  # standard deviation of the same pixels
-    notes: tuple[
-        str, ...
-    ] = ()  # irregularities in the data that the user should know of
+    notes: tuple[str, ...] = ()  # irregularities in the data, for the user to read

@@ -11,7 +11,6 @@ import stat
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import partial
 
 import numpy as np
 
@@ -56,19 +55,20 @@ class ImageFolder(Indexed):
             yield from pool.map(_size, _spread(self.tree, _SIZES))
             yield from pool.map(_digest, _spread(self.tree, _CONTENTS))
 
-    def take(self, index: np.ndarray) -> Loaded:
-        return self._load(index)
-
     def take_augmented(
         self, index: np.ndarray, seed: int, epochs: np.ndarray
     ) -> Loaded:
         if self.augment == "center":
             return self.take(index)
         seeds = np.column_stack([np.full(len(index), seed), epochs, index])
-        return self._load(index, seeds)
+        return self.take(index, seeds)
 
-    def _load(self, index: np.ndarray, seeds: np.ndarray | None = None) -> Loaded:
-        """Reads images; given seeds, augments image `index[i]` with `seeds[i]`."""
+    def take(self, index: np.ndarray, seeds: np.ndarray | None = None) -> Loaded:
+        """Returns the images of these indices, read from their files and cropped.
+
+        They are cropped as in evaluation if `seeds` is None. Otherwise image `index[i]`
+        is augmented as in training, with `seeds[i]` for the random numbers.
+        """
         images = np.empty((len(index), self.pixels, self.pixels, 3), np.uint8)
         mirror = np.zeros(len(index), np.bool_)
         random = np.random.RandomState()  # seeded anew for each image, which is cheaper
@@ -140,7 +140,7 @@ def _digest(path: str) -> bytes:
 
 
 def explain(tree: Tree, error: OSError | BrokenImage) -> str:
-    """Returns why one image cannot be read; raises OSError if the folder is gone."""
+    """Returns why an image cannot be read; raises OSError if its folder is gone."""
     if isinstance(error, BrokenImage):
         return str(error)
     if not tree.folder.is_dir():
@@ -157,30 +157,28 @@ def load_folder(
     augment: Augment,
     workers: int | None = None,
 ) -> Dataset:
-    """Returns the data set in a folder with train/CLASS/IMAGE and further splits.
+    """Returns the data set in a folder with images in train/CLASS/ and further splits.
 
-    If it has no validation images, the validation split is `validation_images` of the
-    training images: the last ones of a fixed permutation.
+    If the folder has no validation images, the validation split is the last
+    `validation_images` images of a fixed permutation of the training images.
     """
     classes, train, validation, test, notes = read_index(source)
     if validation is None:
-        kept, held = hold_out(train.size, validation_images)
-        train, validation = train.take(kept), train.take(held)
-    test = test or train.take(np.arange(0))
+        kept, rest = hold_out(train.size, validation_images)
+        train, validation = train.take(kept), train.take(rest)
     mean, std = _moments(train, pixels, augment)
-    blank = tuple(map(round, mean))
-    folder = partial(
-        ImageFolder, pixels=pixels, augment=augment, blank=blank, workers=workers
-    )
-    splits = folder(train), folder(validation), folder(test)
-    return Dataset(*splits, len(classes), (pixels, pixels, 3), mean, std, notes)
+    trees = train, validation, test or train.take(np.arange(0))
+    options = pixels, augment, tuple(map(round, mean)), workers
+    training, held, testing = (ImageFolder(tree, *options) for tree in trees)
+    shape = (pixels, pixels, 3)
+    return Dataset(training, held, testing, len(classes), shape, mean, std, notes)
 
 
 def _moments(tree: Tree, pixels: int, augment: Augment) -> tuple[Colour, Colour]:
-    """Returns mean and standard deviation of each channel over a sample of the images.
+    """Returns mean and standard deviation of each colour channel of the images.
 
-    The sample is spread evenly over the images. The result is cached until a file of
-    the sample changes or another decoder is installed.
+    They are taken over a sample that is spread evenly over the images. The result is
+    cached until a file of the sample changes or another decoder is installed.
     """
     n = min(tree.size, _SAMPLE)
     sample = tree.take(np.arange(n) * tree.size // n)
@@ -219,7 +217,7 @@ def _fingerprint(tree: Tree) -> str:
 
 
 def _histogram(tree: Tree, pixels: int, augment: Augment) -> np.ndarray:
-    """Returns how often each channel has each value, int64 [3, 256]."""
+    """Returns how often each value is in each colour channel, int64 [3, 256]."""
 
     def count(i: int) -> np.ndarray:
         try:

@@ -64,7 +64,10 @@ class Index(NamedTuple):
 
 
 class _Listing(NamedTuple):
-    """The names in a folder, sorted and joined by "/", which no name contains."""
+    """The images, other files and subfolders in a folder, by name.
+
+    The names of each are sorted and joined by "/", which no name contains.
+    """
 
     stamp: list[int]  # the folder's times and inode when it was listed
     images: str = ""
@@ -73,7 +76,7 @@ class _Listing(NamedTuple):
 
 
 class _Lister:
-    """Lists the folders of a tree, or returns their cached listings if still valid."""
+    """Lists the folders of a tree, from a cache if they have not changed."""
 
     def __init__(self, root: str, cache: Path) -> None:
         self._root, self._cache = os.path.abspath(root), cache
@@ -141,7 +144,7 @@ def cache_folder() -> Path:
 
 
 def recall(cache: Path, name: str, key: str) -> Any:
-    """Returns the value that `remember` stored under `name`.
+    """Returns the value that `remember` stored under `name` in the folder `cache`.
 
     Returns None if there is no such value or if it was stored with another key.
     """
@@ -198,7 +201,7 @@ def _find_splits(folders: Iterable[str]) -> dict[str, str]:
 
 
 def read_index(folder: str, cache: Path | None = None) -> Index:
-    """Returns the images in the splits of a folder.
+    """Returns the images and labels in the training and other splits of a folder.
 
     Listings are cached in the folder `cache`; None for the user's cache folder. Raises
     ValueError if there are no training images, no validation images in a validation
@@ -231,8 +234,9 @@ def read_index(folder: str, cache: Path | None = None) -> Index:
         if not tree.size and split != "test":
             name = splits[split]
             why = f"no folder {name}/CLASS has an image ({', '.join(SUFFIXES)})"
+            sort = f"sort the images of {name} into class folders"
             remedy = "" if split == "train" else f", or remove {name}"
-            _refuse(folder, f"{why}; sort those of {name} into class folders{remedy}")
+            _refuse(folder, f"{why}; {sort}{remedy}")
     test = trees.get("test")
     return Index(
         tuple(classes),
@@ -246,7 +250,7 @@ def read_index(folder: str, cache: Path | None = None) -> Index:
 def _read_split(
     lister: _Lister, root: Path, split: str, classes: Sequence[str], notes: list[str]
 ) -> Tree:
-    """Returns the images of one split, and adds to `notes` what was left out."""
+    """Returns the images of one split; adds to `notes` which files were left out."""
     top = lister.read(split)
     folders = _parts(top.folders)
     here = set(folders)
@@ -259,7 +263,8 @@ def _read_split(
     names = []
     for c in classes:
         listing = lister.read(f"{split}/{c}") if c in here else _Listing([])
-        names.append(_names(f"{c}/", listing.images))
+        images = [os.fsencode(f"{c}/{image}") for image in _parts(listing.images)]
+        names.append(np.array(images, np.bytes_))
         others += [f"{c}/{other}" for other in _parts(listing.others)]
         nested += [f"{c}/{inner}" for inner in _parts(listing.folders)]
         empty += [] if listing.images else [c]
@@ -275,11 +280,8 @@ def _read_split(
 
 
 def _parts(joined: str) -> list[str]:
+    """Returns the names that are joined by "/" in a field of `_Listing`."""
     return joined.split("/") if joined else []
-
-
-def _names(prefix: str, joined: str) -> np.ndarray:
-    return np.array([os.fsencode(prefix + name) for name in _parts(joined)], np.bytes_)
 
 
 def _hidden(name: str) -> bool:
@@ -287,7 +289,7 @@ def _hidden(name: str) -> bool:
 
 
 def _some(items: list[str]) -> str:
-    """Returns how many items there are, and the first three of them."""
+    """Returns a text with the number of items and the first three of them."""
     return f"{len(items)} ({', '.join(map(repr, items[:3]))}{', …' * (len(items) > 3)})"
 
 

@@ -146,7 +146,8 @@ def random_region(
 
     As in Szegedy et al. 2015, section 6, it covers 8 % to 100 % of the area, and its
     ratio of width to height is from 3/4 to 4/3, here uniform in the logarithm. After
-    ten draws that do not fit into the image, it is the largest region in the middle.
+    ten draws that do not fit into the image, it is the largest region with such a ratio
+    in the middle of the image.
     """
     low, high = _ASPECT
     for _ in range(10):
@@ -170,11 +171,11 @@ def _warp(image: np.ndarray, pixels: int) -> np.ndarray:
 
 
 def _resize(image: np.ndarray, side: int) -> np.ndarray:
-    """Scales an image to a square: averages whole blocks of pixels, then bilinearly.
+    """Scales an image to a square: averages blocks of pixels, then interpolates.
 
-    A block has height // side × width // side pixels. Below a factor of 2 nothing is
-    averaged, as for TensorFlow's and MLPerf's ResNets, because OpenCV averages by such
-    factors far more slowly.
+    A block has height // side × width // side pixels, and the interpolation is
+    bilinear. Below a factor of 2 nothing is averaged, as for TensorFlow's and MLPerf's
+    ResNets, because OpenCV averages by such factors far more slowly.
     """
     height, width = image.shape[:2]
     down, across = max(1, height // side), max(1, width // side)

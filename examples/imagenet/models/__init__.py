@@ -56,15 +56,15 @@ def make_model(
     zero_init_last_bn: bool = False,
     bn_axis_name: AxisName = None,
 ) -> Network:
-    """Returns the network of this name, an untrained Flax module.
+    """Returns the network of this name as a Flax module, without parameters.
 
     Args:
       network: name of the network, one of `networks()`.
       classes: number of classes, and so of logits.
       pixel_mean: subtracted from the pixels, which are 0 to 255; one number, or one for
-        each channel. The paper's networks subtract the training images' mean.
+        each channel. The LARS paper's networks subtract the training images' mean.
       pixel_std: divides the pixels after that; one number, or one for each channel. It
-        is 1 in BVLC's AlexNet and 256 in the authors' AlexNet-BN and ResNet-50.
+        is 1 in BVLC's AlexNet, and 256 in the LARS authors' AlexNet-BN and ResNet-50.
       width: multiplies the number of channels of every layer but the last; 1 for the
         network as published.
       dtype: dtype of activations and products, "float32" or "bfloat16". Parameters,
@@ -113,9 +113,9 @@ def image_pixels(network: str) -> int:
 
 
 def published_pixel_std(network: str) -> float | None:
-    """Returns what the network's authors divide pixels by; None if it has no authors.
+    """Returns the number by which the network's authors divide pixels.
 
-    Such are the networks that only this trainer has.
+    Returns None for the small networks, which exist in this trainer alone.
     """
     return _entry(network).pixel_std
 

@@ -1,6 +1,7 @@
-"""AlexNet as BVLC released it, and both forms of AlexNet-BN in the LARS authors' files.
+"""AlexNet as BVLC released it, and two forms of AlexNet with BatchNorm (AlexNet-BN).
 
-The three differ in the operations after each convolution and in the initial biases.
+The two forms are those in the files of the LARS paper's authors. All three differ in
+the operations after each convolution and in the initial biases.
 Raises ValueError for images so small that pooling would leave no pixel.
 """
 
@@ -34,7 +35,7 @@ _OPERATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
 
 
 class Form(NamedTuple):
-    """The properties in which the three networks differ."""
+    """The properties in which the forms of AlexNet differ."""
 
     after: tuple[str, str, str, str, str]  # operations after each convolution, in order
     conv_bias: tuple[float | None, ...]  # initial values; None: there is no bias
@@ -67,7 +68,7 @@ FORMS: dict[FormName, Form] = {
 
 
 class AlexNet(Network):
-    """Five convolutions and three dense layers, for images of 227×227 pixels.
+    """AlexNet: five convolutions and three dense layers, for images of 227×227 pixels.
 
     Training needs `rngs={"dropout": key}` unless `dropout` is 0.
     """

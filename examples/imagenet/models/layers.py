@@ -22,14 +22,14 @@ LINEAR = nn.initializers.variance_scaling(1.0, "fan_in", "normal")
 
 
 class Network(nn.Module):
-    """Base class of the networks: the arguments that all of them take.
+    """Base class of the image classifiers, with the arguments that all of them take.
 
     Parameters, "batch_stats" and logits are float32 whatever `dtype` is.
     """
 
-    classes: int  # number of logits
-    pixel_mean: Pixels  # subtracted from pixels 0 to 255
-    pixel_std: Pixels  # divides them after that
+    classes: int  # number of classes, and so of logits
+    pixel_mean: Pixels  # subtracted from the pixels, which are 0 to 255
+    pixel_std: Pixels  # divides the pixels after that
     width: float = 1.0  # multiplies the number of channels of every layer but the last
     dtype: Any = jnp.float32  # of activations and products
     # Mapped axes over which BatchNorm takes its moments together; None for the images
@@ -52,12 +52,12 @@ class Network(nn.Module):
         return ((images.astype(jnp.float32) - mean) / std).astype(self.dtype)
 
     def scaled(self, channels: int, multiple_of: int = 1) -> int:
-        """Returns `width` times the channels, rounded to a positive multiple."""
+        """Returns `width` times the channels, rounded to a multiple above 0."""
         return multiple_of * max(1, round(channels * self.width / multiple_of))
 
 
 def batch_norm(train: bool, dtype: Any, axis_name: Any, **options: Any) -> nn.BatchNorm:
-    """Returns Flax's BatchNorm with ε = 1e-4, as the authors' Caffe networks have it.
+    """Returns Flax's BatchNorm with ε = 1e-4, as in the LARS authors' Caffe networks.
 
     After a pass in training mode, "batch_stats" holds the moments of that batch alone.
     `train_step` averages them over devices and then over time.
@@ -73,21 +73,21 @@ def batch_norm(train: bool, dtype: Any, axis_name: Any, **options: Any) -> nn.Ba
 
 
 class Conv(nn.Module):
-    """Convolution with a square kernel and symmetric padding, in one or more groups.
+    """Convolution with a square kernel that pads all sides alike, as Caffe does.
 
-    Its parameters are float32: kernel [side, side, channels / groups, features] and
-    bias [features]. All groups share one kernel, so LARS treats them as one layer, as
-    it does in Caffe.
+    Flax's padding "SAME" may pad one side more than the other. The parameters are
+    float32: kernel [side, side, channels / groups, features] and bias [features]. All
+    groups share one kernel, so LARS treats them as one layer, as it does in Caffe.
     """
 
-    features: int
-    side: int
+    features: int  # number of output channels
+    side: int  # of the kernel [pixels]
     stride: int
-    padding: int
-    groups: int
-    bias: float | None  # initial value; None for no bias
+    padding: int  # on each side [pixels]
+    groups: int = 1
+    bias: float | None = None  # initial value; None for no bias
     kernel_init: Any = HE
-    dtype: Any = jnp.float32
+    dtype: Any = jnp.float32  # of activations and products
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -112,7 +112,7 @@ def grouped_conv(
     *,
     as_slices: bool,
 ) -> jax.Array:
-    """Returns a convolution whose groups of channels do not mix.
+    """Returns a grouped convolution of x, in which groups of channels do not mix.
 
     Group i of the output channels depends on group i of the input channels. With
     `as_slices` each group is a convolution of its own, and otherwise one operation of
@@ -120,10 +120,8 @@ def grouped_conv(
     """
     if as_slices and groups > 1:
         parts = zip(*(jnp.split(a, groups, -1) for a in (x, kernel)), strict=True)
-        each = [
-            grouped_conv(a, b, 1, stride, padding, as_slices=False) for a, b in parts
-        ]
-        return jnp.concatenate(each, -1)
+        y = [grouped_conv(a, b, 1, stride, padding, as_slices=False) for a, b in parts]
+        return jnp.concatenate(y, -1)
     return lax.conv_general_dilated(
         x,
         kernel,
@@ -135,7 +133,7 @@ def grouped_conv(
 
 
 def _grouped_convolution_is_slow() -> bool:
-    """Returns True on CPUs, where XLA computes one convolution a group much faster."""
+    """Returns True on CPUs, where one convolution for each group is much faster."""
     return jax.default_backend() == "cpu"
 
 
@@ -159,7 +157,7 @@ def local_response_norm(x: jax.Array) -> jax.Array:
 
 @jax.custom_vjp
 def max_pool(x: jax.Array) -> jax.Array:
-    """Returns the maxima of 3×3 windows with stride 2, as Caffe's pooling_layer does.
+    """Returns the maxima of 3×3 windows with stride 2, padded as Caffe pads them.
 
     Every pixel is in a window, and the last window may lack a row or a column: a side
     of 112 pixels becomes 56, where the padding "VALID" gives 55. If the maximum of a
@@ -168,10 +166,8 @@ def max_pool(x: jax.Array) -> jax.Array:
     """
     padding = [(0, 0), *((0, (size - 3) % 2) for size in x.shape[1:3]), (0, 0)]
     window, strides = (1, 3, 3, 1), (1, 2, 2, 1)
-    pooled: jax.Array = lax.reduce_window(
-        x, -jnp.inf, lax.max, window, strides, padding
-    )
-    return pooled
+    y: jax.Array = lax.reduce_window(x, -jnp.inf, lax.max, window, strides, padding)
+    return y
 
 
 def _max_pool_forward(x: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
@@ -182,7 +178,7 @@ def _max_pool_forward(x: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Arr
 def _max_pool_backward(
     kept: tuple[jax.Array, jax.Array], cotangent: jax.Array
 ) -> tuple[jax.Array]:
-    """Returns the gradient of `max_pool`, from each of a window's nine places in turn.
+    """Returns the gradient of `max_pool`, summed over the nine places of a window.
 
     XLA's own gradient uses arrays of indices, which cost a CPU more time and memory.
     """

@@ -1,6 +1,6 @@
 """ResNet with bottleneck blocks in the versions v1 and v1.5, by default ResNet-50.
 
-It is that of He et al. 2015, Table 1, as the LARS authors build it in Caffe
+It is that of He et al. 2015, Table 1, as the LARS paper's authors build it in Caffe
 (borisgin/nvcaffe-0.16, models/resnet50). The small form, for images of 28×28 or 32×32
 pixels, starts with a 3×3 convolution and has no pooling after it.
 """
@@ -12,7 +12,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from .layers import HE, Network, batch_norm, max_pool
+from .layers import HE, Conv, Network, batch_norm, max_pool
 
 _EXPANSION = 4  # output channels of a block / channels of its 3×3 convolution
 
@@ -33,24 +33,24 @@ class Bottleneck(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        conv = partial(_conv, dtype=self.dtype)
+        conv = partial(Conv, dtype=self.dtype)
         first, second = self.strides
         last = nn.initializers.zeros if self.zero_init_last_bn else nn.initializers.ones
         out = _EXPANSION * self.channels
-        y = conv("conv1", self.channels, 1, first)(x)
+        y = conv(self.channels, 1, first, 0, name="conv1")(x)
         y = nn.relu(self.norm(name="bn1")(y))
-        y = conv("conv2", self.channels, 3, second)(y)
+        y = conv(self.channels, 3, second, 1, name="conv2")(y)
         y = nn.relu(self.norm(name="bn2")(y))
-        y = conv("conv3", out, 1, 1)(y)
+        y = conv(out, 1, 1, 0, name="conv3")(y)
         y = self.norm(name="bn3", scale_init=last)(y)
         if self.project:
-            x = conv("conv_projection", out, 1, first * second)(x)
+            x = conv(out, 1, first * second, 0, name="conv_projection")(x)
             x = self.norm(name="bn_projection")(x)
         return nn.relu(x + y)
 
 
 class ResNet(Network):
-    """Stages of bottleneck blocks; each stage but the first halves height and width."""
+    """ResNet of bottleneck blocks, whose stages except the first halve the image."""
 
     blocks: tuple[int, ...] = (3, 4, 6, 3)  # number of blocks in each stage
     # The convolution that halves height and width: the first one, 1×1, in version v1 of
@@ -64,8 +64,8 @@ class ResNet(Network):
     def __call__(self, images: jax.Array, *, train: bool) -> jax.Array:
         norm = partial(batch_norm, train, self.dtype, self.bn_axis_name)
         x = self.normalized(images, 1 if self.small_stem else 3)
-        side, stride = (3, 1) if self.small_stem else (7, 2)
-        x = _conv("conv1", self.scaled(64), side, stride, self.dtype)(x)
+        stem = (3, 1, 1) if self.small_stem else (7, 2, 3)  # side, stride, padding
+        x = Conv(self.scaled(64), *stem, dtype=self.dtype, name="conv1")(x)
         x = nn.relu(norm(name="bn1")(x))
         if not self.small_stem:
             x = max_pool(x)
@@ -83,20 +83,3 @@ class ResNet(Network):
                 )(x)
         x = x.mean((1, 2), dtype=jnp.float32)
         return nn.Dense(self.classes, kernel_init=HE, name="fc")(x)
-
-
-def _conv(name: str, features: int, side: int, stride: int, dtype: Any) -> nn.Conv:
-    """Returns a convolution without bias that pads all sides alike, as Caffe does.
-
-    Flax's padding "SAME" may pad one side more than the other.
-    """
-    return nn.Conv(
-        features,
-        (side, side),
-        (stride, stride),
-        padding=side // 2,
-        use_bias=False,
-        dtype=dtype,
-        kernel_init=HE,
-        name=name,
-    )

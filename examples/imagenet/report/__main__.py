@@ -1,7 +1,7 @@
 """Reports on training runs from their logs: `python -m examples.imagenet.report RUN…`.
 
-Prints tables of the scores, of each layer's norms (the paper's Table 4) and of the
-speeds (its Tables 8 to 11), and draws the curves. Writes the same to report.md,
+Prints tables of the scores, of each layer's norms (Table 4 of the LARS paper) and of
+the speeds (its Tables 8 to 11), and draws the curves. Writes the same to report.md,
 report.json and pictures in the folder `--out`. A value that a log lacks is marked as
 such, and a file that is not a log ends the command with a message that names it.
 """
@@ -30,14 +30,15 @@ _SHOWN = {"epoch": "evaluation", "layers": "norms", "speed": "speed"}
 
 @dataclass(frozen=True)
 class Arguments:
-    #: Runs to report on: the folder that the trainer's --out named, or a .jsonl file.
+    #: Training runs to report on: for each the folder that the trainer wrote with its
+    #: option --out, or the log file in it (.jsonl).
     runs: tyro.conf.Positional[
         Annotated[tuple[str, ...], tyro.conf.arg(metavar="RUN…")]
     ]
     #: Folder to write report.md, report.json and the pictures to.
     out: str = "runs/report"
-    #: Number of epochs of which the training time is projected from the speed. Default:
-    #: the number of epochs of each run [epochs].
+    #: Length of training for which a time is projected from the measured speed. None:
+    #: the length for which each run was started [epochs].
     epochs: float | None = None
 
     def __post_init__(self) -> None:
@@ -46,7 +47,7 @@ class Arguments:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Prints and writes the report; arguments None stands for those of the command."""
+    """Prints and writes a report on the runs in `arguments`, by default sys.argv."""
     try:
         asked = tyro.cli(
             Arguments,
@@ -59,13 +60,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
             raise ValueError(
                 "RUN: got none; give the folder of a run or its .jsonl file"
             )
-        try:
-            out.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise ValueError(
-                f"--out: got {asked.out!r}, which cannot be made a folder:"
-                f" {error.strerror}; give another one"
-            ) from None
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        reason = f"{error.filename!r} cannot be made a folder: {error.strerror}"
+        raise SystemExit(f"error: --out: {reason}; give another folder") from None
     except ValueError as error:
         raise SystemExit(f"error: {error}") from None
     labelled = list(zip(runs, labels(runs), strict=True))
@@ -107,7 +105,7 @@ def _scores(run: Run) -> tuple[str, ...]:
 
 
 def _notes(run: Run, label: str) -> str:
-    """Returns what a reader of the run's numbers should know, in one line."""
+    """Returns remarks on a run in one line: where it diverged, what its log lacks."""
     notes = [f"- {run.name}: {label}; read from {run.path}"]
     if lost := run.of("not_finite"):
         notes.append(f"diverged at step {lost[0]['step']}: {lost[0]['where']}")
@@ -164,7 +162,7 @@ def _layers(run: Run, label: str, out: Path) -> list[Part]:
 
 
 def _numbers(run: Run, label: str) -> dict[str, Any]:
-    """Returns what the report shows of a run; None for what its log does not hold."""
+    """Returns all that the report shows of a run; None for what its log lacks."""
     norms = run.norms()
     lines = {
         key: [x if math.isfinite(x) else None for x in values.tolist()]

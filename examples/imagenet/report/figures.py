@@ -29,7 +29,7 @@ _FEW = 24  # most leaves that are all drawn; of more, only the kernels are
 _PANELS = (
     ("‖w‖ / ‖∇L‖", "norm_ratio", "trust_ratio"),
     ("trust ratio λ", "trust_ratio", "trust_ratio"),
-    ("local rate γλ", "trust_ratio", "local_rate"),
+    ("layer's learning rate γλ", "trust_ratio", "local_rate"),
 )
 _COLOURS = ("#08306b", "#d94801", "#238b45", "#756bb1", "#000000", "#e7298a", "#1b9e9e",
             "#b8860b", "#8c8c8c")  # fmt: skip
@@ -46,7 +46,7 @@ def line_style(i: int) -> dict[str, Any]:
 
 
 def curve(log: Sequence[Record]) -> dict[str, np.ndarray]:
-    """Returns the epochs of a log with their accuracies and mean training losses.
+    """Returns the accuracy and the mean training loss of each epoch in a run's log.
 
     The keys are "epoch", "accuracy" and "loss".
     """
@@ -68,8 +68,7 @@ def curve(log: Sequence[Record]) -> dict[str, np.ndarray]:
 def plot_runs(runs: Mapping[str, Sequence[Path]], out: Path) -> None:
     """Draws the accuracy and the training loss over epochs into the file `out`.
 
-    Each label has a line for the mean of its logs, which are files, and a band for
-    their range.
+    Each label has a line for the mean of its log files, and a band for their range.
     """
     plot_logs({label: list(map(read_log, paths)) for label, paths in runs.items()}, out)
 
@@ -96,7 +95,7 @@ def plot_logs(runs: Mapping[str, Sequence[Sequence[Record]]], out: Path) -> None
     left.set_ylabel(f"{' or '.join(splits) or 'evaluation'} accuracy")
     left.set(xlabel="epoch")
     spread_accuracies(left)
-    right.set(xlabel="epoch", ylabel="training loss, mean of the epoch")
+    right.set(xlabel="epoch", ylabel="mean training loss in the epoch")
     if finite:  # a log axis cannot show only NaN and 0
         right.set_yscale("log")
     for axes in (left, right):
@@ -107,7 +106,7 @@ def plot_logs(runs: Mapping[str, Sequence[Sequence[Record]]], out: Path) -> None
 
 
 def spread_accuracies(axes: Any) -> None:
-    """Gives the axes a logit scale, which tells 95 % from 96 % and still shows 10 %."""
+    """Sets a logit scale, which tells 95 % from 96 % and still shows 10 %."""
     axes.set_yscale("logit")
     ticks = (0.1, 0.3, 0.5, 0.7, 0.8, 0.9, 0.95, 0.98, 0.99)
     axes.set_yticks(ticks, [f"{tick:.0%}" for tick in ticks])
@@ -128,9 +127,9 @@ def _legend(figure: Any, axes: Any, *, below: bool) -> None:
 def _band(
     axes: Any, curves: Sequence[dict[str, np.ndarray]], key: str, i: int, label: str
 ) -> None:
-    """Draws the mean of runs as a line and their range as a band.
+    """Draws the mean of several runs as a line, and their range as a band.
 
-    Both end where the first of the runs ends.
+    Both cover the epochs that all of the runs have.
     """
     shared = reduce(np.intersect1d, [c["epoch"] for c in curves])
     values = np.stack([_drawn(c, key)[np.isin(c["epoch"], shared)] for c in curves])
@@ -141,7 +140,7 @@ def _band(
 
 
 def _drawn(points: Mapping[str, np.ndarray], key: str) -> np.ndarray:
-    """Returns the values to draw, moved into `_BOUNDS`."""
+    """Returns accuracies or losses, clipped to the range that is drawn."""
     return points[key].clip(*_BOUNDS[key])
 
 
@@ -153,9 +152,9 @@ def _mark_end(axes: Any, epochs: np.ndarray, values: np.ndarray) -> None:
 
 
 def plot_layers(log: Sequence[Record], heading: str, out: Path) -> None:
-    """Draws ‖w‖/‖∇L‖, the trust ratio λ and the rate γλ of each leaf over epochs.
+    """Draws each layer's norm ratio ‖w‖/‖∇L‖, trust ratio λ and rate γλ over epochs.
 
-    If there are many leaves, only the kernels are drawn. `out` is the file to write.
+    If there are many layers, only those with kernels are drawn. `out` is the file.
     """
     from matplotlib.figure import Figure
 
@@ -165,7 +164,7 @@ def plot_layers(log: Sequence[Record], heading: str, out: Path) -> None:
     norms = [record["layers"] for record in tables]
     names = list(norms[0])
     drawn = [n for n in names if len(names) <= _FEW or n.endswith("/kernel")]
-    what = "" if len(drawn) == len(names) else f"; the weights of {len(names)} leaves"
+    what = "" if len(drawn) == len(names) else f"; kernels of {len(names)} leaves"
     figure = Figure(figsize=(13, 4.2), layout="constrained")
     figure.suptitle(f"{heading}{what}")
     parts = figure.subplots(1, 3, sharex=True)

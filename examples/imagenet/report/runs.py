@@ -22,7 +22,7 @@ _UNTOLD = {key for key, facts in FACTS.items() if not facts.result} | _REQUIRED
 
 @dataclass(frozen=True)
 class Run:
-    """A run whose log has been read; `name` is part of the names of its pictures."""
+    """A training run whose log has been read; reports and pictures use its name."""
 
     name: str
     path: Path
@@ -34,7 +34,7 @@ class Run:
         return {record["path"] for record in self.of("broken")}
 
     def of(self, kind: str) -> list[Record]:
-        """Returns the records of this kind."""
+        """Returns the log's records of this kind."""
         return [record for record in self.log if record["kind"] == kind]
 
     @cached_property
@@ -69,9 +69,9 @@ class Run:
 
     @cached_property
     def images(self) -> int | None:
-        """Number of training images; None if the log does not tell it.
+        """Number of training images; None if it does not follow from the log.
 
-        Old logs tell it by their last step: epoch = step · batch size / images.
+        In old logs it follows from the last step: epoch = step · batch size / images.
         """
         if found := self.log[0].get("images"):
             return int(found)
@@ -87,14 +87,14 @@ class Run:
         return list(dict.fromkeys(record["split"] for record in self.of("epoch")))
 
     def norms(self) -> tuple[int, dict[str, Any]] | None:
-        """Returns the first step with norms in the log, and the norms of each leaf."""
+        """Returns the first step whose norms were logged, and its norms by leaf."""
         tables = self.of("layers")
         return (tables[0]["step"], tables[0]["layers"]) if tables else None
 
     def speeds(self) -> tuple[list[Record], list[Record]]:
-        """Returns the first record of speed of each process, and all other ones.
+        """Returns the records of speed: the first one of each process, and all others.
 
-        The first one may include the time for compiling.
+        The first may include the time for compiling.
         """
         first: list[Record] = []
         others: list[Record] = []
@@ -141,7 +141,9 @@ def _read(path: Path) -> list[Record]:
     except UnicodeDecodeError:
         raise ValueError(f"this is not a text file; {remedy}") from None
     if not log:
-        raise ValueError("the log is empty; wait for its first line, or leave it out")
+        raise ValueError(
+            "the log is empty; wait until it has a first line, or leave it out"
+        )
     if not all(isinstance(record, dict) and "kind" in record for record in log):
         raise ValueError(f"this is not a run's log; {remedy}")
     if not Run("", path, log).settings.keys() >= _REQUIRED:
@@ -174,7 +176,7 @@ def group(run: Run) -> str:
 def with_differences(
     groups: Sequence[str], settings: Sequence[Mapping[str, Any]], untold: Iterable[str]
 ) -> list[str]:
-    """Returns the group of each run with the settings that differ within that group.
+    """Returns each run's group name and the settings that differ within its group.
 
     The settings named in `untold` are left out. A setting that one log lacks is taken
     to be the same as in the others.

@@ -1,4 +1,4 @@
-"""Images per second by batch size and number of devices, as in the paper's Tables 8-11.
+"""Images per second by batch size and devices, as in Tables 8 to 11 of the LARS paper.
 
 As there, training times are not measured but projected: epochs · images / speed.
 """
@@ -33,7 +33,7 @@ _OF_RATIOS = (
 
 
 class Cell(NamedTuple):
-    """Medians of the speeds at one batch size on one number of devices."""
+    """The median training speed at one batch size on one number of devices."""
 
     group: str  # the other settings on which the speed depends, in words
     batch: int  # [images]
@@ -48,7 +48,7 @@ class Cell(NamedTuple):
 
 
 class Ratios(NamedTuple):
-    """Ratios of speeds, as in the paper's Tables 9 and 11."""
+    """Ratios of training speeds, as in Tables 9 and 11 of the LARS paper."""
 
     group: str  # the other settings on which the speed depends, in words
     small: int  # batch size b [images]
@@ -61,10 +61,11 @@ class Ratios(NamedTuple):
 
 
 def cells(runs: Sequence[Run], epochs: float | None = None) -> list[Cell]:
-    """Returns a cell for each group of runs, batch size and number of devices.
+    """Returns the median speed of like runs at each batch size and number of devices.
 
-    Projected times are for that many epochs; None for the most that a run of the cell
-    was to have.
+    Runs are alike if they agree in the other settings on which the speed depends. The
+    projected times are for training of `epochs` epochs; None for the largest number of
+    epochs for which one of the runs was started.
     """
     pools = defaultdict(list)
     for run, name in zip(runs, _groups(runs), strict=True):
@@ -72,44 +73,39 @@ def cells(runs: Sequence[Run], epochs: float | None = None) -> list[Cell]:
             for record in records:
                 key = name, run.settings["batch_size"], _devices(record)
                 pools[key].append((run, bool(warm), record))
-    found = []
+    rows = []
     for key, pool in sorted(pools.items()):
         warm = any(is_warm for _, is_warm, _ in pool)
         records = [record for _, is_warm, record in pool if is_warm == warm]
         own = [run.settings["epochs"] for run, _, _ in pool if "epochs" in run.settings]
-        all_epochs = epochs or max(own, default=None)
+        length = epochs or max(own, default=None)
         images = next((run.images for run, _, _ in pool if run.images), None)
         speed = median(record["images_per_second"] for record in records)
         wait = median(record["data_wait"] for record in records)
-        seconds = all_epochs * images / speed if all_epochs and images else None
-        found.append(
-            Cell(*key, speed, wait, len(records), warm, all_epochs, images, seconds)
-        )
-    return found
+        time = length * images / speed if length and images else None
+        rows.append(Cell(*key, speed, wait, len(records), warm, length, images, time))
+    return rows
 
 
 def _groups(runs: Sequence[Run]) -> list[str]:
-    """Returns what the speed of each run depends on besides batch size and devices."""
+    """Returns each run's network, optimizer and platform, with further differences."""
     unknown = "platform not in the log"
     groups = [f"{group(run)}, {run.settings.get('platform', unknown)}" for run in runs]
     told = {"network", "algorithm", "platform"}
-    settings = [
-        {key: run.settings[key] for key in run.settings if key in _MATTERS}
-        for run in runs
-    ]
-    return with_differences(groups, settings, told)
+    own = [{k: v for k, v in run.settings.items() if k in _MATTERS} for run in runs]
+    return with_differences(groups, own, told)
 
 
 def _devices(record: Record) -> int:
-    """Returns the number of devices at that time; a resumed run may have others."""
+    """Returns the number of devices that were in use when the record was made."""
     number: float = record["images_per_second"] / record["images_per_second_per_device"]
     return round(number)
 
 
 def ratios(found: Sequence[Cell]) -> list[Ratios]:
-    """Returns the ratios for any two batch sizes on n and 2n devices.
+    """Returns the ratios of speeds at any two batch sizes on n and 2n devices.
 
-    All four cells must be among those given.
+    Combinations for which one of the four speeds is missing are left out.
     """
     speed = {(cell.group, cell.batch, cell.devices): cell.speed for cell in found}
     rows = []
@@ -128,7 +124,7 @@ def ratios(found: Sequence[Cell]) -> list[Ratios]:
 
 
 def tables(found: Sequence[Cell]) -> list[Table]:
-    """Returns a table of speeds for each group of cells, and one of their ratios."""
+    """Returns tables of the speeds and of their ratios, for each group of like runs."""
     parts: list[Table] = []
     for name in dict.fromkeys(cell.group for cell in found):
         own = [cell for cell in found if cell.group == name]

@@ -136,7 +136,10 @@ class TrainingRun:
                     if stop or self._save_due():
                         self._save(self.checkpoints)
                 if stop:
-                    raise self._stopped(stop)
+                    self.recorder.log.write(kind="stopped", step=self.done)
+                    if self.checkpoints:
+                        self.checkpoints.close()
+                    raise Stopped(stop, self.done, self.checkpoints is not None)
                 self.recorder.restart_clock()
             return self._result(diverged=False)
         except DataLost:
@@ -170,12 +173,6 @@ class TrainingRun:
         self.recorder.log_broken(self.done)
         accuracy = self.scores.accuracy if self.scores else None
         checkpoints.save(self.state, self.done, self.recorder.seconds, accuracy)
-
-    def _stopped(self, signum: int) -> Stopped:
-        self.recorder.log.write(kind="stopped", step=self.done)
-        if self.checkpoints:
-            self.checkpoints.close()
-        return Stopped(signum, self.done, self.checkpoints is not None)
 
     def _diverged(self) -> Result:
         """Evaluates the last finite state, which the failed update left unchanged."""

@@ -48,22 +48,17 @@ LEAVES = {
 DECAY = {"weight_decay": 0.01, "momentum": 0.9}
 LARC = {"rate_scale": 0.02}  # brings the rate among the trust ratios: both branches
 
-TIMM = {
-    "decay": DECAY,
-    "nesterov": DECAY | {"nesterov": True},
-    "no_momentum": DECAY | {"momentum": 0.0},
-    "no_decay": {"momentum": 0.9},
-    "always_adapt": {"momentum": 0.9, "always_adapt": True},
-    "two_groups": DECAY,  # the leaves of one axis in a group without decay
-    "dampening": DECAY | {"dampening": 0.3},
-    "trust_clip": DECAY | LARC | {"trust_coeff": 0.02, "trust_clip": True},
-}
 PYTORCH_OPTIMIZER = {
     "decay": DECAY,
     "nesterov": DECAY | {"nesterov": True},
     "no_momentum": DECAY | {"momentum": 0.0},
     "no_decay": {"momentum": 0.9},
     "dampening": DECAY | {"dampening": 0.3},
+}
+TIMM = PYTORCH_OPTIMIZER | {
+    "always_adapt": {"momentum": 0.9, "always_adapt": True},
+    "two_groups": DECAY,  # the leaves of one axis in a group without decay
+    "trust_clip": DECAY | LARC | {"trust_coeff": 0.02, "trust_clip": True},
 }
 SOLO_LEARN = {
     "decay": DECAY,
