@@ -20,7 +20,7 @@ DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def timm_lars() -> Any:
-    """Returns timm's Lars without importing timm's __init__, which needs torchvision."""
+    """Returns timm's Lars without running timm's __init__, which needs torchvision."""
     found: Any = find_spec("timm")
     package = types.ModuleType("timm_optim")
     package.__path__ = [str(Path(found.submodule_search_locations[0]) / "optim")]
