@@ -1,17 +1,18 @@
-"""Measures the norms of layers: for the paper's Table 4, and along a small training.
+"""Measures the norms of each layer's weights and gradients, in two ways.
 
     python -m benchmarks.study.layers table4 [--images DIR]
     python -m benchmarks.study.layers training [--fashion-mnist DIR]
 
-`table4` takes the first update of full-size AlexNet-BN, whose initial values are those
-of the fillers in the authors' train_val2. The batch has 4,096 images, and BatchNorm
-takes the moments of 512. The images are crops of scikit-learn's two photographs and,
-with --images, those of class folders. They are warped to 256×256 pixels and cropped at
-the centre. Labels are drawn from 1,000 classes; "own labels" are those of the folders.
-Needs 9 GB of memory. Each set of images takes about ten minutes on two cores.
+`table4` repeats the measurement of the LARS paper's Table 4. It takes the first update
+of full-size AlexNet-BN, whose initial values are those of the fillers in the authors'
+train_val2. The batch has 4,096 images, and BatchNorm takes the moments of 512. The
+images are crops of scikit-learn's two photographs and, with --images, those of class
+folders. They are warped to 256×256 pixels and cropped at the centre. Labels are drawn
+from 1,000 classes; "own labels" are those of the folders. Needs 9 GB of memory. Each
+set of images takes about ten minutes on two cores.
 
-`training` repeats the study's final run of LARS at its large batch, seed 1, for each
-network.
+`training` trains the two networks of the study of large batches with LARS at the batch
+size 8,192, as in the study's run with seed 1, and records the norms of their layers.
 
 Writes benchmarks/results/table4.json, or layers.json and docs/layers-*.png.
 """
@@ -46,7 +47,10 @@ EVERY = 5  # updates of the small networks
 
 
 def first_update(images: np.ndarray, labels: np.ndarray) -> Record:
-    """Returns ‖w‖ and ‖∇L‖ of every leaf, as the trainer measures them."""
+    """Takes AlexNet-BN's first update, and returns ‖w‖ and ‖∇L‖ of every leaf.
+
+    They are the norms that the trainer logs.
+    """
     split, parts = Split(images, labels.astype(np.int32)), BATCH // BN_IMAGES
     config = Config(
         model=Model(network=NETWORK),
@@ -64,7 +68,7 @@ def first_update(images: np.ndarray, labels: np.ndarray) -> Record:
 
 
 def table4(images: str = "") -> None:
-    """Measures the norms of AlexNet-BN for each set of images, and writes them.
+    """Measures the norms of AlexNet-BN for each set of images; writes table4.json.
 
     Args:
       images: a folder with class folders in its train/, such as ImageNet's.
@@ -84,13 +88,15 @@ def table4(images: str = "") -> None:
         order = np.random.RandomState(0).permutation(source.size)[:BATCH]
         taken = source.take(order)
         if taken.broken:
-            raise SystemExit(f"error: --images: {taken.broken[0]}")
+            raise SystemExit(
+                "error: --images: cannot read {}: {}".format(*taken.broken[0])
+            )
         add(Path(images).name, taken.images, drawn)
         add(f"{Path(images).name}, own labels", taken.images, taken.labels)
 
 
 def training(fashion_mnist: str = FASHION) -> None:
-    """Trains both small networks, keeps the norms of their logs and draws them.
+    """Trains the two networks of the study; writes layers.json and draws the norms.
 
     Args:
       fashion_mnist: the folder of Fashion-MNIST's IDX files.
@@ -100,7 +106,10 @@ def training(fashion_mnist: str = FASHION) -> None:
         cell = Cell(DATA, network, TUNED[DATA], "lars")
         rate, seed, out = runs.best(cell), FINAL.seeds[0], LOGS / network
         if rate is None:
-            raise SystemExit(f"error: {cell.name} has no best rate yet; run the study")
+            raise SystemExit(
+                f"error: {cell.name} has no best learning rate yet; run python -m"
+                " benchmarks.study first"
+            )
         job, place = Job(cell, rate, FINAL, seed), Place(fashion_mnist)
         result = train(job, place, out, layers_every=EVERY)
         log = read_log(out / LOG)
@@ -119,7 +128,7 @@ def training(fashion_mnist: str = FASHION) -> None:
 
 
 def shorten(value: Any) -> Any:
-    """Returns the same with five digits of every float."""
+    """Returns a JSON value with each float rounded to five significant digits."""
     return json.loads(json.dumps(value), parse_float=lambda x: float(f"{float(x):.5g}"))
 
 

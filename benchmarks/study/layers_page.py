@@ -1,4 +1,4 @@
-"""The tables of layers in docs/study.md: the paper's Table 4, and along training."""
+"""Makes the tables of layer norms in docs/study.md from the results."""
 
 import numpy as np
 
@@ -37,7 +37,10 @@ FILLERS = {
 
 
 def printed_leaf(column: str) -> tuple[str, float]:
-    """Returns the leaf of a column, and the norm that the fillers give it, std · √n."""
+    """Returns the leaf in a column of the paper's Table 4, and the leaf's initial norm.
+
+    The norm follows from the fillers: std · √n for n weights, value · √n for n biases.
+    """
     layer, _, end = column.partition(".")
     std, weights, value, biases = FILLERS[layer]
     # The caption is right for conv4 alone; elsewhere weights and biases are swapped.
@@ -51,7 +54,7 @@ def short(x: float) -> str:
 
 
 def table4(record: Record) -> str:
-    """Returns the norms of each leaf in the paper and here, and then their ratios."""
+    """Returns Markdown tables of norms and their ratios, the paper's and those here."""
     norms, ratios = [], []
     for column, (w, g, paper) in PAPER.items():
         name, expected = printed_leaf(column)
@@ -69,13 +72,16 @@ def table4(record: Record) -> str:
 
 
 def ratio(norms: Record) -> float:
-    """Returns ‖w‖/‖∇w‖ of a leaf."""
+    """Returns the ratio ‖w‖/‖∇w‖ of one leaf's recorded norms."""
     found: float = norms["param_norm"] / norms["grad_norm"]
     return found
 
 
 def spread(record: Record) -> str:
-    """Returns the smallest and largest ratio, over weights and over all leaves."""
+    """Returns a Markdown table of the smallest and largest ratio ‖w‖/‖∇w‖.
+
+    One row is over the weights and one over all leaves. One column is the paper's.
+    """
     ratios = {"paper": {printed_leaf(c)[0]: row[2] for c, row in PAPER.items()}}
     for name, leaves in record["leaves"].items():
         ratios[name] = {leaf: ratio(x) for leaf, x in leaves.items()}
@@ -92,7 +98,7 @@ def spread(record: Record) -> str:
 
 
 def along(record: Record) -> str:
-    """Returns the norms of the small networks at four records along the training."""
+    """Returns Markdown tables of the layers' norms at four times of each training."""
     text = ""
     for network, found in record["networks"].items():
         tables = found["tables"]
