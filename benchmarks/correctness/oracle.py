@@ -138,7 +138,7 @@ def error(tx: Any, case: Case, wrap: Any = None) -> Cell:
 
 
 class Row(NamedTuple):
-    """A row of the comparison: a situation and the error of each optimizer in it."""
+    """A row of the table of errors: a situation and each optimizer's error in it."""
 
     regime: str
     optax_lars: Cell

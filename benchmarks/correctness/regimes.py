@@ -78,7 +78,7 @@ def dtypes() -> Iterator[Row]:
 
 
 def rules() -> Iterator[Row]:
-    """Yields rows for variants of LARS that `optax.lars` has no argument for.
+    """Yields table rows for variants of LARS that `optax.lars` has no argument for.
 
     In these rows `optax.lars` computes its own rule.
     """
@@ -149,10 +149,10 @@ def masks() -> Iterator[Row]:
 
 
 def frameworks() -> Iterator[Row]:
-    """Yields a row on biases and normalization parameters in Haiku's ResNet-50.
+    """Yields a table row about the default masks on Haiku's ResNet-50.
 
-    It counts those that get a trust ratio, by the default mask of each optimizer. Haiku
-    names weights w, so these are all adapted leaves with another name.
+    It counts the biases and normalization parameters that get a trust ratio. Haiku
+    names weights w, so these are the adapted leaves with any other name.
     """
     params = networks()["Haiku `hk.nets.ResNet50`"]
 
@@ -169,7 +169,7 @@ def frameworks() -> Iterator[Row]:
 
 
 def infinities() -> Iterator[Row]:
-    """Yields rows for an infinite gradient and for a gradient norm that overflows.
+    """Yields table rows for an infinite gradient and for a norm that overflows.
 
     Each row also says whether `optax.apply_if_finite` skips the step.
     """

@@ -244,7 +244,7 @@ def main(
     rounds: int = 20,
     torch: str = "",
 ) -> None:
-    """Measures on each network in each dtype.
+    """Measures a step of each optimizer on each network in each dtype.
 
     Args:
       networks: the networks whose parameters are updated.

@@ -16,7 +16,7 @@ Step = Callable[[], float]  # takes one step, waits for it and returns the secon
 
 
 def clock(step: Callable[[], Any]) -> float:
-    """Returns the seconds that a call takes."""
+    """Calls `step` once and returns the seconds that the call takes."""
     start = time.perf_counter()
     step()
     return time.perf_counter() - start

@@ -31,7 +31,8 @@ def timm_lars() -> Any:
 def prepare(make: Any, task: Any) -> Step:
     """Returns a function that takes one step of an optimizer and returns its seconds.
 
-    `make` returns the optimizer for its parameter groups. `task` has the shapes.
+    `make` returns the optimizer for its parameter groups. `task` has the
+    shapes and dtype of the parameters.
     """
     generator = torch.Generator(DEVICE).manual_seed(0)
 

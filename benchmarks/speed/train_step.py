@@ -116,7 +116,7 @@ def accumulate(network: Network, size: int, given: Options) -> Record:
 
 
 def table(title: str, result: Record, dtype: str) -> str:
-    """Returns the Markdown table of one network and batch size, and what LARS adds."""
+    """Returns a Markdown table of step times, and what LARS adds to SGD's step."""
     kind, network, images = title.split(", ")
     what = "accumulating micro-batches of " if kind == "accumulate" else ""
     load = f"; load {result['load']:.1f}" if "load" in result else ""

@@ -23,7 +23,7 @@ Dtype = Literal["float32", "bfloat16"]
 
 
 def draw_batch(network: str, size: int) -> Any:
-    """Returns a batch of random images, as large as the network's, on the device."""
+    """Returns `size` random images of the network's full size, with random labels."""
     random, side = np.random.default_rng(0), image_pixels(network)
     images = random.integers(0, 256, (size, side, side, 3), np.uint8)
     return jax.device_put(Batch(images, random.integers(0, 1000, size, np.int32)))

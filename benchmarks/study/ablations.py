@@ -49,7 +49,8 @@ def joint(recipe: Recipe, images: int) -> Any:
 def post(recipe: Recipe, images: int) -> Any:
     """Returns LARS that applies the trust ratio λ after the momentum.
 
-    The momentum sums gradients with weight decay, and λ is computed of that sum.
+    The momentum sums gradients with weight decay, and λ has the norm of that sum in its
+    denominator.
     """
     decay, mask = recipe.weight_decay or 0.0, lars_optax.exclude_bias_and_norm
     ratio = recipe.fallback_ratio
@@ -122,7 +123,8 @@ def scores(
 def best_rates(ablation: str, records: list[Record]) -> str:
     """Returns a Markdown table of one ablation, with a row for each variant.
 
-    It has the variant's best score, and the learning rates that come close to it.
+    It has the variant's best validation accuracy, averaged over seeds, and the learning
+    rates whose accuracy is at most one point lower.
     """
     head = [ablation]
     for title in NETWORKS.values():
@@ -146,7 +148,7 @@ def best_rates(ablation: str, records: list[Record]) -> str:
 
 
 def all_runs(records: list[Record]) -> str:
-    """Returns a Markdown table of every variant's score at every learning rate."""
+    """Returns a Markdown table of each variant's accuracy at each learning rate."""
     rows = []
     for variant, network in product(chain(*ABLATIONS.values()), NETWORKS):
         found = scores(records, variant, network)

@@ -71,7 +71,7 @@ def collect(rows: Iterable[tuple[str, str, Record]]) -> Scores:
 
 
 def screening() -> Scores:
-    """Returns the screening's accuracies, read from the files of results."""
+    """Returns the accuracies of the first round, the screening, from its results."""
     kept = read(ABLATIONS_FILE)
     digits = [
         (f"digits, {title}", variant.title.removeprefix(RATIO_TITLE), r)
@@ -88,7 +88,8 @@ def screening() -> Scores:
 def shortfalls(scores: Scores, candidates: Iterable[str] = RATIOS) -> dict[str, float]:
     """Returns each candidate's largest shortfall over all settings.
 
-    The shortfall in a setting is the best candidate's mean accuracy minus its own.
+    A candidate is a value of `fallback_ratio`, and a setting is a network at a learning
+    rate. The shortfall is the best candidate's mean accuracy minus the candidate's own.
     """
     worst = dict.fromkeys(candidates, 0.0)
     for found in scores.values():
@@ -99,7 +100,10 @@ def shortfalls(scores: Scores, candidates: Iterable[str] = RATIOS) -> dict[str, 
 
 
 def finalists(scores: Scores) -> tuple[str, ...]:
-    """Returns the ratios in the final: 0.02 and the best two others."""
+    """Returns the values of `fallback_ratio` in the second round, the final.
+
+    They are 0.02 and the two others that are best in the screening.
+    """
     worst = shortfalls(scores)
     others = sorted((name for name in RATIOS if name != "0.02"), key=worst.__getitem__)
     return tuple(name for name in RATIOS if name in ("0.02", *others[:2]))
@@ -115,7 +119,7 @@ def standard_error(scores: Scores, candidates: Iterable[str]) -> float:
 
 
 def choose(scores: Scores, candidates: tuple[str, ...]) -> str:
-    """Returns the default that the rule chooses among the candidates of the final.
+    """Returns the default of `fallback_ratio` that follows from the second round.
 
     It is the candidate whose largest shortfall is smallest, or 0.02 if that is at most
     one standard error worse.
@@ -127,7 +131,7 @@ def choose(scores: Scores, candidates: tuple[str, ...]) -> str:
 
 
 def jobs(optimizers: Iterable[str]) -> list[Job]:
-    """Returns the training runs of the final for these optimizers, seed by seed."""
+    """Returns the training runs of the second round, the final, in order of seed."""
     methods = [METHOD_OF[name] for name in optimizers]
     runs = product(FINAL.seeds, NETWORKS, FINAL_RATES, methods)
     return [
@@ -137,7 +141,7 @@ def jobs(optimizers: Iterable[str]) -> list[Job]:
 
 
 def final(runs: Runs, optimizers: Iterable[str]) -> Scores:
-    """Returns the accuracies of the final, of those runs that have results."""
+    """Returns the accuracies of the second round, the final, so far as it has run."""
     return collect(
         (f"Fashion-MNIST, {NETWORKS[job.cell.network]}", name, record)
         for name in optimizers
@@ -149,7 +153,8 @@ def final(runs: Runs, optimizers: Iterable[str]) -> Scores:
 def table(scores: Scores, candidates: Iterable[str], compared: Iterable[str]) -> str:
     """Returns a Markdown table of the accuracies of all optimizers in each setting.
 
-    If no candidate lacks a setting, the last row has each one's largest shortfall.
+    Once all candidates have run in all settings, a last row has their largest
+    shortfall from the best candidate.
     """
     columns = [*candidates, *compared]
     cells = {
@@ -171,7 +176,7 @@ def screening_table(_: object = None) -> str:
 
 
 def final_table(records: list[Record]) -> str:
-    """Returns the Markdown table of the final, and the default that follows from it."""
+    """Returns a Markdown table of the second round, the final, and the default."""
     runs = Runs(records)
     candidates, compared = finalists(screening()), COMPARED[:1]
     scores = final(runs, [*candidates, *compared])
@@ -195,7 +200,7 @@ def main(
     fashion_mnist: str = FASHION,
     devices: int | None = None,
 ) -> None:
-    """Trains the runs of the final that have no results yet, and prints both tables.
+    """Trains the missing runs of the second round, the final, and prints both tables.
 
     Args:
       hours: begin no run that would end later than this many hours from now.

@@ -34,7 +34,7 @@ SIZES = ((64, 128), (128, 128), (128, 10))
 
 
 def lars_with(ratio: float, **options: Any) -> Callable[[Any], Any]:
-    """Returns a function that makes LARS with this fallback ratio from a schedule."""
+    """Returns a function from a schedule to LARS whose `fallback_ratio` is `ratio`."""
     return lambda rate: lars_optax.lars(rate, 5e-4, fallback_ratio=ratio, **options)
 
 

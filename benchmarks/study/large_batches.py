@@ -4,7 +4,7 @@
     python -m benchmarks.study --again NAME                  repeats the row NAME
 
 A row of the study's tables is an optimizer at one batch size, on one data set and
-network. A repeated row is compared with its results and changes no file of them.
+network. --again prints the new accuracy beside the recorded one and records nothing.
 benchmarks/study/protocol.py says what is compared. Each new run adds a line to
 benchmarks/results/study.jsonl. Ctrl-C stops the command at any time, and the same
 command continues. It prints how many runs are to come and how long they should take,
@@ -24,7 +24,7 @@ from examples.imagenet.run.loop import Stopped
 
 
 def again(name: str, seeds: int, place: Place) -> tuple[list[float], list[float]]:
-    """Trains a row of the study again, at its learning rate and with some of its seeds.
+    """Trains a row of the study's tables again, with `seeds` of its seeds.
 
     Returns the new test accuracies and those of the study. Raises ValueError if the
     study has no results of the row, or the row has fewer seeds.
@@ -53,7 +53,7 @@ def again(name: str, seeds: int, place: Place) -> tuple[list[float], list[float]
 
 
 def study(wanted: list[Cell], hours: float, place: Place) -> None:
-    """Trains the missing runs of the rows `wanted`.
+    """Trains the missing runs of the rows `wanted` of the study's tables.
 
     Begins no run that would end after `hours`. Raises ValueError before the first run
     if the folder of a data set is missing.

@@ -4,12 +4,12 @@
     python -m benchmarks.study.layers training [--fashion-mnist DIR]
 
 `table4` repeats the measurement of the LARS paper's Table 4. It takes the first update
-of full-size AlexNet-BN, whose initial values are those of the fillers in the authors'
-train_val2. The batch has 4,096 images, and BatchNorm takes the moments of 512. The
-images are crops of scikit-learn's two photographs and, with --images, those of class
-folders. They are warped to 256×256 pixels and cropped at the centre. Labels are drawn
-from 1,000 classes; "own labels" are those of the folders. Needs 9 GB of memory. Each
-set of images takes about ten minutes on two cores.
+of full-size AlexNet-BN, whose initial values are those of the Caffe fillers in the
+authors' train_val2. The batch has 4,096 images, and BatchNorm takes the moments of 512.
+The images are crops of scikit-learn's two photographs and, with --images, those of
+class folders. They are warped to 256×256 pixels and cropped at the centre. Labels are
+drawn at random from 1,000 classes; "own labels" are those of the folders. Needs 9 GB of
+memory. Each set of images takes about ten minutes on two cores.
 
 `training` trains the two networks of the study of large batches with LARS at the batch
 size 8,192, as in the study's run with seed 1, and records the norms of their layers.

@@ -39,7 +39,7 @@ FILLERS = {
 def printed_leaf(column: str) -> tuple[str, float]:
     """Returns the leaf in a column of the paper's Table 4, and the leaf's initial norm.
 
-    The norm follows from the fillers: std · √n for n weights, value · √n for n biases.
+    By the Caffe fillers it is std · √n for n weights and value · √n for n biases.
     """
     layer, _, end = column.partition(".")
     std, weights, value, biases = FILLERS[layer]

@@ -34,9 +34,9 @@ def percent(accuracies: list[float]) -> str:
 
 
 def score(cell: Cell, final: list[Record]) -> str:
-    """Returns the text of a row's test accuracy, and of missing or diverged seeds.
+    """Returns a table cell: test accuracy, and how many seeds are missing or diverged.
 
-    `final` has the records of the row's runs at its chosen learning rate.
+    `final` has the records of the runs at its chosen learning rate.
     """
     if not final:
         return "not run"
@@ -62,7 +62,7 @@ def first_cells(cell: Cell) -> dict[str, str]:
 def accuracies(name: str, records: list[Record]) -> str:
     """Returns a Markdown table of test accuracies at the chosen learning rates.
 
-    `name` is the network or the data set whose rows it has.
+    Its rows are those of `name`, a network or a data set.
     """
     runs, lines = Runs(records), []
     for cell in rows(name):
@@ -82,7 +82,7 @@ def accuracies(name: str, records: list[Record]) -> str:
 def trials(name: str, records: list[Record]) -> str:
     """Returns a Markdown table of the validation accuracy at each learning rate tried.
 
-    `name` is the network or the data set whose rows it has.
+    Its rows are those of `name`, a network or a data set.
     """
     runs, lines = Runs(records), []
     for cell in rows(name):

@@ -68,7 +68,7 @@ RATES, FEW = 6, 3
 
 
 class Stage(NamedTuple):
-    """How a learning rate is tested: epochs, seeds and images of the evaluation."""
+    """The epochs, seeds and evaluation images of the runs at one learning rate."""
 
     epochs: int
     seeds: tuple[int, ...]
@@ -83,7 +83,7 @@ MORE_SEEDS = {"cifar10": (1, 2, 3, 4, 5)}
 
 
 class Method(NamedTuple):
-    """An optimizer of the study, and how its learning rate is tuned.
+    """An optimizer that the study compares, and how its learning rate is tuned.
 
     `make` builds the optimizer if the trainer cannot build it from `optimizer`.
     """
@@ -100,7 +100,7 @@ class Method(NamedTuple):
     def trains(self) -> tuple[Any, ...]:
         """What determines the optimizer, except for the learning rate.
 
-        Methods for which this is equal differ only in how that is chosen.
+        Methods with equal `trains` differ only in how their learning rate is chosen.
         """
         return self.optimizer, self.make
 
@@ -212,7 +212,7 @@ class Cell(NamedTuple):
         )
 
     def rates(self, best: Callable[["Cell"], float | None]) -> tuple[float, ...]:
-        """Returns the learning rates with which the row's trials begin.
+        """Returns the learning rates that are tried first for this row of the tables.
 
         They may depend on another row's best rate. `best` returns that rate, or None
         if it is not known yet; then this returns no rates.
@@ -241,7 +241,7 @@ def _doublings(lowest: float, n: int) -> tuple[float, ...]:
 
 
 def cells() -> list[Cell]:
-    """Returns all rows of the study, in the order in which they are trained.
+    """Returns all rows of the study's tables, in the order in which they are trained.
 
     For each data set, the rows that the conclusions rest on come first.
     """

@@ -15,7 +15,7 @@ COMPILING = 15  # seconds that a run takes to compile, about
 
 
 class Variant(NamedTuple):
-    """A choice that an ablation compares with others.
+    """A variant of LARS that an ablation compares with others.
 
     `make` builds the optimizer if the trainer cannot build it from `optimizer`.
     """
@@ -72,15 +72,19 @@ class Runs:
         self.records = records
 
     def tried(self, cell: Cell) -> list[Record]:
-        """Returns the records of a row's trials, in the order of learning rates.
+        """Returns the records of the learning-rate trials for one row of the study.
 
-        There are none if the row's learning rate follows from another row's.
+        They are in order of learning rate. There are none if the row's learning rate
+        follows from another row's.
         """
         found = [] if cell.method in RULES else self._like(cell, cell.tuning)
         return sorted(found, key=lambda r: r["learning_rate"])
 
     def final(self, cell: Cell) -> list[Record]:
-        """Returns the records of a row's runs at its best rate, by seed."""
+        """Returns the records of a study row's runs at its best learning rate.
+
+        They are in order of seed.
+        """
         best = self.best(cell)
         found = self._like(cell, cell.final)
         some = [r for r in found if r["learning_rate"] == best]
@@ -94,9 +98,9 @@ class Runs:
         return [r for r in self._like(job.cell, job.stage) if one <= r.items()]
 
     def _like(self, cell: Cell, stage: Stage) -> list[Record]:
-        """Returns the records of a row's runs with the epochs and seeds of `stage`.
+        """Returns the records of a study row's runs with the stage's epochs and seeds.
 
-        Includes runs of rows that differ only in how the learning rate is chosen.
+        Includes runs of other rows that differ only in how the learning rate is chosen.
         """
         trains = METHODS[cell.method].trains
         alike = {name for name, method in METHODS.items() if method.trains == trains}
@@ -106,7 +110,7 @@ class Runs:
         return [r for r in some if r["method"] in alike and r["seed"] in stage.seeds]
 
     def trials(self, cell: Cell) -> tuple[list[float], float | None]:
-        """Returns the learning rates that a row tries, as far as they are known.
+        """Returns the learning rates that a study row tries, as far as known.
 
         Also returns the best of them, or None while some have not been tried.
         """
@@ -121,7 +125,7 @@ class Runs:
         return rates, choose(rates, scores)
 
     def best(self, cell: Cell) -> float | None:
-        """Returns a row's best learning rate, or None if it is not known yet."""
+        """Returns a study row's best learning rate, or None if not known yet."""
         return self.trials(cell)[1]
 
     def seconds(self, job: Job) -> float:
@@ -140,16 +144,17 @@ class Runs:
 
 
 def choose(rates: list[float], scores: Mapping[float, float]) -> float | None:
-    """Returns the rate with the best score, or None if a rate has no score yet."""
+    """Returns the learning rate with the best score, or None if any has none yet."""
     if all(rate in scores for rate in rates):
         return max(rates, key=scores.__getitem__)
     return None
 
 
 def extend(rates: list[float], scores: Mapping[float, float]) -> list[float]:
-    """Returns the rates, extended so that the best one is neither lowest nor highest.
+    """Returns `rates`, extended until the best one is neither lowest nor highest.
 
-    Half the lowest or twice the highest is added until then, or until one has no score.
+    Half the lowest or twice the highest is added until then, or until a rate has no
+    score yet.
     """
     while (best := choose(rates, scores)) in (rates[0], rates[-1]):
         rates = [*rates, 2 * best] if best == rates[-1] else [best / 2, *rates]
@@ -157,12 +162,12 @@ def extend(rates: list[float], scores: Mapping[float, float]) -> list[float]:
 
 
 def jobs(cell: Cell, stage: Stage, rates: Iterable[float]) -> list[Job]:
-    """Returns the runs of a row at each of the rates with each seed of the stage."""
+    """Returns a study row's runs at each learning rate, with each seed of `stage`."""
     return [Job(cell, rate, stage, seed) for rate, seed in product(rates, stage.seeds)]
 
 
 def missing(runs: Runs, cell: Cell) -> list[Job]:
-    """Returns the runs of a row that have no results and can start now.
+    """Returns a study row's runs that have no results and can start now.
 
     Its final runs are among them once its trials have found the best learning rate.
     """
@@ -172,7 +177,7 @@ def missing(runs: Runs, cell: Cell) -> list[Job]:
 
 
 def later(runs: Runs, cell: Cell) -> list[Job]:
-    """Returns the runs of a row that cannot start until a learning rate is known.
+    """Returns a study row's runs that cannot start until a learning rate is known.
 
     Their learning rate is 1, in place of the unknown one.
     """
@@ -185,7 +190,10 @@ def later(runs: Runs, cell: Cell) -> list[Job]:
 
 
 def remaining(runs: Runs, wanted: Iterable[Cell]) -> list[Job]:
-    """Returns all runs that the rows still need, if they try no further rates."""
+    """Returns all runs that the study's rows `wanted` still lack.
+
+    More follow if a row has to try further learning rates.
+    """
     return [
         job for cell in wanted for find in (missing, later) for job in find(runs, cell)
     ]

@@ -61,7 +61,8 @@ def experiment(
 ) -> Experiment:
     """Returns the trainer's experiment for a row of the study at one learning rate.
 
-    It is cached, so that the runs with its seeds compile the step once.
+    It is cached, so that runs with different seeds compile the step once. The optimizer
+    is that of `variant`, a variant of an ablation, if it is given.
     """
     source, data = dataset(cell.data, place)
     devices = start_devices(place.devices)
