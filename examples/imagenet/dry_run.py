@@ -93,7 +93,7 @@ def _memory(
 
 @lru_cache
 def _kept_per_image(model: Any, image_shape: tuple[int, ...]) -> int:
-    """Returns the bytes of an image's activations that the backward pass needs."""
+    """Returns how many bytes of activations one image keeps for the backward pass."""
     init = partial(init_state, 0, model, optax.identity(), image_shape)
     state = jax.eval_shape(init)
 
@@ -113,5 +113,5 @@ def _kept_per_image(model: Any, image_shape: tuple[int, ...]) -> int:
 
 
 def size(tree: Any) -> int:
-    """Returns the bytes of all arrays, or shapes of arrays, in a tree."""
+    """Returns the total size in bytes of the arrays, or shapes of arrays, in a tree."""
     return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(tree))

@@ -46,7 +46,7 @@ ILSVRC2012 = Counts(1_000, 1_281_167, 50_000)
 
 
 def unpack(archives: Path, folder: Path, counts: Counts) -> Iterator[bool]:
-    """Writes the images from the folder `archives` into `folder`, one at a time.
+    """Unpacks the ImageNet archives in the folder `archives` into `folder`.
 
     Yields once for each image: True if the image was written, False if its file already
     existed. Raises ValueError if an archive is missing, damaged or not official.
@@ -72,7 +72,7 @@ def unpack(archives: Path, folder: Path, counts: Counts) -> Iterator[bool]:
 
 
 def read_truth(path: Path, counts: Counts) -> list[str]:
-    """Returns the class of each ImageNet validation image, from the development kit."""
+    """Reads the class of each ImageNet validation image from the development kit."""
     from scipy.io import loadmat
 
     # Decompressed as a whole, which verifies the checksum: SciPy may crash on a damaged
@@ -89,7 +89,9 @@ def read_truth(path: Path, counts: Counts) -> list[str]:
     _check_count("labels of validation images", len(truth), counts.validation)
     foreign = {wnid for wnid in truth if not re.fullmatch(_WNID, wnid)}
     if foreign:
-        raise tarfile.ReadError(f"its labels {sorted(foreign)} name no class")
+        raise tarfile.ReadError(
+            f"its labels {sorted(foreign)} are not names of classes"
+        )
     return truth
 
 

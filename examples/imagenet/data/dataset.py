@@ -88,7 +88,7 @@ class Source(Protocol):
 
 
 class Dataset(NamedTuple):
-    """Training, validation and test images with labels, and facts about all of them."""
+    """The three splits of a data set, with their image shape and pixel statistics."""
 
     train: Source
     validation: Source

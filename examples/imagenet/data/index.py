@@ -3,7 +3,7 @@
 Images are DIR/train/CLASS/IMAGE, and optionally the same in DIR/val (or validation) and
 in DIR/test. The label of a class is its position among the sorted folders of train.
 Listings are cached, because network disks are slow: a folder is listed again only if
-its times or its inode have changed. Entries that are left out are noted. Raises
+its times or its inode have changed. Files that are left out are reported. Raises
 ValueError if a split has a class that train lacks.
 """
 
@@ -26,7 +26,7 @@ _TICK = 2_000_000_000  # longest resolution of the times that a file system keep
 
 
 class Tree(NamedTuple):
-    """The images of one split, sorted by the bytes of their names."""
+    """The file names and labels of the images of one split, sorted by name."""
 
     folder: Path
     names: np.ndarray  # bytes [n], CLASS/IMAGE; far smaller than a list of str
@@ -42,12 +42,12 @@ class Tree(NamedTuple):
         return os.path.join(self.folder, os.fsdecode(self.names[i]))
 
     def take(self, index: np.ndarray) -> "Tree":
-        """Returns the images of these indices as a tree of their own."""
+        """Returns a tree with only the images at these indices."""
         return Tree(self.folder, self.names[index], self.labels[index])
 
 
 class Index(NamedTuple):
-    """The images of every split of a data set; None for a split it does not have."""
+    """The image files and labels of each split; None for a split without a folder."""
 
     classes: tuple[str, ...]  # a label is a position here
     train: Tree
@@ -243,7 +243,7 @@ def _hidden(name: str) -> bool:
 
 
 def _some(items: list[str]) -> str:
-    """Returns a text with the number of items and the first three of them."""
+    """Returns a text for a message: the number of items and the first three of them."""
     return f"{len(items)} ({', '.join(map(repr, items[:3]))}{', …' * (len(items) > 3)})"
 
 

@@ -17,7 +17,7 @@ from .small import SmallAlexNet
 
 
 class _Entry(NamedTuple):
-    """How to build the network of one name."""
+    """The class and the arguments with which `make_model` builds one network."""
 
     build: type[Network]
     fixed: dict[str, Any]  # arguments of `build` that make it this network

@@ -69,9 +69,9 @@ class Run:
 
     @cached_property
     def images(self) -> int | None:
-        """Number of training images; None if it does not follow from the log.
+        """Number of training images; None if the log does not tell it.
 
-        In old logs it follows from the last step: epoch = step · batch size / images.
+        Old logs do not state it. It is then step · batch size / epoch of the last step.
         """
         if found := self.log[0].get("images"):
             return int(found)
@@ -157,8 +157,8 @@ def _read(path: Path) -> list[Record]:
 def labels(runs: Sequence[Run]) -> list[str]:
     """Returns a label for each run: network, optimizer, batch size, and differences.
 
-    The differences are the settings in which runs differ that are alike in the first
-    three. Runs that differ only in their seed have the same label.
+    The differences are the settings that distinguish runs of the same network,
+    optimizer and batch size. Runs that differ only in their seed have the same label.
     """
     groups = [f"{group(run)}, batch {run.settings['batch_size']:,}" for run in runs]
     found = with_differences(groups, [run.settings for run in runs], _UNTOLD)

@@ -43,7 +43,7 @@ def start_devices(wanted: int | None) -> list[jax.Device]:
     if wanted is not None and wanted > fewest:
         kind = devices[0].platform
         raise ValueError(
-            f"--devices: got {wanted}; JAX has {fewest} {kind} devices in a process;"
+            f"--devices: got {wanted}; a process has only {fewest} {kind} devices;"
             f" give at most {fewest}"
         )
     if wanted is None and max(counts) > fewest:
@@ -119,7 +119,7 @@ def parallelize(
 
 
 def _layout(devices: Sequence[jax.Device], spec: PartitionSpec) -> NamedSharding:
-    """Returns the sharding of an array over a row of devices."""
+    """Returns the sharding `spec` of an array on a mesh with one axis of devices."""
     return NamedSharding(Mesh(np.asarray(devices), (AXIS,)), spec)
 
 
