@@ -66,7 +66,7 @@ def _knots(recipe: Recipe, examples: int, updates: int) -> list[int]:
     """Returns the steps whose learning rate is printed.
 
     They are each tenth of the run, its last step, and the two steps around the end of
-    the warm-up and around each boundary.
+    the warm-up and around each drop of a piecewise constant rate.
     """
     turns = [recipe.warmup_epochs or 0, *recipe.boundaries]
     steps = [epochs_to_steps(turn, examples, recipe.batch_size) for turn in turns]

@@ -46,8 +46,8 @@ class Arguments:
     archives: Annotated[str | None, tyro.conf.arg(metavar="FOLDER")] = None
     #: Number of threads that decode images; by default one for each CPU core.
     workers: int = os.cpu_count() or 1
-    #: File to write the list of broken images to: path, tab, reason. If not given, the
-    #: list is not written.
+    #: File for a list of the broken images, one to a line: path, tab, reason. If
+    #: not given, the list is not written.
     report: Annotated[str | None, tyro.conf.arg(metavar="FILE")] = None
 
     def __post_init__(self) -> None:

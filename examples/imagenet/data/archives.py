@@ -99,7 +99,7 @@ def _read(tar: tarfile.TarFile, end: str) -> bytes:
     for member in tar:
         if member.name.endswith("/" + end) and (file := tar.extractfile(member)):
             return file.read()
-    raise tarfile.ReadError(f"it contains no file {end}")
+    raise tarfile.ReadError(f"it contains no file whose name ends in {end}")
 
 
 def _unpack_train(path: Path, folder: Path, counts: Counts) -> Iterator[bool]:
@@ -141,7 +141,7 @@ def _members(file: IO[bytes], pattern: str) -> Iterator[tuple[str, int, IO[bytes
             content = tar.extractfile(member) if member.isreg() else None
             if content is None or not re.fullmatch(pattern, member.name):
                 raise tarfile.ReadError(
-                    f"it holds {member.name!r}, but may hold only files named {pattern}"
+                    f"it contains {member.name!r}, but every name must match {pattern}"
                 )
             yield member.name, member.size, content
 
@@ -160,4 +160,4 @@ def _write(target: Path, size: int, content: IO[bytes]) -> bool:
 def _check_count(what: str, found: int, expected: int) -> None:
     # A tar file that was cut between two members reads as if it were complete.
     if found != expected:
-        raise tarfile.ReadError(f"it holds {found:,} {what}, not {expected:,}")
+        raise tarfile.ReadError(f"it contains {found:,} {what} instead of {expected:,}")

@@ -193,5 +193,7 @@ def _parse_idx(raw: bytes) -> np.ndarray:
     shape = struct.unpack(f">{raw[3]}I", raw[4:start])
     size = start + math.prod(shape)
     if len(raw) != size:
-        raise ValueError(f"its shape {shape} takes {size} bytes, and it has {len(raw)}")
+        raise ValueError(
+            f"its shape {shape} needs {size} bytes, but the file has {len(raw)}"
+        )
     return np.frombuffer(raw, np.uint8, offset=start).reshape(shape)

@@ -48,7 +48,7 @@ class Indexed(ABC):
 
     @abstractmethod
     def content(self) -> Iterable[bytes]:
-        """Returns bytes that identify the images: other images give other bytes."""
+        """Returns bytes that differ between sources with different images."""
 
     @property
     def threads(self) -> int:

@@ -80,7 +80,7 @@ class Source(Protocol):
         """
 
     def content(self) -> Iterable[bytes]:
-        """Returns bytes that identify the images: other images give other bytes.
+        """Returns bytes that differ between sources with different images.
 
         A checkpoint stores a digest of the bytes, and a run can only be resumed with
         data that has the same digest.

@@ -59,7 +59,9 @@ def decode(raw: bytes) -> np.ndarray:
     if raw.startswith(_JPEG):
         height, width, colours = _header(raw)
         if height * width > _MOST_PIXELS:
-            raise BrokenImage(f"a header that asks for {width}×{height} pixels")
+            raise BrokenImage(
+                f"a JPEG header that states more pixels than allowed, {width}×{height}"
+            )
         if colours:
             return _decode_jpeg(raw)
     return _decode_other(_critical_chunks(raw) if raw.startswith(_PNG) else raw)
@@ -96,7 +98,7 @@ def _decode_other(raw: bytes) -> np.ndarray:
         image = None
     # OpenCV returns None for bytes that are no image, which its type stubs do not say.
     if not isinstance(image, np.ndarray):
-        raise BrokenImage("no image, or only a part of one")
+        raise BrokenImage("not an image, or only a part of one")
     return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
 
 
@@ -108,14 +110,16 @@ def _critical_chunks(raw: bytes) -> bytes:
     kept, start, name = [_PNG], len(_PNG), b""
     while name != b"IEND":
         if len(raw) < start + 12:
-            raise BrokenImage("a PNG cut short")
+            raise BrokenImage("a PNG file that is cut short")
         length, name = struct.unpack_from(">I4s", raw, start)
         chunk = raw[start : start + 12 + length]
         if len(chunk) < 12 + length:
-            raise BrokenImage("a PNG cut short")
+            raise BrokenImage("a PNG file that is cut short")
         if name[:1].isupper():  # a critical chunk, without which no image is decoded
             if zlib.crc32(chunk[4:-4]).to_bytes(4, "big") != chunk[-4:]:
-                raise BrokenImage(f"a PNG with a wrong checksum in its {name!r}")
+                raise BrokenImage(
+                    f"a PNG file with a wrong checksum in its chunk {name!r}"
+                )
             kept.append(chunk)
         start += len(chunk)
     return b"".join(kept)

@@ -37,8 +37,8 @@ class Arguments:
     ]
     #: Folder to write report.md, report.json and the pictures to.
     out: str = "runs/report"
-    #: Length of training for which a time is projected from the measured speed. None:
-    #: the length for which each run was started [epochs].
+    #: Number of epochs for which the training time is projected from the measured speed
+    #: [epochs]. If not given, the largest --epochs of the runs that are compared.
     epochs: float | None = None
 
     def __post_init__(self) -> None:

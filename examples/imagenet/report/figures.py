@@ -68,13 +68,17 @@ def curve(log: Sequence[Record]) -> dict[str, np.ndarray]:
 def plot_runs(runs: Mapping[str, Sequence[Path]], out: Path) -> None:
     """Draws the accuracy and the training loss over epochs into the file `out`.
 
-    Each label has a line for the mean of its log files, and a band for their range.
+    `runs` maps labels to log files. Each label has a line for the mean over its files,
+    and a band for their range.
     """
     plot_logs({label: list(map(read_log, paths)) for label, paths in runs.items()}, out)
 
 
 def plot_logs(runs: Mapping[str, Sequence[Sequence[Record]]], out: Path) -> None:
-    """Does the same as `plot_runs` for logs that have been read already."""
+    """Draws the accuracy and the training loss over epochs, as `plot_runs` does.
+
+    `runs` maps labels to the records of logs that have been read already.
+    """
     from matplotlib.figure import Figure
 
     below = len(runs) > _INSIDE

@@ -142,7 +142,7 @@ def _read(path: Path) -> list[Record]:
         raise ValueError(f"this is not a text file; {remedy}") from None
     if not log:
         raise ValueError(
-            "the log is empty; wait until it has a first line, or leave it out"
+            "the log is empty; wait until it has a first line, or leave this run out"
         )
     if not all(isinstance(record, dict) and "kind" in record for record in log):
         raise ValueError(f"this is not a run's log; {remedy}")

@@ -188,13 +188,16 @@ class Checkpoints:
 
 
 def exist(out: str | Path) -> bool:
-    """Whether the folder holds a log or checkpoints, complete or not."""
+    """Returns True if the folder `out` holds a run's log or checkpoints.
+
+    They need not be complete.
+    """
     folder, log = Path(out) / _FOLDER, Path(out) / LOG
     return log.exists() or (folder.is_dir() and any(folder.iterdir()))
 
 
 def remove(out: str | Path) -> None:
-    """Deletes the checkpoints and the log in the folder."""
+    """Deletes a run's checkpoints and log from the folder `out`."""
     if (folder := Path(out) / _FOLDER).is_dir():
         shutil.rmtree(folder)
     (Path(out) / LOG).unlink(missing_ok=True)

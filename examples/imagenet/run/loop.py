@@ -177,7 +177,10 @@ class TrainingRun:
         checkpoints.save(self.state, self.done, self.recorder.seconds, accuracy)
 
     def _diverged(self) -> Result:
-        """Evaluates the last finite state, which the failed update left unchanged."""
+        """Returns the result of a diverged run: the scores of its last finite state.
+
+        The failed update left this state unchanged.
+        """
         self.done = int(self.state.step)
         epoch = self.experiment.epoch(self.done)
         self._evaluate(self.epochs.get(self.done, epoch))

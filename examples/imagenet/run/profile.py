@@ -11,7 +11,7 @@ import jax
 class Profile:
     """A context manager that lets JAX's profiler trace the given steps.
 
-    Only the first process does so.
+    Only the first process traces.
     """
 
     def __init__(self, steps: range | None, folder: Path, process: int = 0) -> None:

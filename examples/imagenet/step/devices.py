@@ -48,8 +48,8 @@ def start_devices(wanted: int | None) -> list[jax.Device]:
         )
     if wanted is None and max(counts) > fewest:
         raise ValueError(
-            f"--devices: the processes have {', '.join(map(str, counts))} devices; all"
-            f" need equally many: give {fewest} or fewer"
+            f"--devices: the processes have {', '.join(map(str, counts))} devices,"
+            f" but must use the same number; give {fewest} or fewer"
         )
     return [device for group in groups for device in group[: wanted or fewest]]
 
