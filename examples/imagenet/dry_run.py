@@ -1,4 +1,4 @@
-"""The text that --dry-run prints. Trains nothing and allocates no parameters."""
+"""Describes a run for --dry-run, without training or allocating parameters."""
 
 from collections.abc import Sequence
 from functools import lru_cache, partial

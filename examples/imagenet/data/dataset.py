@@ -23,7 +23,7 @@ class Broken(NamedTuple):
 
 
 class Batch(NamedTuple):
-    """One batch of images, or one process's rows of it."""
+    """A batch of images with labels, or the rows of it that one process reads."""
 
     images: Array  # uint8 [n, height, width, channels]
     labels: Array  # int32 [n]

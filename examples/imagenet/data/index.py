@@ -57,9 +57,9 @@ class Index(NamedTuple):
 
 
 class _Listing(NamedTuple):
-    """The images, other files and subfolders in a folder, by name.
+    """The names of the images, other files and subfolders in one folder.
 
-    The names of each are sorted and joined by "/", which no name contains.
+    Each field has the sorted names of one kind, joined by "/", which no name contains.
     """
 
     stamp: list[int]  # the folder's times and inode when it was listed
@@ -69,7 +69,7 @@ class _Listing(NamedTuple):
 
 
 class _Lister:
-    """Lists the folders of a tree, from a cache if they have not changed."""
+    """Lists the folders of a data set; reads unchanged folders from a cache."""
 
     def __init__(self, root: str, cache: Path) -> None:
         self._root, self._cache = os.path.abspath(root), cache
@@ -149,9 +149,10 @@ def recall(cache: Path, name: str, key: str) -> Any:
 
 
 def remember(cache: Path, name: str, key: str, value: Any) -> None:
-    """Stores a JSON value in the folder `cache`, whole or not at all.
+    """Stores a JSON value in the folder `cache`, for `recall` with the same key.
 
-    Does nothing if the folder cannot be written.
+    An interrupted call leaves the value that was stored before.
+    The call does nothing if the folder cannot be written.
     """
     file = _file(cache, name)
     beside = file.with_suffix(f".{os.getpid()}-{time.monotonic_ns()}")

@@ -87,12 +87,15 @@ class Run:
         return list(dict.fromkeys(record["split"] for record in self.of("epoch")))
 
     def norms(self) -> tuple[int, dict[str, Any]] | None:
-        """Returns the first step whose norms were logged, and its norms by leaf."""
+        """Returns the first step with logged layer norms, and these norms by layer.
+
+        Returns None if the log has no layer norms.
+        """
         tables = self.of("layers")
         return (tables[0]["step"], tables[0]["layers"]) if tables else None
 
     def speeds(self) -> tuple[list[Record], list[Record]]:
-        """Returns the records of speed: the first one of each process, and all others.
+        """Returns the first speed record of each process, and all other speed records.
 
         The first may include the time for compiling.
         """
@@ -169,7 +172,7 @@ def labels(runs: Sequence[Run]) -> list[str]:
 
 
 def group(run: Run) -> str:
-    """Returns the network and the optimizer of a run, in words."""
+    """Returns the names of a run's network and optimizer, as a text for its label."""
     return f"{run.settings['network']}, {run.settings['algorithm'].upper()}"
 
 

@@ -127,7 +127,7 @@ def ratios(found: Sequence[Cell]) -> list[Ratios]:
 
 
 def tables(found: Sequence[Cell]) -> list[Table]:
-    """Returns tables of the speeds and of their ratios, for each group of like runs."""
+    """Returns tables of the speeds and their ratios, for each group of the cells."""
     parts: list[Table] = []
     for name in dict.fromkeys(cell.group for cell in found):
         own = [cell for cell in found if cell.group == name]

@@ -39,7 +39,7 @@ _DETAILS = re.compile(r""" \[[\w ]+='(?:[^'\\]|\\.)*'\]""")
 
 
 class NotSaved(Exception):
-    """A checkpoint could not be written. Earlier checkpoints are unharmed."""
+    """Raised when a checkpoint cannot be written. Earlier checkpoints stay intact."""
 
 
 def cause(error: Exception) -> str:

@@ -34,7 +34,7 @@ class Result(Scores):
 
 
 class Stopped(Exception):
-    """A signal ended the run, after it saved a checkpoint if it keeps any."""
+    """Raised when a signal ended a run, after saving a checkpoint if it keeps any."""
 
     def __init__(self, signum: int, updates: int, saved: bool) -> None:
         then = "--existing resume continues from there" if saved else "nothing is saved"

@@ -140,7 +140,7 @@ def replicate(state: Any, devices: Sequence[jax.Device]) -> Any:
 
 
 class CopiesDiffer(RuntimeError):
-    """The copies of a state, which should be equal on all devices, differ."""
+    """Raised when the copies of a state on the devices are not equal."""
 
 
 def assert_replicated(state: Any) -> None:

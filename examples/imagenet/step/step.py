@@ -180,7 +180,10 @@ def mirrored(images: Array, mirror: Array) -> Array:
 
 
 def _slot_keys(state: TrainState, slots: Array) -> Array:
-    """Returns the random keys, uint32 [slots, 2], of the slots with these numbers."""
+    """Returns the dropout keys, uint32 [slots, 2], of the slots with these numbers.
+
+    A slot is a part of a device's batch.
+    """
     key = jax.random.wrap_key_data(state.rng, impl="threefry2x32")
     key = jax.random.fold_in(key, state.step)
     return jax.vmap(lambda i: jax.random.key_data(jax.random.fold_in(key, i)))(slots)
