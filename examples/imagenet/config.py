@@ -319,7 +319,7 @@ class Cluster(_Group):
 
     @property
     def patience(self) -> int:
-        """Seconds without a training step after which a process exits; 0 for no limit."""
+        """Seconds without a training step before a process exits; 0 for no limit."""
         if self.step_timeout is None:
             return _STEP_TIMEOUT if jax.process_count() > 1 else 0
         return self.step_timeout
