@@ -185,7 +185,7 @@ def _parse_idx(raw: bytes) -> np.ndarray:
     # Two zero bytes, the type, the number of dimensions, each length, the values.
     if len(raw) < 4 or raw[:3] != bytes((0, 0, _IDX_UINT8)):
         raise ValueError(
-            f"its first bytes are {raw[:3].hex() or 'missing'} instead of 000008"
+            f"it starts with {raw[:3].hex() or 'nothing'} instead of the bytes 000008"
         )
     start = 4 + 4 * raw[3]
     if len(raw) < start:

@@ -98,7 +98,7 @@ def _decode_other(raw: bytes) -> np.ndarray:
         image = None
     # OpenCV returns None for bytes that are no image, which its type stubs do not say.
     if not isinstance(image, np.ndarray):
-        raise BrokenImage("not an image, or only a part of one")
+        raise BrokenImage("no image, or only a part of one")
     return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
 
 
