@@ -96,9 +96,9 @@ class Data(_Group):
     #: nothing random.
     augment: Augment = option("caffe", speed=True, recipe=True)
     #: What to do when an image in a folder cannot be read. `stop`: end the run with an
-    #: error, after saving a checkpoint if it is a single process. `blank`: train on an
-    #: image of the mean colour in its place. Both name the file. To find all such
-    #: files beforehand, run python -m examples.imagenet.prepare DIR.
+    #: error, after saving a checkpoint if the run has one process. `blank`: train on an
+    #: image of the mean colour in its place. Either way the file is reported. To find
+    #: all such files beforehand, run python -m examples.imagenet.prepare DIR.
     broken: Literal["stop", "blank"] = option("stop", resume=True)
     #: Number of threads that read and decode image files. If not given, one for
     #: each CPU core.
@@ -206,7 +206,7 @@ class Batching(_Group):
     #: Number of images in one update, over all devices and processes [images]. It must
     #: be divisible by processes × devices × --solvers-per-device × --accumulate.
     batch_size: int = option(32, recipe=True, low=1)
-    #: Number of passes over the training images; need not be whole. A run has
+    #: Number of passes over the training images, which may be a fraction. A run has
     #: epochs × training images / batch size updates, rounded.
     epochs: float = option(10.0, recipe=True, above=0)
     #: Number of devices that each process uses. If not given, every GPU, or 4 virtual
