@@ -258,7 +258,7 @@ OTHERS = {
         "3 at 'a', 4 at 'b'", step, SCALE(stacked_axes=0), LAYERS, LAYERS),
     "table_inside_jit": ("outside", jax.jit(table), PARAMS),
     "two_leaves_of_one_name": (
-        "mask has two leaves of one name among '0'", lars_optax.describe_mask,
+        "mask has two leaves with the same name among '0'", lars_optax.describe_mask,
         OrderedDict([(0, True), ("0", False)]),
         OrderedDict([(0, MATRIX), ("0", MATRIX)])),
 }  # fmt: skip

@@ -83,8 +83,8 @@ IDX = b"\x00\x00\x08\x02" + struct.pack(">2I", 4, 7) + bytes(28)
     "raw, message",
     magic=(b"\x01" + IDX[1:], "of unsigned bytes, but it starts with 010008"),
     type=(b"\x00\x00\x0d" + IDX[3:], "of unsigned bytes, but it starts with 00000d"),
-    values=(IDX[:-1], "takes 40 bytes, and it has 39"),
-    surplus=(IDX + b"\x00", "takes 40 bytes, and it has 41"),
+    values=(IDX[:-1], "needs 40 bytes, but the file has 39"),
+    surplus=(IDX + b"\x00", "needs 40 bytes, but the file has 41"),
     header=(IDX[:9], "truncated in its header"),
     empty=(b"", "nothing"),
 )

@@ -112,7 +112,7 @@ HUGE = struct.pack(">2H", 65_000, 65_000)
     png_without_its_last_byte=(PNG[:-1], "cut short"),
     png_with_a_wrong_bit=(
         written(PNG, MIDDLE, bytes([PNG[MIDDLE] ^ 1])),
-        "checksum in its b'IDAT'",
+        "checksum in its chunk b'IDAT'",
     ),
     png_with_a_wrong_name=(PNG.replace(b"IDAT", b"I\xffAT", 1), "checksum in its"),
     webp_cut=(WEBP[:-50], "no image"),

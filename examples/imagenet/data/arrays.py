@@ -51,9 +51,9 @@ class Split(Indexed):
 
 @dataclass(frozen=True)
 class Synthetic(Indexed):
-    """A source of batches of `number` random images, of which only a few differ.
+    """A source of batches of `number` images that repeats the few images of `pool`.
 
-    Image i is image i modulo the number of images in `pool`.
+    Image i is image i % `pool.size` of the pool.
     """
 
     number: int
@@ -73,7 +73,7 @@ class Synthetic(Indexed):
 def synthetic(pixels: int) -> Dataset:
     """Returns a data set of random images of `pixels` × `pixels` pixels.
 
-    It has as many images and classes as ImageNet, of which only a few images differ.
+    It has as many images and classes as ImageNet, but repeats a few random images.
     """
     random = np.random.RandomState(_SPLIT_SEED)
     images = random.randint(0, 256, (_POOL, pixels, pixels, 3), np.uint8)
@@ -148,7 +148,7 @@ def hold_out(n: int, validation_images: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _find(folder: Path, name: str) -> Path:
-    """Returns the path of a file, or of the same file with .gz if only that exists."""
+    """Returns the path of the file `name`, or of `name`.gz if only that one exists."""
     packed = folder / f"{name}.gz"
     return (
         packed if packed.is_file() and not (folder / name).is_file() else folder / name
@@ -185,7 +185,7 @@ def _parse_idx(raw: bytes) -> np.ndarray:
     # Two zero bytes, the type, the number of dimensions, each length, the values.
     if len(raw) < 4 or raw[:3] != bytes((0, 0, _IDX_UINT8)):
         raise ValueError(
-            f"it starts with {raw[:3].hex() or 'nothing'} instead of 000008"
+            f"it starts with {raw[:3].hex() or 'nothing'} instead of the bytes 000008"
         )
     start = 4 + 4 * raw[3]
     if len(raw) < start:
@@ -193,5 +193,7 @@ def _parse_idx(raw: bytes) -> np.ndarray:
     shape = struct.unpack(f">{raw[3]}I", raw[4:start])
     size = start + math.prod(shape)
     if len(raw) != size:
-        raise ValueError(f"its shape {shape} takes {size} bytes, and it has {len(raw)}")
+        raise ValueError(
+            f"its shape {shape} needs {size} bytes, but the file has {len(raw)}"
+        )
     return np.frombuffer(raw, np.uint8, offset=start).reshape(shape)

@@ -59,7 +59,9 @@ def decode(raw: bytes) -> np.ndarray:
     if raw.startswith(_JPEG):
         height, width, colours = _header(raw)
         if height * width > _MOST_PIXELS:
-            raise BrokenImage(f"a header that asks for {width}×{height} pixels")
+            raise BrokenImage(
+                f"a JPEG header that states more pixels than allowed, {width}×{height}"
+            )
         if colours:
             return _decode_jpeg(raw)
     return _decode_other(_critical_chunks(raw) if raw.startswith(_PNG) else raw)
@@ -75,7 +77,10 @@ def _header(raw: bytes) -> tuple[int, int, str]:
 
 
 def _decode_jpeg(raw: bytes, *, strict: bool = True) -> np.ndarray:
-    """Decodes a JPEG; `strict` turns each warning of libjpeg into an error."""
+    """Decodes a JPEG file to RGB pixels.
+
+    With `strict`, warnings of libjpeg that hint at damage raise BrokenImage.
+    """
     try:
         image: np.ndarray = simplejpeg.decode_jpeg(raw, "RGB", strict=strict)
     except ValueError as error:
@@ -105,14 +110,16 @@ def _critical_chunks(raw: bytes) -> bytes:
     kept, start, name = [_PNG], len(_PNG), b""
     while name != b"IEND":
         if len(raw) < start + 12:
-            raise BrokenImage("a PNG cut short")
+            raise BrokenImage("a PNG file that is cut short")
         length, name = struct.unpack_from(">I4s", raw, start)
         chunk = raw[start : start + 12 + length]
         if len(chunk) < 12 + length:
-            raise BrokenImage("a PNG cut short")
+            raise BrokenImage("a PNG file that is cut short")
         if name[:1].isupper():  # a critical chunk, without which no image is decoded
             if zlib.crc32(chunk[4:-4]).to_bytes(4, "big") != chunk[-4:]:
-                raise BrokenImage(f"a PNG with a wrong checksum in its {name!r}")
+                raise BrokenImage(
+                    f"a PNG file with a wrong checksum in its chunk {name!r}"
+                )
             kept.append(chunk)
         start += len(chunk)
     return b"".join(kept)
@@ -187,9 +194,9 @@ def random_region(
 
 
 def _warp(image: np.ndarray, pixels: int) -> np.ndarray:
-    """Stretches an image to a square, bilinearly and without antialiasing.
+    """Stretches an image to a square of side `warp_pixels(pixels)`.
 
-    Caffe's convert_imageset does the same. An image of that size is copied.
+    It interpolates bilinearly without antialiasing, as Caffe's convert_imageset does.
     """
     side = warp_pixels(pixels)
     return cv2.resize(image, (side, side), interpolation=cv2.INTER_LINEAR)
@@ -213,6 +220,6 @@ def _resize(image: np.ndarray, side: int) -> np.ndarray:
 
 
 def _centre(image: np.ndarray, side: int) -> np.ndarray:
-    """Returns the square of that side in the middle of an image."""
+    """Returns the square of `side` × `side` pixels in the middle of an image."""
     top, left = ((extent - side) // 2 for extent in image.shape[:2])
     return image[top : top + side, left : left + side]

@@ -37,9 +37,9 @@ def load(
 
 
 def fingerprint(data: Dataset) -> str:
-    """Returns a digest of the data set that is equal for equal splits.
+    """Returns a digest of a data set, to tell whether a resumed run has the same data.
 
-    Images in memory are compared by their pixels, class folders by the files' names.
+    It depends on the pixels of images in memory, and on the names of image files.
     """
     digest = hashlib.blake2b(digest_size=8)
     for split in (data.train, data.validation, data.test):
