@@ -1,5 +1,7 @@
 """Small parameter trees and gradients that show what LARS can get wrong."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -58,6 +60,13 @@ def mask_names(case, params):
 
 def as_mask(names, params):
     return {name: name in names for name in params}
+
+
+def paths(tree, value):
+    """The paths of the leaves that are `value`."""
+    name = partial(jax.tree_util.keystr, simple=True, separator="/")
+    flat, _ = jax.tree_util.tree_flatten_with_path(tree)
+    return {name(path).removesuffix("/value") for path, leaf in flat if leaf is value}
 
 
 def train_step(tx):

@@ -12,8 +12,7 @@ from compat import shard_map
 from flax import nnx
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
-from mask_nets import paths
-from trees import assert_equal, update
+from trees import assert_equal, paths, update
 
 import lars_optax
 
