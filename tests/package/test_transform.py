@@ -129,8 +129,8 @@ def test_stacked_layers_are_what_they_are_one_by_one(stacked_axes):
     layers = [{"conv": {"kernel": PARAMS["conv"] * scale}, "rest": rest}
               for scale in (0.1, 1.0, 0.0)]  # fmt: skip
     grads = [jax.tree.map(lambda w, s=s: s * (w + 0.1), layers[1]) for s in (3, 0, 7)]
-    axes = {"conv": stacked_axes, "rest": stacked_axes}
-    axes = axes if isinstance(stacked_axes, int) else stacked_axes
+    each = isinstance(stacked_axes, dict)
+    axes = stacked_axes if each else dict.fromkeys(("conv", "rest"), stacked_axes)
 
     def stack(trees):
         def join(key, *x):
