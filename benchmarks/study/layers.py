@@ -13,7 +13,8 @@ Needs 9 GB of memory. Each set of images takes about ten minutes on two cores.
 `training` repeats the study's final run of LARS at its large batch, seed 1, for each
 network.
 
-Writes benchmarks/results/table4.json, or layers.json and docs/layers-*.png.
+Writes benchmarks/results/table4.json, or layers.json and docs/layers-*.png. `make
+report` puts them into the tables of docs/study.md.
 """
 
 import json
@@ -23,7 +24,7 @@ from typing import Any
 import numpy as np
 import tyro
 
-from benchmarks.results import STUDY, Record, read, save
+from benchmarks.results import STUDY, Record, Table, markdown, read, save
 from benchmarks.speed.input_pipeline import crops
 from benchmarks.study.protocol import BN_IMAGES, DATA, FINAL, NETWORKS, TUNED, Cell
 from benchmarks.study.runs import STUDY_FILE, Job, Runs
@@ -43,6 +44,36 @@ NETWORK: Network = "alexnet_bn"
 BATCH, CLASSES = 4096, 1000
 SIDE = image_pixels(NETWORK)
 EVERY = 5  # updates of the small networks
+# ‖w‖, ‖∇w‖ and their ratio as Table 4 prints them, by its columns.
+PAPER = {
+    "conv1.1": (1.86, 0.22, 8.48),
+    "conv1.0": (0.098, 0.017, 5.76),
+    "conv2.1": (5.546, 0.165, 33.6),
+    "conv2.0": (0.16, 0.002, 83.5),
+    "conv3.1": (9.40, 0.135, 69.9),
+    "conv3.0": (0.196, 0.0015, 127),
+    "conv4.0": (8.15, 0.109, 74.6),
+    "conv4.1": (0.196, 0.0013, 148),
+    "conv5.1": (6.65, 0.09, 73.6),
+    "conv5.0": (0.16, 0.0002, 69),
+    "fc6.1": (30.7, 0.26, 117),
+    "fc6.0": (6.4, 0.005, 1345),
+    "fc7.1": (20.5, 0.30, 68),
+    "fc7.0": (6.4, 0.013, 489),
+    "fc8.1": (20.2, 0.22, 93),
+    "fc8.0": (0.316, 0.016, 19),
+}
+# The fillers: standard deviation and number of weights, value and number of biases.
+FILLERS = {
+    "conv1": (0.01, 11 * 11 * 3 * 96, 0.01, 96),
+    "conv2": (0.01, 5 * 5 * 48 * 256, 0.01, 256),
+    "conv3": (0.01, 3 * 3 * 256 * 384, 0.01, 384),
+    "conv4": (0.01, 3 * 3 * 192 * 384, 0.01, 384),
+    "conv5": (0.01, 3 * 3 * 192 * 256, 0.01, 256),
+    "fc6": (0.005, 9216 * 4096, 0.1, 4096),
+    "fc7": (0.005, 4096 * 4096, 0.1, 4096),
+    "fc8": (0.01, 4096 * 1000, 0.01, 1000),
+}
 
 
 def first_update(images: np.ndarray, labels: np.ndarray) -> Record:
@@ -121,6 +152,90 @@ def training(fashion_mnist: str = FASHION) -> None:
 def shorten(value: Any) -> Any:
     """Returns the same with five digits of every float."""
     return json.loads(json.dumps(value), parse_float=lambda x: float(f"{float(x):.5g}"))
+
+
+def printed_leaf(column: str) -> tuple[str, float]:
+    """Returns the leaf of a column, and the norm that the fillers give it, std · √n."""
+    layer, _, end = column.partition(".")
+    std, weights, value, biases = FILLERS[layer]
+    # The caption is right for conv4 alone; elsewhere weights and biases are swapped.
+    if (end == "1") != (layer == "conv4"):
+        return f"{layer}/kernel", std * np.sqrt(weights)
+    return f"{layer}/bias", value * np.sqrt(biases)
+
+
+def short(x: float) -> str:
+    return f"{x:.3g}" if x < 1000 else f"{x:.0f}"
+
+
+def norms_and_ratios(record: Record) -> str:
+    """Returns the norms of each leaf in the paper and here, and then their ratios."""
+    norms, ratios = [], []
+    for column, (w, g, paper) in PAPER.items():
+        name, expected = printed_leaf(column)
+        first = {"Table 4": column, "leaf": f"`{name}`"}
+        ours = {title: found[name] for title, found in record["leaves"].items()}
+        drawn = next(iter(ours.values()))["param_norm"]
+        known = {"‖w‖": f"{w:g}", "fillers": f"{expected:.4g}", "drawn": f"{drawn:.4g}"}
+        known["‖∇w‖"] = f"{g:g}"
+        norms.append(
+            first | known | {k: short(x["grad_norm"]) for k, x in ours.items()}
+        )
+        own = {k: short(ratio(x)) for k, x in ours.items()}
+        ratios.append(first | {"‖w‖/‖∇w‖": f"{paper:g}"} | own)
+    return f"{markdown(norms)}\n{markdown(ratios)}"
+
+
+def ratio(norms: Record) -> float:
+    """Returns ‖w‖/‖∇w‖ of a leaf."""
+    found: float = norms["param_norm"] / norms["grad_norm"]
+    return found
+
+
+def spread(record: Record) -> str:
+    """Returns the smallest and largest ratio, over weights and over all leaves."""
+    ratios = {"paper": {printed_leaf(c)[0]: row[2] for c, row in PAPER.items()}}
+    for name, leaves in record["leaves"].items():
+        ratios[name] = {leaf: ratio(x) for leaf, x in leaves.items()}
+    rows = []
+    for title, end in (("weights", "kernel"), ("all leaves", "")):
+        row = {"‖w‖/‖∇w‖ over": title}
+        for name, found in ratios.items():
+            some = [(x, leaf) for leaf, x in found.items() if leaf.endswith(end)]
+            (low, lowest), (high, highest) = min(some), max(some)
+            ends = f"{short(low)} ({lowest}) … {short(high)} ({highest})"
+            row[name] = f"{ends}: {high / low:.0f}×"
+        rows.append(row)
+    return markdown(rows)
+
+
+def along(record: Record) -> str:
+    """Returns the norms of the small networks at four records along the training."""
+    text = ""
+    for network, found in record["networks"].items():
+        tables = found["tables"]
+        some = [tables[i] for i in (0, len(tables) // 6, len(tables) // 2, -1)]
+        text += f"\n`{network}`, γ = {found['learning_rate']:g}, seed {found['seed']},"
+        text += f" {found['updates']} updates, {found['accuracy']:.1%}:"
+        text += " ‖w‖ / ‖∇w‖ = ratio\n\n"
+        rows = []
+        for name in tables[0]["layers"]:
+            row = {"leaf": f"`{name}`"}
+            for table in some:
+                x = table["layers"][name]
+                norms = f"{short(x['param_norm'])} / {short(x['grad_norm'])}"
+                row[f"update {table['step']}"] = f"{norms} = {short(ratio(x))}"
+            rows.append(row)
+        text += markdown(rows)
+        text += f"\n![Norms and rates of the layers](layers-{network}.png)\n"
+    return text
+
+
+TABLES = (
+    Table(STUDY, "table 4", "table4.json", norms_and_ratios),
+    Table(STUDY, "spread", "table4.json", spread),
+    Table(STUDY, "along training", "layers.json", along),
+)
 
 
 if __name__ == "__main__":

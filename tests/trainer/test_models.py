@@ -15,7 +15,7 @@ from networks import KEY, logits_of, make, named_leaves, random_inputs, shapes
 from trees import assert_refused
 
 import lars_optax
-from benchmarks.study.layers_page import PAPER, printed_leaf
+from benchmarks.study.layers import PAPER, printed_leaf
 from examples.imagenet.models import image_pixels, networks
 from examples.imagenet.models.resnet import ResNet
 
