@@ -18,6 +18,7 @@ report` puts them into the tables of docs/study.md.
 """
 
 import json
+from math import sqrt
 from pathlib import Path
 from typing import Any
 
@@ -44,35 +45,26 @@ NETWORK: Network = "alexnet_bn"
 BATCH, CLASSES = 4096, 1000
 SIDE = image_pixels(NETWORK)
 EVERY = 5  # updates of the small networks
-# ‖w‖, ‖∇w‖ and their ratio as Table 4 prints them, by its columns.
+# Each leaf's column in Table 4, its ‖w‖, ‖∇w‖ and their ratio as printed, and the norm
+# std · √n, or value · √n, of the authors' filler. The caption says that x.0 is a weight
+# and x.1 a bias, which is right for conv4 alone.
 PAPER = {
-    "conv1.1": (1.86, 0.22, 8.48),
-    "conv1.0": (0.098, 0.017, 5.76),
-    "conv2.1": (5.546, 0.165, 33.6),
-    "conv2.0": (0.16, 0.002, 83.5),
-    "conv3.1": (9.40, 0.135, 69.9),
-    "conv3.0": (0.196, 0.0015, 127),
-    "conv4.0": (8.15, 0.109, 74.6),
-    "conv4.1": (0.196, 0.0013, 148),
-    "conv5.1": (6.65, 0.09, 73.6),
-    "conv5.0": (0.16, 0.0002, 69),
-    "fc6.1": (30.7, 0.26, 117),
-    "fc6.0": (6.4, 0.005, 1345),
-    "fc7.1": (20.5, 0.30, 68),
-    "fc7.0": (6.4, 0.013, 489),
-    "fc8.1": (20.2, 0.22, 93),
-    "fc8.0": (0.316, 0.016, 19),
-}
-# The fillers: standard deviation and number of weights, value and number of biases.
-FILLERS = {
-    "conv1": (0.01, 11 * 11 * 3 * 96, 0.01, 96),
-    "conv2": (0.01, 5 * 5 * 48 * 256, 0.01, 256),
-    "conv3": (0.01, 3 * 3 * 256 * 384, 0.01, 384),
-    "conv4": (0.01, 3 * 3 * 192 * 384, 0.01, 384),
-    "conv5": (0.01, 3 * 3 * 192 * 256, 0.01, 256),
-    "fc6": (0.005, 9216 * 4096, 0.1, 4096),
-    "fc7": (0.005, 4096 * 4096, 0.1, 4096),
-    "fc8": (0.01, 4096 * 1000, 0.01, 1000),
+    "conv1/kernel": ("conv1.1", 1.86, 0.22, 8.48, 0.01 * sqrt(11 * 11 * 3 * 96)),
+    "conv1/bias": ("conv1.0", 0.098, 0.017, 5.76, 0.01 * sqrt(96)),
+    "conv2/kernel": ("conv2.1", 5.546, 0.165, 33.6, 0.01 * sqrt(5 * 5 * 48 * 256)),
+    "conv2/bias": ("conv2.0", 0.16, 0.002, 83.5, 0.01 * sqrt(256)),
+    "conv3/kernel": ("conv3.1", 9.40, 0.135, 69.9, 0.01 * sqrt(3 * 3 * 256 * 384)),
+    "conv3/bias": ("conv3.0", 0.196, 0.0015, 127, 0.01 * sqrt(384)),
+    "conv4/kernel": ("conv4.0", 8.15, 0.109, 74.6, 0.01 * sqrt(3 * 3 * 192 * 384)),
+    "conv4/bias": ("conv4.1", 0.196, 0.0013, 148, 0.01 * sqrt(384)),
+    "conv5/kernel": ("conv5.1", 6.65, 0.09, 73.6, 0.01 * sqrt(3 * 3 * 192 * 256)),
+    "conv5/bias": ("conv5.0", 0.16, 0.0002, 69, 0.01 * sqrt(256)),
+    "fc6/kernel": ("fc6.1", 30.7, 0.26, 117, 0.005 * sqrt(9216 * 4096)),
+    "fc6/bias": ("fc6.0", 6.4, 0.005, 1345, 0.1 * sqrt(4096)),
+    "fc7/kernel": ("fc7.1", 20.5, 0.30, 68, 0.005 * sqrt(4096 * 4096)),
+    "fc7/bias": ("fc7.0", 6.4, 0.013, 489, 0.1 * sqrt(4096)),
+    "fc8/kernel": ("fc8.1", 20.2, 0.22, 93, 0.01 * sqrt(4096 * 1000)),
+    "fc8/bias": ("fc8.0", 0.316, 0.016, 19, 0.01 * sqrt(1000)),
 }
 
 
@@ -154,16 +146,6 @@ def shorten(value: Any) -> Any:
     return json.loads(json.dumps(value), parse_float=lambda x: float(f"{float(x):.5g}"))
 
 
-def printed_leaf(column: str) -> tuple[str, float]:
-    """Returns the leaf of a column, and the norm that the fillers give it, std · √n."""
-    layer, _, end = column.partition(".")
-    std, weights, value, biases = FILLERS[layer]
-    # The caption is right for conv4 alone; elsewhere weights and biases are swapped.
-    if (end == "1") != (layer == "conv4"):
-        return f"{layer}/kernel", std * np.sqrt(weights)
-    return f"{layer}/bias", value * np.sqrt(biases)
-
-
 def short(x: float) -> str:
     return f"{x:.3g}" if x < 1000 else f"{x:.0f}"
 
@@ -171,8 +153,7 @@ def short(x: float) -> str:
 def norms_and_ratios(record: Record) -> str:
     """Returns the norms of each leaf in the paper and here, and then their ratios."""
     norms, ratios = [], []
-    for column, (w, g, paper) in PAPER.items():
-        name, expected = printed_leaf(column)
+    for name, (column, w, g, paper, expected) in PAPER.items():
         first = {"Table 4": column, "leaf": f"`{name}`"}
         ours = {title: found[name] for title, found in record["leaves"].items()}
         drawn = next(iter(ours.values()))["param_norm"]
@@ -194,7 +175,7 @@ def ratio(norms: Record) -> float:
 
 def spread(record: Record) -> str:
     """Returns the smallest and largest ratio, over weights and over all leaves."""
-    ratios = {"paper": {printed_leaf(c)[0]: row[2] for c, row in PAPER.items()}}
+    ratios = {"paper": {name: printed for name, (*_, printed, _) in PAPER.items()}}
     for name, leaves in record["leaves"].items():
         ratios[name] = {leaf: ratio(x) for leaf, x in leaves.items()}
     rows = []
