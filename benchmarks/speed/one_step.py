@@ -35,25 +35,20 @@ class Options(NamedTuple):
     params: str = ""  # with --network: save parameters here; any device
 
 
-def measure(
-    network: str, batch_size: int, dtype: Dtype, steps: int, params: str
-) -> Record:
-    """Returns what the steps took on one device.
-
-    The parameters after the last step are saved in the file `params`, if it is given.
-    """
+def measure(network: Network, given: Options) -> Record:
+    """Returns what the steps took on one device."""
     tx = lars_optax.lars(1.0, weight_decay=5e-4)
-    batch = draw_batch(network, batch_size)
-    step = TrainingStep(network, dtype, batch, tx)
+    batch = draw_batch(network, given.batch_size)
+    step = TrainingStep(network, given.dtype, batch, tx)
     seconds, losses = [], []
-    for _ in range(steps):
+    for _ in range(given.steps):
         seconds.append(step())
         losses.append(step.metrics["loss"].item())
     peak = peak_memory()
     check(step.init().params, step.state.params, losses)
     leaves = jax.tree.leaves(step.state.params)
-    if params:
-        np.savez(params, *leaves)
+    if given.params:
+        np.savez(given.params, *leaves)
     device = jax.local_devices()[0]
     return {
         "init_seconds": step.init_seconds,
@@ -62,9 +57,9 @@ def measure(
         "loss": losses,
         "peak_memory_gib": peak / 2**30,
         "network": network,
-        "dtype": dtype,
+        "dtype": given.dtype,
         "image_side": batch.images.shape[1],
-        "batch_size": batch_size,
+        "batch_size": given.batch_size,
         "platform": device.platform,
         "device": device.device_kind,
         "devices": jax.device_count(),
@@ -105,7 +100,7 @@ def main() -> None:
     if given.network:
         if not given.params:
             jax.config.update("jax_platforms", "cpu")
-        print(json.dumps(measure(**given._asdict())))
+        print(json.dumps(measure(given.network, given)))
         return
     found, options = {}, given._asdict()
     del options["network"], options["params"]

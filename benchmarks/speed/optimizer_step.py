@@ -77,7 +77,7 @@ def draw(tree: Any, scale: float) -> Any:
 
 
 def build(tx: Any, tree: Any) -> tuple[Any, Record]:
-    """Returns the compiled step, and the seconds to trace and to compile it."""
+    """Returns the compiled step, the seconds that it took, and XLA's figures for it."""
 
     def update(params: Any, state: Any, grads: Any) -> Any:
         updates, state = tx.update(grads, state, params)
@@ -87,17 +87,15 @@ def build(tx: Any, tree: Any) -> tuple[Any, Record]:
     start = time.perf_counter()
     lowered = step.lower(tree, jax.eval_shape(tx.init, tree), tree)
     traced = time.perf_counter()
-    compiled = lowered.compile()
+    compiled: Any = lowered.compile()
     end = time.perf_counter()
-    return compiled, {"trace_seconds": traced - start, "compile_seconds": end - traced}
-
-
-def examine(compiled: Any, size: int) -> Record:
-    """Returns XLA's figures for a compiled step on parameters of `size` bytes."""
-    return {
+    size = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(tree))
+    return compiled, {
         "passes_by_xla": compiled.cost_analysis()["bytes accessed"] / size,
         "temporary_bytes": compiled.memory_analysis().temp_size_in_bytes,
         "reductions": str(compiled.as_text()).count(" reduce("),
+        "trace_seconds": traced - start,
+        "compile_seconds": end - traced,
     }
 
 
@@ -138,10 +136,9 @@ def measure(network: str, dtype: str, rounds: int, python: str) -> Record:
     built = [{name: build(tx, tree) for name, tx in OPTIMIZERS.items()} for _ in "123"]
     found, steps = {}, {"copy": make_copy(size)}
     for name, tx in OPTIMIZERS.items():
-        compiled, seconds = built[-1][name][0], [each[name][1] for each in built]
-        found[name] = examine(compiled, size)
-        found[name] |= {k: median(each[k] for each in seconds) for k in seconds[0]}
-        steps[name] = make_step(tx, tree, compiled)
+        figures = [each[name][1] for each in built]
+        found[name] = {k: median(each[k] for each in figures) for k in figures[0]}
+        steps[name] = make_step(tx, tree, built[-1][name][0])
     adapted = jax.tree.leaves(by_role(tree))
     task = {"shapes": [x.shape for x in leaves], "adapted": adapted, "dtype": dtype}
     with start_peer(python, "torch_step", task) as (theirs, versions):
