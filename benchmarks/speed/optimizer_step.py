@@ -198,10 +198,8 @@ def table(title: str, result: Record) -> str:
 def page(record: Record) -> str:
     """Returns the tables of all networks and dtypes, and the time to import."""
     adds = record["import_adds_milliseconds"]
-    return (
-        "".join(table(*result) for result in record["results"].items())
-        + f"\n`import lars_optax` adds {adds:.0f} ms to `import optax`.\n"
-    )
+    tables = "".join(table(*result) for result in record["results"].items())
+    return f"{tables}\n`import lars_optax` adds {adds:.0f} ms to `import optax`.\n"
 
 
 TABLES = (

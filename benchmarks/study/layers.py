@@ -159,9 +159,8 @@ def norms_and_ratios(record: Record) -> str:
         drawn = next(iter(ours.values()))["param_norm"]
         known = {"‖w‖": f"{w:g}", "fillers": f"{expected:.4g}", "drawn": f"{drawn:.4g}"}
         known["‖∇w‖"] = f"{g:g}"
-        norms.append(
-            first | known | {k: short(x["grad_norm"]) for k, x in ours.items()}
-        )
+        grads = {k: short(x["grad_norm"]) for k, x in ours.items()}
+        norms.append(first | known | grads)
         own = {k: short(ratio(x)) for k, x in ours.items()}
         ratios.append(first | {"‖w‖/‖∇w‖": f"{paper:g}"} | own)
     return f"{markdown(norms)}\n{markdown(ratios)}"

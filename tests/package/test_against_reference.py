@@ -56,7 +56,7 @@ def compiled(order, denominator, masks, nesterov):
 
     @jax.jit
     def step(params, state, grads, fallback, eps):
-        names = trees.mask_names(masks, params)
+        names = trees.MASKS[masks]
         tx = build(order, denominator, names, nesterov, params, fallback, eps)
         return trees.train_step(tx)(grads, state, params)
 
@@ -93,7 +93,7 @@ def test_equals_the_reference(
     tolerance, options = GRADIENTS[gradients]
     tolerance = 1e-9 if precision == "float64" else tolerance
     params, recorded = trees.params_tree(dtype), trees.recorded_grads(dtype)
-    case = (order, denominator, trees.mask_names(masks, params), nesterov, params)
+    case = (order, denominator, trees.MASKS[masks], nesterov, params)
     reference = oracle(*case, **options)
     fed_back = partial(loss_grad, params)
     with enable_x64(precision == "float64"):
