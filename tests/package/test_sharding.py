@@ -248,12 +248,9 @@ def test_an_unnamed_leaf_has_one_role_in_shard_map_and_outside(axis_name):
     params = {"free": jnp.asarray(np.arange(6.0).reshape(3, 2), jnp.float32)}
     tx = lars_optax.scale_by_lars(BETA, axis_name=axis_name, **OPTIONS)
     expected = update(lars_optax.scale_by_lars(BETA, **OPTIONS), params, params)
-
-    def step(params):
-        return update(tx, params, params)
-
     specs = {"free": P(None, "x")}
-    found = in_shard_map(step, in_specs=(specs,), out_specs=specs)(params)
+    step = in_shard_map(lambda x: update(tx, x, x), in_specs=(specs,), out_specs=specs)
+    found = step(params)
     assert_equal(jax.device_get(found), jax.device_get(expected), rtol=2e-6)
 
 
