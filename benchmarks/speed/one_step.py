@@ -36,25 +36,23 @@ class Options(NamedTuple):
     params: str = ""  # with --network: save parameters here, use any device
 
 
-def measure(
-    network: str, batch_size: int, dtype: Dtype, steps: int, params: str
-) -> Record:
+def measure(network: Network, given: Options) -> Record:
     """Takes training steps on one device, and returns their times, losses and memory.
 
-    Saves the parameters after the last step in the file `params` unless it is "".
+    Saves the parameters after the last step in the file `given.params` unless it is "".
     """
     tx = lars_optax.lars(1.0, weight_decay=5e-4)
-    batch = draw_batch(network, batch_size)
-    step = TrainingStep(network, dtype, batch, tx)
+    batch = draw_batch(network, given.batch_size)
+    step = TrainingStep(network, given.dtype, batch, tx)
     seconds, losses = [], []
-    for _ in range(steps):
+    for _ in range(given.steps):
         seconds.append(step())
         losses.append(step.metrics["loss"].item())
     peak = peak_memory()
     check(step.init().params, step.state.params, losses)
     leaves = jax.tree.leaves(step.state.params)
-    if params:
-        np.savez(params, *leaves)
+    if given.params:
+        np.savez(given.params, *leaves)
     device = jax.local_devices()[0]
     return {
         "init_seconds": step.init_seconds,
@@ -63,9 +61,9 @@ def measure(
         "loss": losses,
         "peak_memory_gib": peak / 2**30,
         "network": network,
-        "dtype": dtype,
+        "dtype": given.dtype,
         "image_side": batch.images.shape[1],
-        "batch_size": batch_size,
+        "batch_size": given.batch_size,
         "platform": device.platform,
         "device": device.device_kind,
         "devices": jax.device_count(),
@@ -110,7 +108,7 @@ def main() -> None:
     if given.network:
         if not given.params:
             jax.config.update("jax_platforms", "cpu")
-        print(json.dumps(measure(**given._asdict())))
+        print(json.dumps(measure(given.network, given)))
         return
     found, options = {}, given._asdict()
     del options["network"], options["params"]

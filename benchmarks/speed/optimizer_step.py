@@ -82,7 +82,8 @@ def draw(tree: Any, scale: float) -> Any:
 def build(tx: Any, tree: Any) -> tuple[Any, Record]:
     """Compiles a step of the optimizer `tx` on parameters with the shapes of `tree`.
 
-    Returns the compiled step, and the seconds to trace and to compile it.
+    Returns the compiled step, and a record: the seconds to trace and to compile it, and
+    what XLA reports of the memory that it accesses and of its reductions.
     """
 
     def update(params: Any, state: Any, grads: Any) -> Any:
@@ -93,21 +94,15 @@ def build(tx: Any, tree: Any) -> tuple[Any, Record]:
     start = time.perf_counter()
     lowered = step.lower(tree, jax.eval_shape(tx.init, tree), tree)
     traced = time.perf_counter()
-    compiled = lowered.compile()
+    compiled: Any = lowered.compile()
     end = time.perf_counter()
-    return compiled, {"trace_seconds": traced - start, "compile_seconds": end - traced}
-
-
-def examine(compiled: Any, size: int) -> Record:
-    """Returns what XLA reports of a compiled step on parameters of `size` bytes.
-
-    That is the accessed memory divided by `size`, the temporary memory, and the number
-    of reductions.
-    """
-    return {
+    size = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(tree))
+    return compiled, {
         "passes_by_xla": compiled.cost_analysis()["bytes accessed"] / size,
         "temporary_bytes": compiled.memory_analysis().temp_size_in_bytes,
         "reductions": str(compiled.as_text()).count(" reduce("),
+        "trace_seconds": traced - start,
+        "compile_seconds": end - traced,
     }
 
 
@@ -159,10 +154,9 @@ def measure(network: str, dtype: str, rounds: int, python: str) -> Record:
     built = [{name: build(tx, tree) for name, tx in OPTIMIZERS.items()} for _ in "123"]
     found, steps = {}, {"copy": make_copy(size)}
     for name, tx in OPTIMIZERS.items():
-        compiled, seconds = built[-1][name][0], [each[name][1] for each in built]
-        found[name] = examine(compiled, size)
-        found[name] |= {k: median(each[k] for each in seconds) for k in seconds[0]}
-        steps[name] = make_step(tx, tree, compiled)
+        figures = [each[name][1] for each in built]
+        found[name] = {k: median(each[k] for each in figures) for k in figures[0]}
+        steps[name] = make_step(tx, tree, built[-1][name][0])
     adapted = jax.tree.leaves(by_role(tree))
     task = {"shapes": [x.shape for x in leaves], "adapted": adapted, "dtype": dtype}
     with start_peer(python, "torch_step", task) as (theirs, versions):
@@ -225,10 +219,8 @@ def table(title: str, result: Record) -> str:
 def page(record: Record) -> str:
     """Returns the Markdown tables of all networks and dtypes, and the import time."""
     adds = record["import_adds_milliseconds"]
-    return (
-        "".join(table(*result) for result in record["results"].items())
-        + f"\n`import lars_optax` adds {adds:.0f} ms to `import optax`.\n"
-    )
+    tables = "".join(table(*result) for result in record["results"].items())
+    return f"{tables}\n`import lars_optax` adds {adds:.0f} ms to `import optax`.\n"
 
 
 TABLES = (

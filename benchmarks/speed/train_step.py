@@ -106,13 +106,12 @@ def accumulate(network: Network, size: int, given: Options) -> Record:
 
     A micro-batch has `size` images.
     """
+    images = {f"accumulate {n}": n * size for n in given.accumulate}
     steps: dict[str, timer.Step] = {}
-    for n in given.accumulate:
-        batch, tx = draw_batch(network, n * size), OPTIMIZERS[LARS]
-        step = TrainingStep(network, given.dtype, batch, tx, accumulate=n)
-        steps[f"accumulate {n}"] = step
-    images = [n * size for n in given.accumulate]
-    return time_steps(steps, given.rounds, dict(zip(steps, images, strict=True)))
+    for (name, count), n in zip(images.items(), given.accumulate, strict=True):
+        batch, tx = draw_batch(network, count), OPTIMIZERS[LARS]
+        steps[name] = TrainingStep(network, given.dtype, batch, tx, accumulate=n)
+    return time_steps(steps, given.rounds, images)
 
 
 def table(title: str, result: Record, dtype: str) -> str:

@@ -151,9 +151,8 @@ def speeds(record: Record) -> str:
 def times(record: Record) -> str:
     """Returns a Markdown table of the times to the target accuracy."""
     key = itemgetter("network", "batch", "method", "target")
-    order, lines = list(NETWORKS), []
-    rows = sorted(record["rows"], key=lambda r: (order.index(r["network"]), r["batch"]))
-    for (network, batch, method, target), group in groupby(rows, key):
+    lines = []
+    for (network, batch, method, target), group in groupby(record["rows"], key):
         some = list(group)
         there = [row["seconds"] for row in some if row["seconds"] is not None]
         line = {
