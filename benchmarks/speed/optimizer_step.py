@@ -96,14 +96,17 @@ def build(tx: Any, tree: Any) -> tuple[Any, Record]:
     traced = time.perf_counter()
     compiled: Any = lowered.compile()
     end = time.perf_counter()
-    size = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(tree))
     return compiled, {
-        "passes_by_xla": compiled.cost_analysis()["bytes accessed"] / size,
+        "passes_by_xla": compiled.cost_analysis()["bytes accessed"] / bytes_of(tree),
         "temporary_bytes": compiled.memory_analysis().temp_size_in_bytes,
         "reductions": str(compiled.as_text()).count(" reduce("),
         "trace_seconds": traced - start,
         "compile_seconds": end - traced,
     }
+
+
+def bytes_of(tree: Any) -> int:
+    return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(tree))
 
 
 def make_step(tx: Any, tree: Any, compiled: Any = None) -> timer.Step:
@@ -150,7 +153,7 @@ def measure(network: str, dtype: str, rounds: int, python: str) -> Record:
     """
     tree = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, dtype), shapes(network))
     leaves = jax.tree.leaves(tree)
-    size = sum(x.size * x.dtype.itemsize for x in leaves)
+    size = bytes_of(tree)
     built = [{name: build(tx, tree) for name, tx in OPTIMIZERS.items()} for _ in "123"]
     found, steps = {}, {"copy": make_copy(size)}
     for name, tx in OPTIMIZERS.items():

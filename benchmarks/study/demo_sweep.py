@@ -25,12 +25,7 @@ from examples.imagenet.step.devices import start_devices
 SEEDS = (100, 101)  # not those of the demo
 RATES = 8
 # The lowest rate of each method.
-LOWEST = {
-    "SGD, small batch": 0.0025,
-    "SGD, large batch": 0.0025,
-    "Nesterov SGD, large batch": 0.0025,
-    "LARS, large batch": 1.25,
-}
+LOWEST = dict.fromkeys(METHODS, 0.0025) | {"LARS, large batch": 1.25}
 
 
 def sweep(method: str, data: Dataset, devices: list[jax.Device]) -> Record:
