@@ -241,10 +241,7 @@ def main() -> None:
     rows = [row._asdict() for part in parts for row in part()]
     print(table({"rows": rows}))
     if bad := [row["regime"] for row in rows if not row["ours_is_right"]]:
-        raise SystemExit(
-            f"lars_optax.lars is wrong in the rows {bad} of the table above, so no file"
-            " is written; correct lars_optax and run this again"
-        )
+        raise SystemExit(f"lars_optax.lars is wrong in rows {bad}: correct it first")
     for row in rows:  # JSON has no NaN
         row |= {k: "nan" for k, x in row.items() if x != x}
     save("regimes.json", {"seed": 0, "steps": oracle.STEPS, "rows": rows})

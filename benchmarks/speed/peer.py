@@ -40,10 +40,7 @@ def start_peer(python: str, module: str, task: Any) -> Iterator[Offer]:
             assert process.stdout
             if answer := process.stdout.readline():
                 return json.loads(answer)
-            raise SystemExit(
-                f"{' '.join(command)} stopped with exit code {process.wait()};"
-                " see its own error message above"
-            )
+            raise SystemExit(f"{' '.join(command)} failed: status {process.wait()}")
 
         about = ask(task)
         yield {name: partial(ask, name) for name in about["names"]}, about["versions"]

@@ -111,9 +111,7 @@ def table4(images: str = "") -> None:
         order = np.random.RandomState(0).permutation(source.size)[:BATCH]
         taken = source.take(order)
         if taken.broken:
-            raise SystemExit(
-                "error: --images: cannot read {}: {}".format(*taken.broken[0])
-            )
+            raise SystemExit("--images: cannot read {}: {}".format(*taken.broken[0]))
         add(Path(images).name, taken.images, drawn)
         add(f"{Path(images).name}, own labels", taken.images, taken.labels)
 

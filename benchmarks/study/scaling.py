@@ -78,9 +78,7 @@ def measure_speed(
         out = LOGS / f"{network}-{batch}-{count}"
         run = config.Run(log_every=RECORD, checkpoints=0, out=str(out))
         if fit(Experiment(settings, data, devices[:count]), run).diverged:
-            raise SystemExit(
-                f"error: {network} diverged at batch size {batch}; change --batches"
-            )
+            raise SystemExit(f"{network} diverged at batch {batch}; change --batches")
         logs.append(str(out))
     # The epochs are the paper's, and the noise has as many images as ImageNet.
     found = [cell._asdict() for cell in speed.cells(read_runs(logs), epochs=100)]
@@ -101,10 +99,7 @@ def measure_time(seeds: Literal[1, 2, 3] = 3, fashion_mnist: str = FASHION) -> N
         cells = [small, *(Cell(DATA, network, batch, "lars") for batch in LARGE)]
         for cell in cells:
             if not runs.final(cell):
-                raise SystemExit(
-                    f"error: the study has no final run of {cell.name};"
-                    " run python -m benchmarks.study first"
-                )
+                raise SystemExit(f"{cell.name} has no final run: run the study first")
         target = mean(r["accuracy"] for r in runs.final(small)) - MARGIN
         for cell, seed in product(cells, FINAL.seeds[:seeds]):
             rate = runs.final(cell)[0]["learning_rate"]
