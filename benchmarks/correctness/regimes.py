@@ -80,7 +80,7 @@ def dtypes() -> Iterator[Row]:
 def rules() -> Iterator[Row]:
     """Yields table rows for variants of LARS that `optax.lars` has no argument for.
 
-    In these rows `optax.lars` computes its own rule.
+    In these rows the figures of `optax.lars` are those of the only rule that it has.
     """
     near = make(kernel=LAYER)._replace(denominator="separate")
     cancels = -0.9 * oracle.BETA * near.params["kernel"]

@@ -110,7 +110,7 @@ def bytes_of(tree: Any) -> int:
 
 
 def make_step(tx: Any, tree: Any, compiled: Any = None) -> timer.Step:
-    """Returns a function that takes a step of the optimizer and returns its seconds.
+    """Returns a function that takes one optimizer step and returns its time [s].
 
     Parameters and gradients are random, with the shapes of `tree`. The step is compiled
     here unless `compiled` is given.

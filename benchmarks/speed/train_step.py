@@ -72,7 +72,11 @@ def no_stats(_: Any, params: Any) -> Any:
 def time_steps(
     steps: dict[str, timer.Step], rounds: int, images: dict[str, int]
 ) -> Record:
-    """Returns the times of steps, their ratios to the first step, and their memory."""
+    """Times several kinds of training step in turn, `rounds` times each.
+
+    Returns for each kind its median time, the ratio of that to the first kind's, its
+    speed with this many `images` in a batch, and the temporary memory it needs.
+    """
     timed = timer.compare(steps, rounds, images=images)
     for name, step in steps.items():
         if isinstance(step, TrainingStep):

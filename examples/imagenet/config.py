@@ -50,7 +50,10 @@ class Facts(NamedTuple):
 
 
 def option(default: Any, **facts: Any) -> Any:
-    """Returns a dataclass field for a flag; `facts` are values of fields of `Facts`."""
+    """Returns a dataclass field for a command-line flag with a default value.
+
+    `facts`, such as low=0 or resume=True, replace the defaults of `Facts`.
+    """
     return field(default=default, metadata=facts)
 
 
@@ -90,10 +93,10 @@ class Data(_Group):
     #: synthetic data. If not given, the size that the network was designed for.
     pixels: int | None = option(None, speed=True, low=1)
     #: How images from folders are cropped for training. `caffe`: stretch to 256×256
-    #: pixels (8/7 of a small --pixels), then crop and mirror at random; the LARS
-    #: paper does not say how it crops, but probably so. `rrc`: random-resized crop and
-    #: random mirror, as in Goyal et al. and MLPerf. With `center`: the centre crop,
-    #: nothing random.
+    #: pixels (if --pixels is not 224 to 227: to 8/7 of it), then crop and mirror at
+    #: random. The LARS paper does not say how it crops; this is likely. `rrc`: random-
+    #: resized crop and random mirror, as in Goyal et al. and MLPerf. With `center`: the
+    #: centre crop, nothing random.
     augment: Augment = option("caffe", speed=True, recipe=True)
     #: What to do when an image in a folder cannot be read. `stop`: end the run with an
     #: error, after saving a checkpoint if the run has one process. `blank`: train on an
@@ -160,7 +163,7 @@ class Optimizer(_Group):
     #: the value of --end-learning-rate, as a power of the remaining time (--power).
     #: With `piecewise_constant`: by a factor of 10 at each of --boundaries.
     decay: Literal["polynomial", "piecewise_constant"] = "polynomial"
-    #: Exponent of the polynomial decay: 1 is linear, 2 quadratic.
+    #: Exponent of the polynomial decay of the learning rate: 1 is linear, 2 quadratic.
     power: float = option(2.0, above=0)
     #: Learning rate at the end of the polynomial decay.
     end_learning_rate: float = option(0.0, low=0)
@@ -288,7 +291,8 @@ class Cluster(_Group):
     #: Number of processes that train together. If not given, this process trains alone,
     #: unless Slurm's srun started several.
     processes: int | None = option(None, low=1)
-    #: Number of this process, from 0 to --processes minus 1.
+    #: Number of this process, from 0 to --processes minus 1. Not needed for a single
+    #: process, nor under Slurm's srun.
     process: int | None = option(None, shared=False)
     #: Time within which all other processes notice that a process has died [s]. They
     #: then end too, with exit status 75 (try again) if their training step fails

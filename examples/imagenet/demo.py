@@ -70,7 +70,8 @@ def protocol(method: str) -> dict[str, Any]:
 def read_rates(path: Path) -> dict[str, float]:
     """Reads the best learning rate of each method from the results of a sweep.
 
-    Raises ValueError if the file is missing or the sweep had other settings.
+    Raises ValueError if the file is missing, or if the sweep trained with other
+    settings than the demonstration does.
     """
     if not path.is_file():
         raise ValueError(

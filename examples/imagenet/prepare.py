@@ -44,7 +44,8 @@ class Arguments:
     #: Folder with the three archives of ImageNet (ILSVRC2012) to unpack into DIR first.
     #: If not given, nothing is unpacked.
     archives: Annotated[str | None, tyro.conf.arg(metavar="FOLDER")] = None
-    #: Number of threads that decode images; by default one for each CPU core.
+    #: Number of threads that decode images. The default is this machine's number of
+    #: CPU cores.
     workers: int = os.cpu_count() or 1
     #: File for a list of the broken images, one to a line: path, tab, reason. If
     #: not given, the list is not written.
@@ -61,7 +62,7 @@ class Arguments:
 
 
 class Image(NamedTuple):
-    """The size, path and format of an image file that could be decoded."""
+    """The size in pixels, path and format of an image file that could be decoded."""
 
     pixels: int
     size: str

@@ -111,7 +111,7 @@ def load_folder(
     augment: Augment,
     workers: int | None = None,
 ) -> Dataset:
-    """Returns the data set in a folder with images in train/CLASS/ and further splits.
+    """Returns the data set in a folder with train/CLASS/, val/CLASS/ and test/CLASS/.
 
     If the folder has no validation images, the validation split is the last
     `validation_images` images of a fixed permutation of the training images.

@@ -140,7 +140,10 @@ def _curves(labelled: Iterable[tuple[Run, str]], out: Path) -> list[Part]:
 
 
 def _layers(run: Run, label: str, out: Path) -> list[Part]:
-    """Returns a table of a run's first layer norms, and a picture of their course."""
+    """Tabulates the norms of all layers at the first step that has them in the log.
+
+    Returns the table and, if later steps have them too, a picture of how they change.
+    """
     found = run.norms()
     if found is None:
         return []

@@ -149,9 +149,9 @@ class Checkpoints:
             ) from error
 
     def _read_record(self) -> dict[str, Any] | None:
-        """Returns the record of the run that is saved in the newest checkpoint.
+        """Returns the newest checkpoint's record: settings, training time and versions.
 
-        Raises ValueError if its settings do not allow this run to resume from it.
+        Raises ValueError if this run has settings with which it cannot resume from it.
         """
         step = self.newest
         if step is None:

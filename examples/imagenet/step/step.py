@@ -212,10 +212,11 @@ def _mean_in_turn(fn: Callable[[Any], Any], xs: Any, n: int, platform: str) -> A
 
 
 def _slice_after(done: Any, xs: Any, i: int) -> Any:
-    """Returns slice i of integer arrays, computed only after `done`.
+    """Returns slice i of integer arrays, which XLA cannot compute before `done`.
 
-    Otherwise XLA would hold all slices in memory at once. XLA ignores a barrier here,
-    so 0 times the floats of `done` is added.
+    This keeps XLA from holding all slices in memory at once. The slice depends on
+    `done`, a tree of floats, because 0 times one of these floats is added to it. XLA
+    ignores `jax.lax.optimization_barrier` here.
     """
     zero = 0.0 * sum(x.ravel()[0] for x in jax.tree.leaves(done))
     return jax.tree.map(lambda x: x[i] + zero.astype(x.dtype), xs)
