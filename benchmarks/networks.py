@@ -1,4 +1,4 @@
-"""The shapes of the parameters of whole networks."""
+"""The parameter shapes of ResNet-50, AlexNet and ViT-B/16, without their values."""
 
 from functools import partial
 from typing import Any, Literal, get_args
@@ -20,7 +20,7 @@ TITLES = {
 
 
 class Encoder(nn.Module):
-    """A block of ViT-B (Dosovitskiy et al. 2020)."""
+    """A Transformer encoder block of ViT-B (Dosovitskiy et al. 2020)."""
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:  # noqa: D102
@@ -47,7 +47,10 @@ class ViT(nn.Module):
 
 
 def shapes(network: str) -> Any:
-    """Returns the network's parameters as a tree of float32 ShapeDtypeStruct."""
+    """Returns the parameter shapes of a network as a tree of float32 ShapeDtypeStruct.
+
+    `network` is a key of TITLES.
+    """
     model: Any = ViT()
     side = 224
     if network != "vit_b":

@@ -1,9 +1,10 @@
-"""Puts the kept results into the tables of the pages, and draws the study's pictures.
+"""Writes the tables of Markdown pages and the pictures of docs/study.md from results.
 
     make report
 
-A table stands between the marks `<!-- name -->` and `<!-- end of name -->`. If there is
-no file of results, "Not run." stands there. A test compares the pages with the results.
+The results are the files under benchmarks/results. A table stands in its page between
+the comments `<!-- name -->` and `<!-- end of name -->`. If its file of results is
+missing, the page says "Not run." there. A test compares the pages with the results.
 """
 
 import re
@@ -13,12 +14,12 @@ from typing import Any
 from benchmarks.correctness import regimes
 from benchmarks.results import NOT_RUN, README, RESULTS, STUDY, Table, read
 from benchmarks.speed import input_pipeline, optimizer_step, train_step
-from benchmarks.study import ablations, default_ratio, layers_page, page, scaling
+from benchmarks.study import ablations, default_ratio, layers, page, scaling
 from benchmarks.study.runs import ABLATIONS_FILE, STUDY_FILE
 from examples.imagenet import demo
 
 MODULES: Any = (regimes, optimizer_step, train_step, input_pipeline, page,
-                default_ratio, layers_page, ablations, scaling)  # fmt: skip
+                default_ratio, layers, ablations, scaling)  # fmt: skip
 TABLES = [
     Table(README, "demo", "demo.json", lambda record: demo.markdown(record["rows"])),
     *(table for module in MODULES for table in module.TABLES),
@@ -26,7 +27,7 @@ TABLES = [
 
 
 def pages() -> dict[Path, str]:
-    """Returns the text of every page, with its tables made from the results."""
+    """Returns the path and the new text of each page that has tables of results."""
     texts = {table.page: table.page.read_text() for table in TABLES}
     for path, name, file, make in TABLES:
         found = make(read(file)) if (RESULTS / file).is_file() else NOT_RUN
@@ -35,11 +36,17 @@ def pages() -> dict[Path, str]:
 
 
 def replace_table(text: str, name: str, table: str) -> str:
-    """Returns the text with `table` between the marks of that name."""
+    """Returns a page's text with `table` between the two comments that mark `name`.
+
+    Raises ValueError unless the text has these comments exactly once.
+    """
     marks = rf"(?s)(?<=<!-- {name} -->\n).*(?=<!-- end of {name} -->)"
     new, count = re.subn(marks, lambda _: table, text)
     if count != 1:
-        raise ValueError(f"the marks <!-- {name} --> stand {count} times, not once")
+        raise ValueError(
+            f"found {count} tables between <!-- {name} --> and <!-- end of {name} -->;"
+            " write these two comments into the page exactly once"
+        )
     return new
 
 

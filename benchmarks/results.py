@@ -1,6 +1,6 @@
-"""The files under benchmarks/results: how they are written, read and made into tables.
+"""Writes and reads the files under benchmarks/results, and makes tables of them.
 
-Every file holds the commit, machine and versions that its figures were made with.
+Every file holds the commit, machine and package versions that produced its figures.
 """
 
 import json
@@ -23,9 +23,10 @@ Columns = Mapping[str, tuple[str, float, str]]
 
 
 class Table(NamedTuple):
-    """A table of a page, between the marks of that name.
+    """Says where a table of results stands in a Markdown page, and how it is made.
 
-    `make` returns it in Markdown from what `read` returns for the file.
+    It stands in `page` between the comments `<!-- name -->` and `<!-- end of name -->`.
+    `make` returns its Markdown text from the records that `read(file)` returns.
     """
 
     page: Path
@@ -35,9 +36,10 @@ class Table(NamedTuple):
 
 
 def read(file: str) -> Any:
-    """Returns the record of a .json file, or the list of records of a .jsonl file.
+    """Returns the content of a file under benchmarks/results.
 
-    Returns an empty list if there is no such .jsonl file.
+    That is the record of a .json file or the list of records of a .jsonl file. Returns
+    an empty list if there is no such .jsonl file.
     """
     path = RESULTS / file
     if path.suffix == ".json":
@@ -49,7 +51,10 @@ def read(file: str) -> Any:
 def save(
     file: str, record: Record, packages: Iterable[str] = (), indent: int | None = 1
 ) -> None:
-    """Writes a record and its provenance, with the versions of `packages`, as JSON."""
+    """Writes a record as JSON to a file under benchmarks/results.
+
+    Adds the commit, the machine and package versions, among them those of `packages`.
+    """
     about = provenance()
     about["versions"] |= {name: version(name) for name in packages}
     text = json.dumps(about | record, indent=indent, ensure_ascii=False)
@@ -58,15 +63,15 @@ def save(
 
 
 def append(file: str, record: Record) -> None:
-    """Adds a line to a .jsonl file."""
+    """Adds a record as a line of JSON to a .jsonl file under benchmarks/results."""
     with (RESULTS / file).open("a") as lines:
         lines.write(strict_json(record) + "\n")
 
 
 def markdown(rows: Iterable[Mapping[str, str]]) -> str:
-    """Returns a table in Markdown of rows that map titles of columns to cells.
+    """Returns a Markdown table of rows, each of which maps column titles to cell texts.
 
-    The titles are those of the first row. Returns NOT_RUN if there are no rows.
+    The columns are those of the first row. Returns "Not run." if there are no rows.
     """
     rows = list(rows)
     if not rows:
@@ -76,9 +81,10 @@ def markdown(rows: Iterable[Mapping[str, str]]) -> str:
 
 
 def table(records: Mapping[str, Record], columns: Columns) -> str:
-    """Returns a table with a row for each record, under its name.
+    """Returns a Markdown table with a row for each record, which begins with its name.
 
-    A column that no record has a value for is left out.
+    `columns` maps the title of each further column to the record's field, the factor
+    and the format of its value. A column without any value is left out.
     """
 
     def cell(record: Record, field: str, factor: float, form: str) -> str:

@@ -76,12 +76,12 @@ def simclr(
 ) -> optax.GradientTransformationExtraArgs:
     """SimCLR's LARS: a ← μa + γλ(g + βw), w ← w − a, with λ = η‖w‖/‖g + βw‖.
 
-    SimCLR trains so. With `classic_momentum=False`, an option of its optimizer, the
-    rule is a ← μa + g + βw, w ← w − γ(η‖w‖/‖a‖)a. There are 10 epochs of warm-up, then
-    cosine decay; the peak learning rate is 0.3 for each 256 images of a batch. `head`
-    is a regular expression for the paths of a supervised head, which gets neither trust
-    ratio nor weight decay; None if there is no such head. Source: Chen et al. 2020,
-    arXiv:2002.05709, and google-research/simclr.
+    SimCLR trains with this rule. With `classic_momentum=False`, an option of its
+    optimizer, the rule is a ← μa + g + βw, w ← w − γ(η‖w‖/‖a‖)a. There are 10 epochs of
+    warm-up, then cosine decay; the peak learning rate is 0.3 for each 256 images of a
+    batch. `head` is a regular expression for the paths of a supervised head, which gets
+    neither trust ratio nor weight decay; None if there is no such head. Source: Chen et
+    al. 2020, arXiv:2002.05709, and google-research/simclr.
     """
     peak = lars_optax.linear_scaling(0.3, batch_size, 256)
     warmup, steps = (n * num_examples // batch_size for n in (10, epochs))
@@ -115,7 +115,11 @@ def simclr(
 
 
 def main() -> None:
-    """Prints each order's relative updates around a tenfold drop of the rate."""
+    """Prints how the size of the updates reacts to a tenfold drop of the learning rate.
+
+    It compares chains that apply the momentum at three places: after the learning rate,
+    before it, and before the trust ratio.
+    """
     params = {"kernel": jnp.ones((8, 8)), "bias": jnp.ones(8)}
     rate = optax.scale_by_learning_rate(
         optax.piecewise_constant_schedule(1.0, {30: 0.1})
@@ -135,7 +139,7 @@ def main() -> None:
 
 
 def relative_steps(tx: Any, params: Any, grads: Any) -> Any:
-    """Returns ‖Δw‖/‖w‖ of the kernel in each of 61 steps with the same gradients."""
+    """Applies `tx` 61 times to the same gradients; returns each step's ‖Δw‖/‖w‖."""
 
     def step(carry: Any, _: None) -> Any:
         old, state = carry

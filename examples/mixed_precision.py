@@ -24,7 +24,7 @@ STEPS = EPOCHS * TRAIN // BATCH
 
 
 class Result(NamedTuple):
-    """What a training came to."""
+    """The loss and accuracy after training, and how many weights each step changed."""
 
     loss: float  # on the training images, computed in float32
     accuracy: float  # on the test images, a fraction
@@ -37,7 +37,7 @@ def cast(tree: Any, dtype: str) -> Any:
 
 
 def train(weights: str, compute: str) -> Result:
-    """Trains with weights of one dtype, and layers that compute in another."""
+    """Trains with weights of dtype `weights` and layers that compute in `compute`."""
     x, y = map(jnp.asarray, digits())
     params = cast(init(jax.random.key(0)), weights)  # called master weights if float32
     rate = lars_optax.warmup_polynomial_decay_schedule(0.0, 2.0, STEPS // 10, STEPS)

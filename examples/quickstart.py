@@ -48,7 +48,7 @@ def logits(params: Params, x: jax.Array) -> Any:
 
 
 def loss(params: Params, x: jax.Array, y: jax.Array) -> Any:
-    """Returns the mean cross-entropy."""
+    """Returns the mean cross-entropy of the network on images x with labels y."""
     scores = optax.softmax_cross_entropy_with_integer_labels(logits(params, x), y)
     return scores.mean()
 

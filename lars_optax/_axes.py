@@ -169,8 +169,9 @@ def _mesh_axes(path: Path, leaf: Any, spec: Any, stacked: int | None) -> AxisNam
                 isinstance(names, tuple) and all(isinstance(x, str) for x in names)
             ):
                 raise ValueError(
-                    f"axis_name has {spec} for {quote(path)}; each entry must be the "
-                    "name of a mesh axis, a tuple of such names, or None."
+                    f"axis_name has {spec} for {quote(path)}; for each dimension of "
+                    "the array give the name of a mesh axis, a tuple of such names, or "
+                    "None."
                 )
             (stacking if axis == stacked else summed).update(names)
     return AxisNames(tuple(sorted(summed)), tuple(sorted(stacking)))

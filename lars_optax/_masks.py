@@ -194,7 +194,7 @@ def check_mask(mask: Mask, argument: str) -> None:
         )
     if isinstance(mask, str) and mask != BY_ROLE:
         raise ValueError(
-            f"{argument} is {mask!r}, but the only mask with a name is {BY_ROLE!r}. "
+            f"{argument} is {mask!r}, but the only name of a mask is {BY_ROLE!r}. "
             "For another mask use match_paths(...), a tree of bool, or True."
         )
 

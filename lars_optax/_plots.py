@@ -176,7 +176,8 @@ def _new_axes(at: np.ndarray, labels: Sequence[str]) -> "Axes":
 def _draw(ax: "Axes", at: np.ndarray, lines: list[Line], few: bool) -> list[Any]:
     """Draws all lines at the x positions `at` and returns those that the legend names.
 
-    If `few` is True, a layer has the same style in the plots of all quantities.
+    If `few` is True, the style of a line depends on the number of its layer. A layer
+    then has the same style in the plots of all quantities.
     """
     from matplotlib import colormaps
 

@@ -158,10 +158,10 @@ class Settings:
         return list(zip(decayed, adapted, stacked, names, strict=True))
 
     def trust_ratios(self, layers: list[Layer]) -> list[jax.Array]:
-        """Returns the trust ratio of each layer that has one, else `fallback_ratio`.
+        """Returns the factor of each leaf's update: its trust ratio, or a fallback.
 
-        A trust ratio is a scalar. If the leaf stacks several layers, it is a vector
-        with one value for each of them.
+        Leaves that the trust ratio mask excludes have `fallback_ratio`. The factor is a
+        scalar, or a vector with one value for each layer that the leaf stacks.
         """
         joint = self.denominator == "joint"
         adapted = [x for x in layers if x.adapted]

@@ -94,7 +94,8 @@ def broadcast_prefix(
     of those names.
 
     Raises ValueError with `argument` and the paths if the prefix does not cover a leaf
-    of the tree, has a leaf that the tree does not have, or has two leaves of one name.
+    of the tree, has a leaf that the tree does not have, or has two leaves with the same
+    name.
     """
     paths, leaves, _ = flatten(tree)
     places, values, _ = flatten(prefix, is_leaf)
@@ -102,8 +103,8 @@ def broadcast_prefix(
     entries = dict(zip(names, zip(places, values, strict=True), strict=True))
     if len(entries) < len(names):
         raise ValueError(
-            f"{argument} has two leaves of one name among {list_some(places)}. Rename "
-            "one of them."
+            f"{argument} has two leaves with the same name among {list_some(places)}."
+            " Rename one of them."
         )
     owners = [
         next((name[:n] for n in range(len(name) + 1) if name[:n] in entries), None)

@@ -45,7 +45,8 @@ def check_number(
             )
         if not any(jnp.issubdtype(value.dtype, x) for x in (jnp.integer, jnp.floating)):
             raise ValueError(
-                f"{argument} must be a number, got an array of dtype {value.dtype}."
+                f"{argument} must be an integer or a floating-point number, got an "
+                f"array of dtype {value.dtype}."
             )
         return
     scalar = isinstance(value, numbers.Real) or (

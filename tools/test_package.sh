@@ -38,11 +38,11 @@ print(f"Python {platform.python_version()}, jax {jax.__version__},"
 PY
 
 tests="against_reference chains contracts data_parallel diagnostics equivalence errors
-    keep_layer_stats larc layers precision published recipe_optimizers recipes schedules sharding
-    transform wrappers"
+    keep_layer_stats larc precision published recipes schedules sharding transform
+    wrappers"
 processes=
 if [ "$name" = newest ]; then
-    tests="$tests frameworks mask_forms masks optax_suite properties roles stacked"
+    tests="$tests frameworks masks optax_suite properties roles stacked"
     processes="-n auto --maxprocesses 4 --dist worksteal"
 fi
 # shellcheck disable=SC2046,SC2086

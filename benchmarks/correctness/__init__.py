@@ -1,1 +1,1 @@
-"""The optimizer against double precision, and its masks on real networks."""
+"""Compares LARS with a float64 computation, and counts what its masks adapt."""

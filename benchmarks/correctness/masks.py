@@ -1,10 +1,11 @@
-"""The default mask on real networks in Linen, Haiku, NNX and Equinox.
+"""Applies the package's default mask to networks in Linen, Haiku, NNX and Equinox.
 
     python -m benchmarks.correctness.masks
 
-Counts the biases and norm parameters that a mask by rank would adapt. NNX and Equinox
-come without such networks, so the layers of one for each are defined here. Writes
-benchmarks/results/masks.json and masks.md.
+Counts the parameters that the mask adapts, that is gives a trust ratio. Also counts the
+biases and normalization parameters that the mask `x.ndim > 1` would adapt. NNX and
+Equinox include no whole networks, so the layers of a ResNet-18 and of an AlexNet are
+defined here. Writes benchmarks/results/masks.json and masks.md.
 """
 
 import itertools
@@ -70,7 +71,7 @@ class AlexNet(eqx.Module):
 
 
 def networks() -> dict[str, Any]:
-    """Returns the parameters of each network, as shapes."""
+    """Returns the parameter shapes of each network, under its title in the table."""
     key = jax.random.key(0)
     haiku = hk.transform_with_state(lambda x: hk.nets.ResNet50(1000)(x, True))
     resnet18 = nnx.eval_shape(lambda: ResNet18(nnx.Rngs(0)))
@@ -85,9 +86,10 @@ def networks() -> dict[str, Any]:
 
 
 def count(name: str, params: Any, description: str) -> Record:
-    """Returns how many leaves and parameters the default mask adapts.
+    """Returns a network's row of the table: how much the default mask adapts.
 
-    The record also says how many more leaves a mask by rank adapts, and names one.
+    The row also counts the leaves that only the mask `x.ndim > 1` adapts, and names the
+    first. `description` is the text of `describe_mask` for `params`.
     """
     leaves = jax.tree.leaves(params)
     adapted = jax.tree.leaves(lars_optax.exclude_bias_and_norm(params))
@@ -106,7 +108,7 @@ def count(name: str, params: Any, description: str) -> Record:
 
 
 def page(rows: list[Record], descriptions: dict[str, str]) -> str:
-    """Returns the table of all networks, and what the mask says of each leaf."""
+    """Returns the text of masks.md: the table, then the mask of each leaf."""
     cells = ({k: form.format(**row) for k, form in COLUMNS.items()} for row in rows)
     return markdown(cells) + "".join(
         f"\n<details><summary>{name}</summary>\n\n"

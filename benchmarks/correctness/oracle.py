@@ -1,4 +1,4 @@
-"""LARS in float64, layer by layer, and the errors of optimizers against it.
+"""Computes LARS in float64, layer by layer, and the errors of optimizers against it.
 
 γ is the learning rate, β the weight decay, η the trust coefficient, λ the trust ratio
 and μ the momentum.
@@ -27,7 +27,12 @@ Cell = float | str  # an error of the update, or in words what happened instead
 
 
 class Case(NamedTuple):
-    """Parameters, a gradient for each step, and the rule that the oracle computes."""
+    """Parameters, a gradient for each step, and the LARS rule that is right for them.
+
+    `denominator` is "joint" for ‖g + βw‖ or "separate" for ‖g‖ + β‖w‖. `order` says
+    where the momentum comes: "scaled" after λ and γ, "unscaled" between λ and γ, "post"
+    before both.
+    """
 
     params: Tree
     grads: list[Tree]
@@ -40,9 +45,10 @@ class Case(NamedTuple):
 
 
 def make(dtype: str = "float32", **leaves: tuple[Any, Any, Any]) -> Case:
-    """Draws parameters and gradients from normal distributions.
+    """Returns a case with normally distributed parameters and gradients.
 
-    Each of `leaves` is a shape and the standard deviations of parameter and gradient.
+    Each keyword argument of `leaves` names a leaf. It gives the shape, and the standard
+    deviations of the parameters and of the gradients.
     """
     random = np.random.default_rng(0)
 
@@ -57,7 +63,10 @@ def make(dtype: str = "float32", **leaves: tuple[Any, Any, Any]) -> Case:
 
 
 def right_updates(case: Case, seen: Seen) -> Iterator[Tree]:
-    """Yields the right update of each layer, at the parameters of each step."""
+    """Yields for each step the update of each layer by the case's rule, in float64.
+
+    `seen` has the parameters that the optimizer under test had before each step.
+    """
     buffer: Tree = {}
     for count, ((params, _), grads) in enumerate(zip(seen, case.grads, strict=True)):
         rate, gs = float(RATE(count)), layers(grads, case)
@@ -77,7 +86,7 @@ def right_updates(case: Case, seen: Seen) -> Iterator[Tree]:
 
 
 def ratio(w: Any, g: Any, beta: float, denominator: str) -> Any:
-    """Returns λ of one layer, which is 1 where a norm is zero."""
+    """Returns the trust ratio of one layer, or 1 if the norm of `w` or `g` is zero."""
     joint = denominator == "joint"
     norm_w, norm_g = norm(w), norm(g + beta * w if joint else g)
     if not (norm_w and norm_g):
@@ -90,7 +99,10 @@ def norm(x: Any) -> Any:
 
 
 def layers(tree: Tree, case: Case) -> Tree:
-    """Returns the layers of a tree in double precision, under their names."""
+    """Returns the layers of a tree by name, in double precision.
+
+    A layer is a leaf or, if the case is stacked, a slice along a leaf's first axis.
+    """
     tree = {name: np.asarray(x) for name, x in tree.items()}
     wide = {k: x.astype(np.result_type(x, np.float64)) for k, x in tree.items()}
     if not case.stacked:
@@ -108,7 +120,11 @@ def train(tx: Any, params: Tree, grads: list[Tree]) -> Seen:
 
 
 def error(tx: Any, case: Case, wrap: Any = None) -> Cell:
-    """Returns the largest error of an optimizer's updates, or what it raises."""
+    """Returns the largest relative error of an optimizer's updates in all steps.
+
+    Returns "raises" and the exception's name if the optimizer raises one. `wrap`, such
+    as `shard_map`, is applied to the training function before it is compiled.
+    """
     try:
         step = partial(train, tx)
         seen = jax.jit(wrap(step) if wrap else step)(case.params, case.grads)
@@ -122,7 +138,7 @@ def error(tx: Any, case: Case, wrap: Any = None) -> Cell:
 
 
 class Row(NamedTuple):
-    """A regime, the errors of both optimizers, and which README table has the row."""
+    """A row of the table of errors: a situation and each optimizer's error in it."""
 
     regime: str
     optax_lars: Cell
@@ -133,7 +149,10 @@ class Row(NamedTuple):
 
 
 def both(case: Case, **only_ours: Any) -> tuple[Any, Any]:
-    """Returns `optax.lars` and `lars_optax.lars`, set to the same rule."""
+    """Returns `optax.lars` and `lars_optax.lars`, both set to the same LARS rule.
+
+    `only_ours` are further arguments of `lars_optax.lars`.
+    """
     same = {"learning_rate": RATE, "weight_decay": case.decay}
     same |= {"momentum": case.momentum, "trust_coefficient": ETA}
     options = dict.fromkeys(MASKS, True) | {"denominator": "joint"}
@@ -152,9 +171,11 @@ def compare(
     readme: str | None = None,
     **only_ours: Any,
 ) -> Row:
-    """Returns the errors of both optimizers; each is right if at most `allowed`.
+    """Measures `optax.lars` and `lars_optax.lars` on a case, and returns the table row.
 
-    Unless `readme` is given, a row where `optax.lars` is wrong goes into the README.
+    An optimizer is right if its error is at most `allowed`. `pair` replaces the two
+    optimizers. `readme` is the README table with the row: "wrong", "lacks" or "" for
+    neither. By default it is "wrong" if `optax.lars` is wrong, else "".
     """
     pair = pair or both(case, **only_ours)
     theirs, ours = (error(tx, case, wrap) for tx in pair)

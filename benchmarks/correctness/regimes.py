@@ -1,15 +1,15 @@
-"""Where `optax.lars` and `lars_optax.lars` are right, each against double precision.
+"""Compares the updates of `optax.lars` and `lars_optax.lars` with LARS in float64.
 
     python -m benchmarks.correctness.regimes
 
-Both are set to the rule λ = η‖w‖ / ‖g + βw‖ with momentum, unless the row says
-otherwise. The oracle (benchmarks/correctness/oracle.py) computes the same rule in
-float64, layer by layer, at the parameters that each of the two has reached. A number in
-the table is the largest error of an update over leaves and steps, as a share of the
-largest element of the right update. Exits with an error if `lars_optax.lars` is wrong
-in a row that it should get right. Takes half a minute and writes
-benchmarks/results/regimes.json. The README has two tables of these rows: where
-`optax.lars` is wrong, and what it lacks.
+Each row of the table is a situation, such as a dtype, a sharding or a mask. Both
+optimizers have momentum and the trust ratio λ = η‖w‖ / ‖g + βw‖, unless the row says
+otherwise. benchmarks/correctness/oracle.py computes the same rule in float64, layer by
+layer, at the parameters that each optimizer has reached. A number in the table is the
+largest error of an update over leaves and steps, as a share of the largest element of
+the right update. Exits with an error if `lars_optax.lars` is wrong in a row that it
+should get right. Takes half a minute and writes benchmarks/results/regimes.json. The
+README has two tables of these rows: where `optax.lars` is wrong, and what it lacks.
 """
 
 from collections.abc import Iterator
@@ -78,7 +78,10 @@ def dtypes() -> Iterator[Row]:
 
 
 def rules() -> Iterator[Row]:
-    """Rules that `optax.lars` has no argument for, where its own rule is compared."""
+    """Yields table rows for variants of LARS that `optax.lars` has no argument for.
+
+    In these rows the figures of `optax.lars` are those of the only rule that it has.
+    """
     near = make(kernel=LAYER)._replace(denominator="separate")
     cancels = -0.9 * oracle.BETA * near.params["kernel"]
     for grads in near.grads:  # as at a stationary point of the loss with decay
@@ -146,7 +149,11 @@ def masks() -> Iterator[Row]:
 
 
 def frameworks() -> Iterator[Row]:
-    """The leaves of Haiku's ResNet-50 that masks adapt; its weights are named w."""
+    """Yields a table row about the default masks on Haiku's ResNet-50.
+
+    It counts the biases and normalization parameters that get a trust ratio. Haiku
+    names weights w, so these are the adapted leaves with any other name.
+    """
     params = networks()["Haiku `hk.nets.ResNet50`"]
 
     def wrong(mask: Any) -> int:
@@ -162,7 +169,10 @@ def frameworks() -> Iterator[Row]:
 
 
 def infinities() -> Iterator[Row]:
-    """Infinite gradients and norms, and whether `apply_if_finite` skips their steps."""
+    """Yields table rows for an infinite gradient and for a norm that overflows.
+
+    Each row also says whether `optax.apply_if_finite` skips the step.
+    """
     one, huge = make(kernel=LAYER), make(kernel=(*LAYER[:2], 1e25))
     one.grads[0]["kernel"] = one.grads[0]["kernel"].at[0, 0].set(jnp.inf)
     for regime, case in (("one infinite gradient", one), ("‖g‖² > 3e38", huge)):
@@ -200,7 +210,11 @@ def show(cell: oracle.Cell) -> str:
 
 
 def table(record: Record, readme: str | None = None) -> str:
-    """Returns all rows, or those of one of the README's tables."""
+    """Returns the comparison as a Markdown table.
+
+    Without `readme` it has all rows. With "wrong" it has those where `optax.lars` is
+    wrong, and with "lacks" those of features that `optax.lars` lacks.
+    """
     return markdown(
         {
             "regime": row["regime"],
@@ -227,11 +241,11 @@ def main() -> None:
     rows = [row._asdict() for part in parts for row in part()]
     print(table({"rows": rows}))
     if bad := [row["regime"] for row in rows if not row["ours_is_right"]]:
-        raise SystemExit(f"lars_optax.lars is wrong in {bad}; nothing is written")
+        raise SystemExit(f"lars_optax.lars is wrong in rows {bad}: correct it first")
     for row in rows:  # JSON has no NaN
         row |= {k: "nan" for k, x in row.items() if x != x}
     save("regimes.json", {"seed": 0, "steps": oracle.STEPS, "rows": rows})
-    print("Run make report to put its tables into the pages.")
+    print("Run make report to put these results into the tables of the README.")
 
 
 if __name__ == "__main__":

@@ -1,1 +1,1 @@
-"""The speed of steps, training and data, as ratios to other implementations."""
+"""Measures the speed of optimizer steps, training steps and reading images."""

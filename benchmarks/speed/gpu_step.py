@@ -1,10 +1,10 @@
-"""Measures ResNet-50 on one GPU in bfloat16: speed, memory, and whether it repeats.
+"""Measures training of ResNet-50 on one GPU: speed, memory and repeatability.
 
     python -m benchmarks.speed.gpu_step
 
-The trainer's step with LARS runs on a fixed batch, which lies on the device. It runs
-twice as it is and twice with XLA's deterministic operations, each time in its own
-process, and the parameters of the two runs are compared. Writes
+Each run is a process that takes training steps in bfloat16 with LARS, on one batch in
+the GPU's memory. Two runs have XLA's default operations and two have its deterministic
+ones. The final parameters of each two are compared. Writes
 benchmarks/results/gpu_step.json. Without a GPU it runs but writes nothing.
 """
 
@@ -24,16 +24,19 @@ FLAGS = {"default": "", "deterministic": "--xla_gpu_deterministic_ops=true"}
 
 
 class Options(NamedTuple):
-    """What to run."""
+    """The flags of this benchmark."""
 
     network: Network = "resnet50"  # the network to train
     batch_size: int = 256  # images in a batch
-    dtype: Dtype = "bfloat16"  # of activations and products
-    steps: int = 30  # updates of a run
+    dtype: Dtype = "bfloat16"  # dtype of activations and matrix products
+    steps: int = 30  # training steps in each run
 
 
 def run_twice(flags: str, **options: Any) -> Record:
-    """Returns two runs under the same XLA flags, and how their parameters differ."""
+    """Runs the same training twice, and returns both results and how they differ.
+
+    `flags` are added to XLA_FLAGS. `options` are flags of benchmarks.speed.one_step.
+    """
     flags = f"{os.environ.get('XLA_FLAGS', '')} {flags}".strip()
     environment = os.environ | {"XLA_FLAGS": flags}
     module, runs, params = "benchmarks.speed.one_step", [], []
@@ -64,7 +67,7 @@ def main() -> None:
             f" {last['peak_memory_gib']:.1f} GiB, two runs equal: {result['equal']}"
         )
     if last["platform"] != "gpu":
-        raise SystemExit("JAX sees no GPU, so nothing is written")
+        raise SystemExit("JAX sees no GPU, so no file is written; run this on a GPU")
     save("gpu_step.json", results)
 
 

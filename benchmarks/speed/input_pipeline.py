@@ -1,9 +1,9 @@
-"""Measures images per second from JPEG files to batches, and PyTorch with Pillow.
+"""Measures how many JPEG images per second the trainer and PyTorch read into batches.
 
     python -m benchmarks.speed.input_pipeline [--torch PYTHON] [--files N] [--rounds N]
 
-The trainer's pipeline and, with --torch, a Python that has PyTorch and Pillow read the
-same files. Both are held to the same 1, 2, 4, … cores and have a worker for each. The
+With --torch, PyTorch's DataLoader reads the same files with Pillow, in another Python.
+Both are restricted to the same 1, 2, 4, … cores and have one worker for each core. The
 number of images in a pass is the number of files times the number of cores.
 
 The files are crops of scikit-learn's two photographs. Their widths, heights and numbers
@@ -57,7 +57,7 @@ def photographs() -> dict[str, np.ndarray]:
 
 
 def crop(photograph: np.ndarray, random: np.random.RandomState) -> np.ndarray:
-    """Returns a random part of a photograph, in a size that ImageNet often has."""
+    """Returns a random part of a photograph, resized to a size common in ImageNet."""
     height, width = SIZES[random.choice(len(SIZES), p=SHARES)]
     tall, wide = photograph.shape[:2]
     scale = min(tall / height, wide / width) * random.uniform(0.7, 1)
@@ -69,14 +69,17 @@ def crop(photograph: np.ndarray, random: np.random.RandomState) -> np.ndarray:
 
 
 def crops(n: int) -> Iterator[np.ndarray]:
-    """Yields random crops of the photographs, which take turns."""
+    """Yields `n` random crops, of scikit-learn's two photographs in turn."""
     random, taken = np.random.RandomState(0), list(photographs().values())
     for i in range(n):
         yield crop(taken[i % len(taken)], random)
 
 
 def write_files(folder: Path, n: int) -> Record:
-    """Writes n JPEG files into class folders, and returns their mean size."""
+    """Writes `n` JPEG files into the class folders of `folder`/train.
+
+    Returns their number, quality and mean size, and the names of the photographs.
+    """
     options: Any = {"colorspace": "RGB", "colorsubsampling": "420", "fastdct": False}
     sizes, shapes = [], []
     for i, image in enumerate(crops(n)):
@@ -102,9 +105,11 @@ def read_all(source: ImageFolder, workers: int, steps: int) -> None:
 def compare(
     sources: dict[Augment, ImageFolder], cores: int, rounds: int, python: str
 ) -> Record:
-    """Times this process and the peer, both held to the same cores.
+    """Measures the trainer's pipeline and PyTorch's DataLoader on the same cores.
 
-    Ratios are speeds over the speed of the peer's fastest setting.
+    `sources` has the images for each augmentation, and `python` is a Python with
+    PyTorch. If it is empty, only the pipeline is measured. Ratios are speeds divided by
+    that of the fastest DataLoader.
     """
     tree = sources["rrc"].tree
     steps = tree.size * cores // BATCH
@@ -132,14 +137,14 @@ def compare(
 
 
 def table(result: Record) -> str:
-    """Returns the speeds on one number of cores."""
+    """Returns the Markdown table of the speeds on one number of cores."""
     cores = result["cores"]
     title = f"\n{cores} core{'s' * (cores > 1)}\n\n"
     return title + results.table(result["turns"], COLUMNS)
 
 
 def page(record: Record) -> str:
-    """Returns what the files are like, and the tables of all numbers of cores."""
+    """Returns the files' mean size, and a Markdown table for each number of cores."""
     files = record["files"]
     return (
         f"{files['count']} files of {files['mean_bytes'] / 1e3:.0f} kB and"
@@ -155,9 +160,9 @@ def main(torch: str = "", files: int = 512, rounds: int = 7) -> None:
     """Measures with 1, 2, 4, … of the cores that this process may use.
 
     Args:
-      torch: path of another Python, which has PyTorch and Pillow.
-      files: number of JPEG files, 64 or more.
-      rounds: passes of each setting.
+      torch: path of a Python with PyTorch and Pillow; if empty, they are not measured.
+      files: number of JPEG files to write, 64 or more.
+      rounds: number of timed passes over the images for each setting.
     """
     record: Record = {"results": []}
     allowed = sorted(os.sched_getaffinity(0))

@@ -4,8 +4,8 @@
 
 The step is what a training loop jits: `update` and `apply_updates` with donated state
 and parameters. The leaves are those of ResNet-50, AlexNet and ViT-B/16. Ratios are to
-`optax.sgd` with momentum. A copy of all parameters is timed too and shows the speed of
-the memory; it is one read and one write. With --torch, the optimizers of PyTorch and
+`optax.sgd` with momentum. A copy of all parameters, which is one read and one write, is
+timed too and shows the speed of the memory. With --torch, the optimizers of PyTorch and
 timm are timed in another Python. Run it on a quiet machine; the load average is
 recorded. Writes benchmarks/results/optimizer_step_DEVICE.json.
 """
@@ -66,7 +66,10 @@ COLUMNS = {
 
 
 def draw(tree: Any, scale: float) -> Any:
-    """Returns normal numbers in the shapes and dtypes of a tree."""
+    """Returns a tree of normally distributed arrays, with the tree's shapes and dtypes.
+
+    Their standard deviation is `scale`.
+    """
     random, factor = np.random.default_rng(0), np.float32(scale)
 
     def one(leaf: Any) -> jax.Array:
@@ -77,7 +80,11 @@ def draw(tree: Any, scale: float) -> Any:
 
 
 def build(tx: Any, tree: Any) -> tuple[Any, Record]:
-    """Returns the compiled step, and the seconds to trace and to compile it."""
+    """Compiles a step of the optimizer `tx` on parameters with the shapes of `tree`.
+
+    Returns the compiled step, and a record: the seconds to trace and to compile it, and
+    what XLA reports of the memory that it accesses and of its reductions.
+    """
 
     def update(params: Any, state: Any, grads: Any) -> Any:
         updates, state = tx.update(grads, state, params)
@@ -87,22 +94,27 @@ def build(tx: Any, tree: Any) -> tuple[Any, Record]:
     start = time.perf_counter()
     lowered = step.lower(tree, jax.eval_shape(tx.init, tree), tree)
     traced = time.perf_counter()
-    compiled = lowered.compile()
+    compiled: Any = lowered.compile()
     end = time.perf_counter()
-    return compiled, {"trace_seconds": traced - start, "compile_seconds": end - traced}
-
-
-def examine(compiled: Any, size: int) -> Record:
-    """Returns XLA's figures for a compiled step on parameters of `size` bytes."""
-    return {
-        "passes_by_xla": compiled.cost_analysis()["bytes accessed"] / size,
+    return compiled, {
+        "passes_by_xla": compiled.cost_analysis()["bytes accessed"] / bytes_of(tree),
         "temporary_bytes": compiled.memory_analysis().temp_size_in_bytes,
         "reductions": str(compiled.as_text()).count(" reduce("),
+        "trace_seconds": traced - start,
+        "compile_seconds": end - traced,
     }
 
 
+def bytes_of(tree: Any) -> int:
+    return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(tree))
+
+
 def make_step(tx: Any, tree: Any, compiled: Any = None) -> timer.Step:
-    """Returns a step of the optimizer on random parameters and gradients."""
+    """Returns a function that takes one optimizer step and returns its time [s].
+
+    Parameters and gradients are random, with the shapes of `tree`. The step is compiled
+    here unless `compiled` is given.
+    """
     compiled = compiled or build(tx, tree)[0]
     params, grads = draw(tree, 0.05), draw(tree, 0.01)
     held = [params, tx.init(params)]
@@ -114,7 +126,10 @@ def make_step(tx: Any, tree: Any, compiled: Any = None) -> timer.Step:
 
 
 def make_copy(size: int) -> timer.Step:
-    """Returns a step that copies `size` bytes, on a CPU with a thread for each core."""
+    """Returns a function that copies `size` bytes and returns the seconds it takes.
+
+    On a CPU it has a thread for each core.
+    """
     if jax.default_backend() != "cpu":
         held = [jnp.ones(size // 4)]
         negate = jax.jit(jnp.negative, donate_argnums=0)
@@ -131,17 +146,20 @@ def make_copy(size: int) -> timer.Step:
 
 
 def measure(network: str, dtype: str, rounds: int, python: str) -> Record:
-    """Returns the figures of the copy, of all optimizers and of the peer's."""
+    """Measures a step of each optimizer on a network, and a copy of its parameters.
+
+    If `python` is the path of a Python with PyTorch and timm, their optimizers are
+    measured too.
+    """
     tree = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, dtype), shapes(network))
     leaves = jax.tree.leaves(tree)
-    size = sum(x.size * x.dtype.itemsize for x in leaves)
+    size = bytes_of(tree)
     built = [{name: build(tx, tree) for name, tx in OPTIMIZERS.items()} for _ in "123"]
     found, steps = {}, {"copy": make_copy(size)}
     for name, tx in OPTIMIZERS.items():
-        compiled, seconds = built[-1][name][0], [each[name][1] for each in built]
-        found[name] = examine(compiled, size)
-        found[name] |= {k: median(each[k] for each in seconds) for k in seconds[0]}
-        steps[name] = make_step(tx, tree, compiled)
+        figures = [each[name][1] for each in built]
+        found[name] = {k: median(each[k] for each in figures) for k in figures[0]}
+        steps[name] = make_step(tx, tree, built[-1][name][0])
     adapted = jax.tree.leaves(by_role(tree))
     task = {"shapes": [x.shape for x in leaves], "adapted": adapted, "dtype": dtype}
     with start_peer(python, "torch_step", task) as (theirs, versions):
@@ -160,7 +178,10 @@ def measure(network: str, dtype: str, rounds: int, python: str) -> Record:
 
 
 def import_milliseconds() -> float:
-    """Returns what `import lars_optax` adds to `import optax`, in new processes."""
+    """Returns the milliseconds that `import lars_optax` takes after `import optax`.
+
+    They are the median over nine new processes.
+    """
     clock = "time.perf_counter()"
     code = f"import time, optax; t = {clock}; import lars_optax; print({clock} - t)"
     command = [sys.executable, "-c", code]
@@ -168,7 +189,7 @@ def import_milliseconds() -> float:
 
 
 def main_table(record: Record) -> str:
-    """Returns the ratios to SGD of the main optimizers on all networks and dtypes."""
+    """Returns the README's Markdown table of step times as multiples of SGD's."""
     rows = []
     for name in MAIN:
         row = {"one step": f"`{name}`" if "." in name else name}
@@ -181,13 +202,13 @@ def main_table(record: Record) -> str:
 
 
 def full_title(title: str) -> str:
-    """Returns the network's name and the dtype, for the title of a result."""
+    """Returns the heading "AlexNet, float32" for a title such as "alexnet float32"."""
     network, dtype = title.split()
     return f"{TITLES[network]}, {dtype}"
 
 
 def table(title: str, result: Record) -> str:
-    """Returns the figures on one network, with a row for each optimizer."""
+    """Returns a heading and a Markdown table of the optimizers on one network."""
     text = f"\n{full_title(title)}: {result['leaves']} leaves,"
     text += f" {result['bytes'] / 1e6:.0f} MB; load {result['load']:.1f}\n\n"
     rows = {}
@@ -199,12 +220,10 @@ def table(title: str, result: Record) -> str:
 
 
 def page(record: Record) -> str:
-    """Returns the tables of all networks and dtypes, and the time to import."""
+    """Returns the Markdown tables of all networks and dtypes, and the import time."""
     adds = record["import_adds_milliseconds"]
-    return (
-        "".join(table(*result) for result in record["results"].items())
-        + f"\n`import lars_optax` adds {adds:.0f} ms to `import optax`.\n"
-    )
+    tables = "".join(table(*result) for result in record["results"].items())
+    return f"{tables}\n`import lars_optax` adds {adds:.0f} ms to `import optax`.\n"
 
 
 TABLES = (
@@ -220,13 +239,13 @@ def main(
     rounds: int = 20,
     torch: str = "",
 ) -> None:
-    """Measures on each network in each dtype.
+    """Measures a step of each optimizer on each network in each dtype.
 
     Args:
-      networks: whose parameters to update.
-      dtypes: of the parameters.
-      rounds: steps of each optimizer.
-      torch: path of another Python, which has PyTorch and timm.
+      networks: the networks whose parameters are updated.
+      dtypes: the dtypes of the parameters to measure with.
+      rounds: number of timed steps of each optimizer.
+      torch: path of a Python with PyTorch and timm; if empty, they are not measured.
     """
     device = jax.local_devices()[0]
     record: Record = {"device": device.device_kind, "results": {}}

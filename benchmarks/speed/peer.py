@@ -1,4 +1,4 @@
-"""Another Python with its own packages, the peer, which takes steps on request.
+"""Times steps in another Python, the peer, which has packages that this one lacks.
 
 The two processes exchange lines of JSON. The peer is sent its task and answers with the
 names of its steps and its versions. From then on it is sent the name of a step, takes
@@ -22,10 +22,11 @@ Offer = tuple[dict[str, Step], dict[str, Any] | None]
 
 @contextmanager
 def start_peer(python: str, module: str, task: Any) -> Iterator[Offer]:
-    """Runs a module of this folder with another Python.
+    """Runs a module of benchmarks/speed with the Python `python`, and sends it `task`.
 
-    Yields the steps that it offers, and its versions. Without `python` there are no
-    steps, and the versions are None.
+    Yields the module's steps by name, and the versions of its packages. Calling a step
+    takes it in the other process and returns its seconds. If `python` is empty, yields
+    no steps and None.
     """
     if not python:
         yield {}, None
@@ -39,16 +40,17 @@ def start_peer(python: str, module: str, task: Any) -> Iterator[Offer]:
             assert process.stdout
             if answer := process.stdout.readline():
                 return json.loads(answer)
-            raise SystemExit(f"{' '.join(command)} ended with {process.wait()}")
+            raise SystemExit(f"{' '.join(command)} failed: status {process.wait()}")
 
         about = ask(task)
         yield {name: partial(ask, name) for name in about["names"]}, about["versions"]
 
 
 def serve(offer: Callable[[Any], Offer]) -> None:
-    """Makes an offer for the task that this process was sent, and takes its steps.
+    """Takes the steps that `start_peer` in the other process asks for.
 
-    Ends when there are no more requests.
+    `offer` makes the steps, and the versions of the packages, from the task that the
+    other process sends first. Returns when that process closes the pipe.
     """
     steps, versions = offer(json.loads(sys.stdin.readline()))
     print(json.dumps({"names": list(steps), "versions": versions}), flush=True)

@@ -1,7 +1,7 @@
-"""The timer of all speed benchmarks: steps take turns, and ratios compare medians.
+"""Times steps that take turns, and compares their median times.
 
-In every round each step is taken once, in an order drawn at random. So no step gains
-from a machine that becomes slower, or from the step before it.
+In every round each step is taken once, in an order drawn at random. If the machine
+becomes slower meanwhile, this affects all steps alike.
 """
 
 import math
@@ -16,7 +16,7 @@ Step = Callable[[], float]  # takes one step, waits for it and returns the secon
 
 
 def clock(step: Callable[[], Any]) -> float:
-    """Returns the seconds that a call takes."""
+    """Calls `step` once and returns the seconds that the call takes."""
     start = time.perf_counter()
     step()
     return time.perf_counter() - start
@@ -30,12 +30,12 @@ def compare(
     warm_up: int = 1,
     images: Mapping[str, int] | None = None,
 ) -> dict[str, Any]:
-    """Returns the load average, and for each step its seconds and ratios to `base`.
+    """Times all steps. Returns the load average, and each step's seconds and ratios.
 
-    `base` is the first step if it is not given. `warm_up` rounds come first and do not
-    count. If `images` gives the number of images in a step, ratios are of seconds per
-    image. A step that it does not name counts as many images as `base`. A step that
-    returns NaN ran out of memory.
+    Ratios are to the step named `base`, which by default is the first. `warm_up` rounds
+    come first and do not count. If `images` gives the number of images in a step,
+    ratios are of seconds per image. A step that it does not name counts as many images
+    as `base`. A step that returns NaN ran out of memory.
     """
     base = base or next(iter(steps))
     for _ in range(warm_up):

@@ -1,4 +1,4 @@
-"""PyTorch's DataLoader of JPEG files, decoded and resized with Pillow.
+"""Reads JPEG files with PyTorch's DataLoader and Pillow, to compare the speed.
 
 Started by benchmarks/speed/input_pipeline.py with a Python that has torch and Pillow.
 A step is one pass over the files. As in torchvision, the whole image is decoded and its
@@ -24,7 +24,10 @@ torch: Any = importlib.import_module("torch")
 
 
 def region(width: int, height: int) -> tuple[int, int, int, int]:
-    """Draws left, top, right and bottom as torchvision's RandomResizedCrop does."""
+    """Draws a random crop as torchvision's RandomResizedCrop does.
+
+    Returns its left, top, right and bottom.
+    """
     low, high = 3 / 4, 4 / 3
     for _ in range(10):
         area = width * height * random.uniform(0.08, 1)
@@ -39,7 +42,10 @@ def region(width: int, height: int) -> tuple[int, int, int, int]:
 
 
 class Files:
-    """The files, repeated until there are as many images as a pass has."""
+    """A PyTorch data set of task["images"] images, read from fewer files in turn.
+
+    With `antialias`, the filter that resizes an image widens as the image shrinks.
+    """
 
     def __init__(self, task: Any, antialias: bool) -> None:
         self.task, self.antialias = task, antialias

@@ -1,4 +1,4 @@
-"""PyTorch's and timm's optimizers, on the leaves that the benchmark sends.
+"""Times optimizers of PyTorch and timm on parameters of given shapes.
 
 Started by benchmarks/speed/optimizer_step.py with a Python that has torch and timm.
 """
@@ -20,7 +20,7 @@ DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def timm_lars() -> Any:
-    """Imports timm's Lars without timm's __init__, which needs torchvision."""
+    """Returns timm's Lars without running timm's __init__, which needs torchvision."""
     found: Any = find_spec("timm")
     package = types.ModuleType("timm_optim")
     package.__path__ = [str(Path(found.submodule_search_locations[0]) / "optim")]
@@ -29,7 +29,11 @@ def timm_lars() -> Any:
 
 
 def prepare(make: Any, task: Any) -> Step:
-    """Returns a function that takes one step of an optimizer and waits for it."""
+    """Returns a function that takes one step of an optimizer and returns its seconds.
+
+    `make` returns the optimizer for its parameter groups. `task` has the
+    shapes and dtype of the parameters.
+    """
     generator = torch.Generator(DEVICE).manual_seed(0)
 
     def draw(shape: Any, scale: float) -> Any:

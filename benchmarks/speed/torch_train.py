@@ -1,9 +1,9 @@
-"""PyTorch's training step of ResNet-50.
+"""Times training steps of ResNet-50 in PyTorch.
 
 Started by benchmarks/speed/train_step.py with a Python that has torch. The network is
 that of examples/imagenet/models, with the stride in the first 1×1 convolution and
 pooling that rounds up. It is compiled, and its arrays are in the channels-last layout.
-A step that runs out of the device's memory takes NaN seconds.
+For a step that runs out of memory the time is NaN.
 """
 
 import importlib
@@ -18,7 +18,7 @@ DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def resnet50() -> tuple[Any, Any]:
-    """Returns all modules, and the function from normalised images to logits."""
+    """Builds ResNet-50. Returns its modules, and a function from images to logits."""
     nn = torch.nn
 
     def unit(before: int, after: int, side: int, stride: int = 1) -> Any:
@@ -49,7 +49,7 @@ def resnet50() -> tuple[Any, Any]:
 
 
 def prepare(task: Any) -> Step:
-    """Returns a function that takes one step and waits for it."""
+    """Returns a function that takes one training step and returns its seconds."""
     torch.manual_seed(0)
     torch.backends.cudnn.benchmark = True
     modules, logits_of = resnet50()

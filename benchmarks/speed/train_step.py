@@ -1,12 +1,12 @@
-"""Measures the trainer's whole step: what LARS and accumulation cost, and PyTorch.
+"""Measures what LARS and gradient accumulation add to the trainer's training step.
 
     python -m benchmarks.speed.train_step [--torch PYTHON] [--networks resnet50 …]
 
-The step is the trainer's on one device, on full-size uint8 images that are already
-there. Ratios are to plain SGD, which neither logs the norms of the layers nor checks
-that gradients are finite. The optimizers' updates are also timed alone, because LARS
-may add less than the noise of a step. Where gradients are accumulated, ratios are of
-seconds per image.
+The step is the trainer's on one device, on full-size uint8 images that are already in
+its memory. Ratios are to plain SGD, which neither logs the norms of the layers nor
+checks that gradients are finite. The optimizers' updates are also timed alone, because
+LARS may add less than the noise of a step. Where gradients are accumulated, ratios are
+of seconds per image.
 
 With --torch, PyTorch's step of ResNet-50 is timed in another Python; on a GPU the two
 share the memory. The table says which steps ran out of memory. Exits with an error if
@@ -39,16 +39,16 @@ PLAIN, LARS = "optax.sgd, no log", "lars_optax.lars"
 
 
 class Options(NamedTuple):
-    """What to measure."""
+    """The flags of this benchmark."""
 
-    dtype: Dtype
-    rounds: int  # steps of each kind
+    dtype: Dtype  # dtype of activations and matrix products
+    rounds: int  # number of timed steps of each kind
     batch_sizes: tuple[int, ...]  # images in a step
     accumulating: Network  # the network whose gradients are accumulated
     micro_batch: int  # images in a micro-batch where gradients are accumulated
     networks: tuple[Network, ...] = ("resnet50", "alexnet")
     accumulate: tuple[int, ...] = (1, 8, 32)  # micro-batches in a step
-    torch: str = ""  # path of another Python, which has PyTorch
+    torch: str = ""  # path of a Python with PyTorch, to measure that too
 
 
 # A step of ResNet-50 takes seconds on two cores, and compiling several takes minutes.
@@ -65,14 +65,18 @@ COLUMNS = {
 
 
 def no_stats(_: Any, params: Any) -> Any:
-    """Returns finite numbers in place of those of `layer_stats`, and reads nothing."""
+    """Replaces the trainer's `layer_stats`: returns constants and computes no norms."""
     return jax.tree.map(lambda leaf: lars_optax.LayerStats(*np.ones(3, "f")), params)
 
 
 def time_steps(
     steps: dict[str, timer.Step], rounds: int, images: dict[str, int]
 ) -> Record:
-    """Times steps, ratios to the first of them, and adds the memory they take."""
+    """Times several kinds of training step in turn, `rounds` times each.
+
+    Returns for each kind its median time, the ratio of that to the first kind's, its
+    speed with this many `images` in a batch, and the temporary memory it needs.
+    """
     timed = timer.compare(steps, rounds, images=images)
     for name, step in steps.items():
         if isinstance(step, TrainingStep):
@@ -81,7 +85,11 @@ def time_steps(
 
 
 def compare(network: Network, size: int, given: Options) -> Record:
-    """Times SGD without and with the log, LARS with it, both updates, and PyTorch."""
+    """Times training steps of a network at one batch size, with SGD and with LARS.
+
+    SGD is timed without and with the norms that the trainer logs. The updates of both
+    optimizers are also timed alone, and for ResNet-50 PyTorch's step.
+    """
     ready = partial(TrainingStep, network, given.dtype, draw_batch(network, size))
     both = {name: OPTIMIZERS[name] for name in (BASE, LARS)}
     steps: dict[str, timer.Step] = {PLAIN: ready(both[BASE], layer_stats=no_stats)}
@@ -98,18 +106,20 @@ def compare(network: Network, size: int, given: Options) -> Record:
 
 
 def accumulate(network: Network, size: int, given: Options) -> Record:
-    """Times LARS with gradients accumulated over each number of micro-batches."""
+    """Times training steps with LARS for each number of accumulated micro-batches.
+
+    A micro-batch has `size` images.
+    """
+    images = {f"accumulate {n}": n * size for n in given.accumulate}
     steps: dict[str, timer.Step] = {}
-    for n in given.accumulate:
-        batch, tx = draw_batch(network, n * size), OPTIMIZERS[LARS]
-        step = TrainingStep(network, given.dtype, batch, tx, accumulate=n)
-        steps[f"accumulate {n}"] = step
-    images = [n * size for n in given.accumulate]
-    return time_steps(steps, given.rounds, dict(zip(steps, images, strict=True)))
+    for (name, count), n in zip(images.items(), given.accumulate, strict=True):
+        batch, tx = draw_batch(network, count), OPTIMIZERS[LARS]
+        steps[name] = TrainingStep(network, given.dtype, batch, tx, accumulate=n)
+    return time_steps(steps, given.rounds, images)
 
 
 def table(title: str, result: Record, dtype: str) -> str:
-    """Returns the steps of one network and batch size, and what LARS adds to SGD."""
+    """Returns a Markdown table of step times, and what LARS adds to SGD's step."""
     kind, network, images = title.split(", ")
     what = "accumulating micro-batches of " if kind == "accumulate" else ""
     load = f"; load {result['load']:.1f}" if "load" in result else ""
@@ -125,7 +135,7 @@ def table(title: str, result: Record, dtype: str) -> str:
 
 
 def page(record: Record) -> str:
-    """Returns the tables of all networks and batch sizes."""
+    """Returns the Markdown tables of all networks and batch sizes."""
     found, dtype = record["results"].items(), record["dtype"]
     return "".join(table(title, result, dtype) for title, result in found)
 

@@ -1,4 +1,4 @@
-"""The trainer's whole step, and benchmarks that run in a process of their own."""
+"""Times the trainer's step, and runs benchmarks in processes of their own."""
 
 import json
 import subprocess
@@ -23,14 +23,18 @@ Dtype = Literal["float32", "bfloat16"]
 
 
 def draw_batch(network: str, size: int) -> Any:
-    """Returns random full-size images and labels, on the device."""
+    """Returns `size` random images of the network's full size, with random labels."""
     random, side = np.random.default_rng(0), image_pixels(network)
     images = random.integers(0, 256, (size, side, side, 3), np.uint8)
     return jax.device_put(Batch(images, random.integers(0, 1000, size, np.int32)))
 
 
 class TrainingStep:
-    """The trainer's step on one device and one batch, compiled, its state donated."""
+    """The trainer's compiled step, which takes and times a step when it is called.
+
+    It runs on one device, always on the same batch, and donates its state. `options`
+    are further arguments of the trainer's `train_step`.
+    """
 
     def __init__(
         self, network: str, dtype: Dtype, batch: Any, tx: Any, **options: Any
@@ -54,7 +58,10 @@ class TrainingStep:
         """Takes one step, waits for it and returns the seconds."""
         seconds = clock(self._step)
         if not self.metrics["finite"]:
-            raise SystemExit(f"{self.network}: the gradients of a step are not finite")
+            raise SystemExit(
+                f"{self.network}: a gradient of the timed step is not finite,"
+                " so its times are not valid"
+            )
         return seconds
 
     def _step(self) -> None:
@@ -63,7 +70,7 @@ class TrainingStep:
 
     @property
     def temporary_bytes(self) -> int:
-        """The memory that XLA takes for a step, without the state and the batch."""
+        """The bytes that XLA needs during a step, besides the state and the batch."""
         return int(self.compiled.memory_analysis().temp_size_in_bytes)
 
 
@@ -72,7 +79,8 @@ def run_module(
 ) -> Record:
     """Runs a benchmark in a process of its own and returns the JSON that it prints.
 
-    Without `environment` the process has that of this one.
+    `options` are the module's flags. Without `environment` the process inherits the
+    environment variables of this one.
     """
     command = [sys.executable, "-m", module]
     command += [f"--{key.replace('_', '-')}={x}" for key, x in options.items()]

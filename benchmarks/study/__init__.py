@@ -1,1 +1,1 @@
-"""Large batches on real data by a protocol, and choices that the paper leaves open."""
+"""Studies of LARS on real data: large batches, and choices its paper leaves open."""

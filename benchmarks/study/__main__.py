@@ -1,4 +1,4 @@
-"""The command `python -m benchmarks.study`."""
+"""Runs the study of large batches: the command `python -m benchmarks.study`."""
 
 import tyro
 

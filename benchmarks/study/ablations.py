@@ -1,13 +1,14 @@
-"""Compares choices that the paper leaves open, one at a time, on MNIST's digits.
+"""Compares choices that the LARS paper leaves open, one by one, on MNIST's digits.
 
     python -m benchmarks.study.ablations [--only NAME …] [--devices N]
 
 LARS trains on the digits of `make train` at a batch size of 1,600. Everything but the
-choice is as in the study. Every variant is trained for 30 epochs with the same seeds at
-the same six learning rates. All scores are published. They are those of the validation
-images, because nothing is chosen by them. The digits are few and easy. A difference
-shows that a choice can matter, but equality does not show that it never does. Each run
-adds a line to benchmarks/results/ablations.jsonl. A run that is there is not repeated.
+choice is as in the study of large batches, see benchmarks/study/protocol.py. Every
+variant is trained for 30 epochs with the same seeds at the same six learning rates. All
+scores are published. They are those of the validation images, because nothing is chosen
+by them. The digits are few and easy. A difference shows that a choice can matter, but
+equality does not show that it never does. Each run adds a line to
+benchmarks/results/ablations.jsonl. A run that has a line there is not repeated.
 """
 
 from dataclasses import replace
@@ -38,7 +39,7 @@ CLOSE = 0.01  # a score this far below the best one is near it
 
 
 def joint(recipe: Recipe, images: int) -> Any:
-    """Returns LARS with the denominator of `optax.lars`."""
+    """Returns LARS with the denominator ‖g + βw‖ of `optax.lars`."""
     rate, decay = recipe.schedule(images), recipe.weight_decay or 0.0
     options: Any = {"momentum": recipe.momentum, "denominator": "joint"}
     options["fallback_ratio"] = recipe.fallback_ratio
@@ -46,7 +47,11 @@ def joint(recipe: Recipe, images: int) -> Any:
 
 
 def post(recipe: Recipe, images: int) -> Any:
-    """Returns LARS with λ of the momentum, which sums the decayed gradients."""
+    """Returns LARS that applies the trust ratio λ after the momentum.
+
+    The momentum sums gradients with weight decay, and λ has the norm of that sum in its
+    denominator.
+    """
     decay, mask = recipe.weight_decay or 0.0, lars_optax.exclude_bias_and_norm
     ratio = recipe.fallback_ratio
     return optax.chain(
@@ -97,7 +102,7 @@ def job(variant: Variant, network: str, rate: float, seed: int) -> Job:
 
 
 def select(records: list[Record], variant: Variant, network: str) -> list[Record]:
-    """Returns the records of a variant on a network."""
+    """Returns the records of the runs of one variant of LARS on one network."""
     wanted = (variant.key | {"network": network}).items()
     return [record for record in records if wanted <= record.items()]
 
@@ -105,7 +110,10 @@ def select(records: list[Record], variant: Variant, network: str) -> list[Record
 def scores(
     records: list[Record], variant: Variant, network: str
 ) -> dict[float, list[float]]:
-    """Returns the accuracies of all seeds by learning rate."""
+    """Returns the accuracies of one variant of LARS on one network.
+
+    They are lists with one accuracy for each seed, by learning rate.
+    """
     found: dict[float, list[float]] = {}
     for record in select(records, variant, network):
         found.setdefault(record["learning_rate"], []).append(record["accuracy"])
@@ -113,7 +121,11 @@ def scores(
 
 
 def best_rates(ablation: str, records: list[Record]) -> str:
-    """Returns a table of each variant's best score and the rates that come near it."""
+    """Returns a Markdown table of one ablation, with a row for each variant.
+
+    It has the variant's best validation accuracy, averaged over seeds, and the learning
+    rates whose accuracy is at most one point lower.
+    """
     head = [ablation]
     for title in NETWORKS.values():
         head += [f"{title}: best", "at γ", "within 1 point"]
@@ -136,7 +148,7 @@ def best_rates(ablation: str, records: list[Record]) -> str:
 
 
 def all_runs(records: list[Record]) -> str:
-    """Returns a table of the score of every variant at every learning rate."""
+    """Returns a Markdown table of each variant's accuracy at each learning rate."""
     rows = []
     for variant, network in product(chain(*ABLATIONS.values()), NETWORKS):
         found = scores(records, variant, network)
@@ -155,7 +167,7 @@ TABLES.append(Table(STUDY, "ablation runs", ABLATIONS_FILE, all_runs))
 
 
 def draw(records: list[Record], folder: Path) -> None:
-    """Draws a picture for each ablation: the accuracy over the learning rate."""
+    """Draws a picture of each ablation into `folder`: accuracy over learning rate."""
     labels = ("learning rate γ", "validation accuracy: mean and range")
     for ablation, variants in ABLATIONS.items():
         draw_variants = partial(draw_rates, records, variants)
@@ -181,10 +193,10 @@ def draw_rates(
 def main(
     only: tuple[Ablation, ...] = get_args(Ablation), devices: int | None = None
 ) -> None:
-    """Runs what is missing.
+    """Trains the runs of the ablations that have no results yet.
 
     Args:
-      only: the ablations to run.
+      only: the ablations whose runs are trained.
       devices: how many devices to split a CPU into.
     """
     variants = chain(*(ABLATIONS[name] for name in only))

@@ -1,8 +1,9 @@
-"""Chooses the default of `fallback_ratio` by a rule.
+"""Chooses the default of `fallback_ratio`, an argument of `lars_optax.lars`, by a rule.
 
+It is the trust ratio of parameters that are not adapted and of layers whose norm is 0.
 Some results existed when the rule was written down. They were those of 1, 0.02 and
-0.001 on MNIST's digits, and in the final the runs of seed 0 with 0.02 and with all
-leaves. All other runs were made after it.
+0.001 on MNIST's digits, and in the final, which is described below, the runs of seed 0
+with 0.02 and with LARS of all leaves. All other runs were made after it.
 
 The candidates are 1, 0.1, 0.02, 0.005 and 0.001. LARS of all leaves and `optax.lars`
 with its own defaults are trained for comparison and are not candidates.
@@ -56,7 +57,11 @@ Scores = dict[str, dict[str, list[float]]]
 
 
 def collect(rows: Iterable[tuple[str, str, Record]]) -> Scores:
-    """Returns the scores from rows of network, optimizer and the record of a run."""
+    """Returns the accuracies of runs by setting, and then by optimizer.
+
+    Each of `rows` has a network, an optimizer and the record of a run. A setting is a
+    network at a learning rate.
+    """
     scores: Scores = {}
     for network, optimizer, record in rows:
         rate = record["learning_rate"]
@@ -66,7 +71,7 @@ def collect(rows: Iterable[tuple[str, str, Record]]) -> Scores:
 
 
 def screening() -> Scores:
-    """Returns the scores of the ablations and the dense networks that are kept."""
+    """Returns the accuracies of the first round, the screening, from its results."""
     kept = read(ABLATIONS_FILE)
     digits = [
         (f"digits, {title}", variant.title.removeprefix(RATIO_TITLE), r)
@@ -81,7 +86,11 @@ def screening() -> Scores:
 
 
 def shortfalls(scores: Scores, candidates: Iterable[str] = RATIOS) -> dict[str, float]:
-    """Returns the largest shortfall of each candidate."""
+    """Returns each candidate's largest shortfall over all settings.
+
+    A candidate is a value of `fallback_ratio`, and a setting is a network at a learning
+    rate. The shortfall is the best candidate's mean accuracy minus the candidate's own.
+    """
     worst = dict.fromkeys(candidates, 0.0)
     for found in scores.values():
         means = {name: mean(found[name]) for name in worst}
@@ -91,20 +100,30 @@ def shortfalls(scores: Scores, candidates: Iterable[str] = RATIOS) -> dict[str, 
 
 
 def finalists(scores: Scores) -> tuple[str, ...]:
-    """Returns 0.02 and the best two others, in the order of RATIOS."""
+    """Returns the values of `fallback_ratio` in the second round, the final.
+
+    They are 0.02 and the two others that are best in the screening.
+    """
     worst = shortfalls(scores)
     others = sorted((name for name in RATIOS if name != "0.02"), key=worst.__getitem__)
     return tuple(name for name in RATIOS if name in ("0.02", *others[:2]))
 
 
 def standard_error(scores: Scores, candidates: Iterable[str]) -> float:
-    """Returns the standard error of a difference of two means, by pooled variances."""
+    """Returns the standard error of the difference of two candidates' mean accuracies.
+
+    The variances between seeds are pooled over all settings and candidates.
+    """
     groups = [found[name] for found in scores.values() for name in candidates]
     return math.sqrt(2 * mean(map(variance, groups)) / len(groups[0]))
 
 
 def choose(scores: Scores, candidates: tuple[str, ...]) -> str:
-    """Returns the default that the rule chooses."""
+    """Returns the default of `fallback_ratio` that follows from the second round.
+
+    It is the candidate whose largest shortfall is smallest, or 0.02 if that is at most
+    one standard error worse.
+    """
     worst = shortfalls(scores, candidates)
     best = min(worst, key=worst.__getitem__)
     within = worst["0.02"] - worst[best] <= standard_error(scores, candidates)
@@ -112,7 +131,7 @@ def choose(scores: Scores, candidates: tuple[str, ...]) -> str:
 
 
 def jobs(optimizers: Iterable[str]) -> list[Job]:
-    """Returns the runs of the final, those of the first seed first."""
+    """Returns the training runs of the second round, the final, in order of seed."""
     methods = [METHOD_OF[name] for name in optimizers]
     runs = product(FINAL.seeds, NETWORKS, FINAL_RATES, methods)
     return [
@@ -122,7 +141,7 @@ def jobs(optimizers: Iterable[str]) -> list[Job]:
 
 
 def final(runs: Runs, optimizers: Iterable[str]) -> Scores:
-    """Returns the scores of the runs of the final that are kept."""
+    """Returns the accuracies of the second round, the final, so far as it has run."""
     return collect(
         (f"Fashion-MNIST, {NETWORKS[job.cell.network]}", name, record)
         for name in optimizers
@@ -132,7 +151,11 @@ def final(runs: Runs, optimizers: Iterable[str]) -> Scores:
 
 
 def table(scores: Scores, candidates: Iterable[str], compared: Iterable[str]) -> str:
-    """Returns the accuracies in each setting and each candidate's largest shortfall."""
+    """Returns a Markdown table of the accuracies of all optimizers in each setting.
+
+    Once all candidates have run in all settings, a last row has their largest
+    shortfall from the best candidate.
+    """
     columns = [*candidates, *compared]
     cells = {
         setting: {name: percent(x) for name, x in found.items()}
@@ -153,13 +176,13 @@ def screening_table(_: object = None) -> str:
 
 
 def final_table(records: list[Record]) -> str:
-    """Returns the accuracies of the final and the default that follows from them."""
+    """Returns a Markdown table of the second round, the final, and the default."""
     runs = Runs(records)
     candidates, compared = finalists(screening()), COMPARED[:1]
     scores = final(runs, [*candidates, *compared])
     text = table(scores, candidates, compared)
     if not all(map(runs.of, jobs(candidates))):
-        return f"{text}\nNot all of it has been run.\n"
+        return f"{text}\nThe default follows when all runs have results.\n"
     error = 100 * standard_error(scores, candidates)
     follows = f"The default is {choose(scores, candidates)}."
     return f"{text}\nThe standard error is {error:.2f} points. {follows}\n"
@@ -177,10 +200,10 @@ def main(
     fashion_mnist: str = FASHION,
     devices: int | None = None,
 ) -> None:
-    """Runs what is missing of the final.
+    """Trains the missing runs of the second round, the final, and prints both tables.
 
     Args:
-      hours: begin no run that would end later.
+      hours: begin no run that would end later than this many hours from now.
       only: the networks to train.
       fashion_mnist: the folder of Fashion-MNIST's IDX files.
       devices: how many devices to split a CPU into.

@@ -1,10 +1,11 @@
-"""Finds the learning rate of each method of `examples.imagenet.demo`.
+"""Finds the learning rate for each optimizer and batch size in the trainer's demo.
 
     python -m benchmarks.study.demo_sweep
 
-Every method tries eight rates, a factor of 2 apart. The score of a rate is the mean
-accuracy on the validation images over the same two seeds. No test image is used. Exits
-with an error if the best rate is at an end of its range. Writes
+The demo is `examples.imagenet.demo`. Each of its methods, such as "LARS, large batch",
+is trained with eight learning rates, a factor of 2 apart. The score of a rate is the
+mean accuracy on the validation images over the same two seeds. No test image is used.
+Exits with an error if the best rate is at an end of its range. Writes
 benchmarks/results/demo_sweep.json.
 """
 
@@ -24,12 +25,7 @@ from examples.imagenet.step.devices import start_devices
 SEEDS = (100, 101)  # not those of the demo
 RATES = 8
 # The lowest rate of each method.
-LOWEST = {
-    "SGD, small batch": 0.0025,
-    "SGD, large batch": 0.0025,
-    "Nesterov SGD, large batch": 0.0025,
-    "LARS, large batch": 1.25,
-}
+LOWEST = dict.fromkeys(METHODS, 0.0025) | {"LARS, large batch": 1.25}
 
 
 def sweep(method: str, data: Dataset, devices: list[jax.Device]) -> Record:
@@ -45,8 +41,8 @@ def sweep(method: str, data: Dataset, devices: list[jax.Device]) -> Record:
         print(f"{method}, rate {rate:g}: {scores[rate]:.2%}", flush=True)
     best = max(scores, key=scores.__getitem__)
     if best in (min(scores), max(scores)):
-        where = "is at an end of its range; change LOWEST"
-        raise SystemExit(f"{method}: the best rate, {best:g}, {where}")
+        where = "is the lowest or highest tried; change LOWEST in demo_sweep.py"
+        raise SystemExit(f"{method}: the best learning rate, {best:g}, {where}")
     return {"protocol": protocol(method), "best": best, "scores": scores, "runs": runs}
 
 

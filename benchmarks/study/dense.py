@@ -34,7 +34,7 @@ SIZES = ((64, 128), (128, 128), (128, 10))
 
 
 def lars_with(ratio: float, **options: Any) -> Callable[[Any], Any]:
-    """Returns a function from a schedule to LARS with that fallback ratio."""
+    """Returns a function from a schedule to LARS whose `fallback_ratio` is `ratio`."""
     return lambda rate: lars_optax.lars(rate, 5e-4, fallback_ratio=ratio, **options)
 
 
@@ -72,7 +72,10 @@ def apply(params: Any, x: jax.Array) -> jax.Array:
 
 
 def accuracies(network: str, make: Callable[[Any], Any], rate: float) -> np.ndarray:
-    """Returns the held-out accuracy after training, for each seed."""
+    """Trains a network once for each seed, and returns its held-out accuracies.
+
+    `make` returns the optimizer for a learning-rate schedule. `rate` is its peak.
+    """
     images, labels = load_digits(return_X_y=True)
     x, y = jnp.asarray(images / 16, jnp.float32), jnp.asarray(labels)
     schedule = lars_optax.warmup_polynomial_decay_schedule

@@ -1,12 +1,14 @@
-"""Runs the study of large batches, or one row of it again.
+"""Trains the missing runs of the study of large batches, or repeats one of its rows.
 
-    python -m benchmarks.study [--hours 2] [--only PART …]   what is still missing
-    python -m benchmarks.study --again NAME                  a row, beside what is kept
+    python -m benchmarks.study [--hours 2] [--only PART …]   trains the missing runs
+    python -m benchmarks.study --again NAME                  repeats the row NAME
 
-benchmarks/study/protocol.py says what is compared. Each run adds a line to
+A row of the study's tables is an optimizer at one batch size, on one data set and
+network. --again prints the new accuracy beside the recorded one and records nothing.
+benchmarks/study/protocol.py says what is compared. Each new run adds a line to
 benchmarks/results/study.jsonl. Ctrl-C stops the command at any time, and the same
 command continues. It prints how many runs are to come and how long they should take,
-which it estimates from the runs that are kept.
+which it estimates from the runs that have results.
 """
 
 from statistics import mean, stdev
@@ -22,11 +24,18 @@ from examples.imagenet.run.loop import Stopped
 
 
 def again(name: str, seeds: int, place: Place) -> tuple[list[float], list[float]]:
-    """Runs a row and returns its test accuracies, new ones and those that are kept."""
+    """Trains a row of the study's tables again, with `seeds` of its seeds.
+
+    Returns the new test accuracies and those of the study. Raises ValueError if the
+    study has no results of the row, or the row has fewer seeds.
+    """
     runs = Runs(read(STUDY_FILE))
     have = {cell.name: cell for cell in cells() if runs.final(cell)}
     if name not in have:
-        raise ValueError(f"--again: no row {name!r} is kept; have {', '.join(have)}")
+        raise ValueError(
+            f"--again: there are no results of a row {name!r} to compare with;"
+            f" give one of {', '.join(have)}"
+        )
     final = have[name].final
     if not 1 <= seeds <= len(final.seeds):
         raise ValueError(f"--seeds: got {seeds}; give 1 to {len(final.seeds)}")
@@ -44,9 +53,10 @@ def again(name: str, seeds: int, place: Place) -> tuple[list[float], list[float]
 
 
 def study(wanted: list[Cell], hours: float, place: Place) -> None:
-    """Runs what is missing of these rows.
+    """Trains the missing runs of the rows `wanted` of the study's tables.
 
-    Raises ValueError before the first run if data are missing.
+    Begins no run that would end after `hours`. Raises ValueError before the first run
+    if the folder of a data set is missing.
     """
     runs = Runs(read(STUDY_FILE))
     for name in {cell.data for cell in wanted if missing(runs, cell)}:
@@ -60,7 +70,7 @@ def study(wanted: list[Cell], hours: float, place: Place) -> None:
     runs = Runs(read(STUDY_FILE))
     for cell in wanted:
         if not runs.final(cell):
-            print(f"{cell.name} waits for the rate of another row")
+            print(f"{cell.name} has no final run; run the study again without --only")
 
 
 def main(
@@ -71,21 +81,23 @@ def main(
     row: Annotated[str, tyro.conf.arg(name="again", metavar="NAME")] = "",
     seeds: int = 3,
 ) -> None:
-    """Runs what is missing of the study, or one row again.
+    """Trains the missing runs of the study, or one row of its tables again.
 
     Args:
-      hours: begin no run that would end later.
-      only: parts of the names of rows.
-      show: print the names of rows and how many of their runs are missing.
-      row: run the row of this name from the start.
-      seeds: how many seeds of that row to run.
+      hours: begin no run that would end later than this many hours from now.
+      only: train only rows whose name contains one of these texts.
+      show: train nothing; print each row's name and its number of missing runs.
+      row: train the row of this name again, and print both accuracies.
+      seeds: how many of its seeds --again trains.
     """
     wanted = [cell for cell in cells() if any(part in cell.name for part in only)]
     if not place.cifar10:
         wanted = [cell for cell in wanted if cell.data != "cifar10"] or wanted
     try:
         if not wanted:
-            raise ValueError(f"--only: no row's name has {only}; --list has all")
+            raise ValueError(
+                f"--only: no row's name contains any of {only}; --list prints the names"
+            )
         if row:
             again(row, seeds, place)
         elif show:
@@ -97,4 +109,4 @@ def main(
     except ValueError as error:
         raise SystemExit(f"error: {error}") from None
     except (Stopped, KeyboardInterrupt):
-        raise SystemExit("stopped; the same command continues") from None
+        raise SystemExit("stopped; run the same command again to continue") from None

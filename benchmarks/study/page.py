@@ -1,7 +1,7 @@
-"""The tables and pictures of the study of large batches in docs/study.md.
+"""Makes the tables and pictures of the study of large batches in docs/study.md.
 
-A row that has not been run stands in its table and says so. The picture of batch sizes
-leaves out rows with one seed.
+A row that has not been trained stands in its table as "not run". The picture of
+batch sizes leaves out rows with one seed.
 """
 
 from collections.abc import Callable
@@ -34,7 +34,10 @@ def percent(accuracies: list[float]) -> str:
 
 
 def score(cell: Cell, final: list[Record]) -> str:
-    """Returns the test accuracy, and how many seeds are missing or diverged."""
+    """Returns a table cell: test accuracy, and how many seeds are missing or diverged.
+
+    `final` has the records of the runs at its chosen learning rate.
+    """
     if not final:
         return "not run"
     wanted, n = len(cell.final.seeds), sum(r["diverged"] for r in final)
@@ -44,17 +47,23 @@ def score(cell: Cell, final: list[Record]) -> str:
 
 
 def rows(name: str) -> list[Cell]:
-    """Returns the rows of a network on Fashion-MNIST, or all rows on some data."""
+    """Returns the rows of the study for `name`, a network or a data set.
+
+    For a network they are the rows on Fashion-MNIST.
+    """
     return [x for x in cells() if x.data == name or x[:2] == (DATA, name)]
 
 
 def first_cells(cell: Cell) -> dict[str, str]:
-    """Returns the cells that a row begins with in every table."""
+    """Returns the batch size and the optimizer, with which each table row begins."""
     return {"batch": f"{cell.batch:,}", "optimizer": METHODS[cell.method].title}
 
 
 def accuracies(name: str, records: list[Record]) -> str:
-    """Returns a table of the test accuracies at the chosen learning rates."""
+    """Returns a Markdown table of test accuracies at the chosen learning rates.
+
+    Its rows are those of `name`, a network or a data set.
+    """
     runs, lines = Runs(records), []
     for cell in rows(name):
         rates, best = runs.trials(cell)
@@ -71,7 +80,10 @@ def accuracies(name: str, records: list[Record]) -> str:
 
 
 def trials(name: str, records: list[Record]) -> str:
-    """Returns a table of the validation accuracies of all trials."""
+    """Returns a Markdown table of the validation accuracy at each learning rate tried.
+
+    Its rows are those of `name`, a network or a data set.
+    """
     runs, lines = Runs(records), []
     for cell in rows(name):
         found = [
@@ -86,7 +98,7 @@ def trials(name: str, records: list[Record]) -> str:
 
 
 def describe_protocol(_: object) -> str:
-    """Returns the protocol without its title."""
+    """Returns the docstring of benchmarks/study/protocol.py without its first line."""
     return (protocol.__doc__ or "").partition("\n\n")[2]
 
 
@@ -101,7 +113,7 @@ TABLES = (
 
 
 def draw(records: list[Record], folder: Path) -> None:
-    """Draws the accuracy over the learning rate, and over the batch size."""
+    """Draws pictures of accuracy over learning rate and over batch size in `folder`."""
     runs = Runs(records)
     labels = ("learning rate", "validation accuracy, %")
     draw_panels(folder / "study_rate.png", *labels, partial(draw_rates, runs))
@@ -112,7 +124,10 @@ def draw(records: list[Record], folder: Path) -> None:
 def draw_panels(
     path: Path, xlabel: str, ylabel: str, draw: Callable[[Any, str], None]
 ) -> None:
-    """Draws a picture of two panels, each by `draw(axis, network)`, with one legend."""
+    """Writes a picture to `path`, with a panel for each network and one legend.
+
+    `draw(axis, network)` draws a panel.
+    """
     figure = Figure(figsize=(9, 4.2), layout="constrained")
     axes = figure.subplots(1, len(NETWORKS), sharey=True)
     legend: dict[str, Any] = {}

@@ -83,7 +83,10 @@ MORE_SEEDS = {"cifar10": (1, 2, 3, 4, 5)}
 
 
 class Method(NamedTuple):
-    """An optimizer of the study; `make` if the trainer has no flags for it."""
+    """An optimizer that the study compares, and how its learning rate is tuned.
+
+    `make` builds the optimizer if the trainer cannot build it from `optimizer`.
+    """
 
     title: str
     optimizer: Optimizer
@@ -95,20 +98,26 @@ class Method(NamedTuple):
 
     @property
     def trains(self) -> tuple[Any, ...]:
-        """What it trains with.
+        """What determines the optimizer, except for the learning rate.
 
-        Methods that differ only in how the learning rate is chosen have it in common.
+        Methods with equal `trains` differ only in how their learning rate is chosen.
         """
         return self.optimizer, self.make
 
 
 def optax_lars(recipe: Recipe, images: int) -> Any:
-    """Returns `optax.lars` with the study's schedule and decay, else its defaults."""
+    """Returns `optax.lars` with the study's schedule and weight decay.
+
+    Its other arguments have their defaults.
+    """
     return optax.lars(recipe.schedule(images), recipe.weight_decay)
 
 
 def larc(recipe: Recipe, images: int) -> Any:
-    """Returns `larc` with the study's schedule and decay, else its defaults."""
+    """Returns `lars_optax.larc` with the study's schedule and weight decay.
+
+    Its other arguments have their defaults.
+    """
     return lars_optax.larc(recipe.schedule(images), recipe.weight_decay or 0.0)
 
 
@@ -155,7 +164,7 @@ RULES = {
 
 
 class Cell(NamedTuple):
-    """One row of the study's tables: a method on data, a network and a batch size."""
+    """A row of the study's tables: an optimizer, data, a network and a batch size."""
 
     data: str
     network: str
@@ -164,21 +173,25 @@ class Cell(NamedTuple):
 
     @property
     def name(self) -> str:
-        """The name of the row on the command line."""
+        """The row's name on the command line, such as digits/alexnet_small/32/sgd."""
         return "/".join(map(str, self))
 
     @property
     def tuning(self) -> Stage:
-        """The trials at every learning rate."""
+        """The epochs, seed and images of the trials that choose the learning rate."""
         return METHODS[self.method].tuning
 
     @property
     def final(self) -> Stage:
-        """The runs at the best learning rate."""
+        """The epochs, seeds and images of the runs at the chosen learning rate."""
         return FINAL._replace(seeds=MORE_SEEDS.get(self.data, FINAL.seeds))
 
     def config(self, source: str, rate: float, stage: Stage, devices: int) -> Config:
-        """Returns a run's configuration on at most so many devices, without a seed."""
+        """Returns the trainer's configuration of a run at the learning rate `rate`.
+
+        `source` is the trainer's --data. The run uses at most `devices` devices. The
+        caller sets the seed.
+        """
         few = -(-self.batch // BN_IMAGES)
         parts = next(n for n in range(few, self.batch + 1) if self.batch % n == 0)
         used = math.gcd(parts, devices)
@@ -199,10 +212,10 @@ class Cell(NamedTuple):
         )
 
     def rates(self, best: Callable[["Cell"], float | None]) -> tuple[float, ...]:
-        """Returns the learning rates to try first.
+        """Returns the learning rates that are tried first for this row of the tables.
 
-        `best` returns the best rate of another row, or None if it is not known yet.
-        Returns no rates if they follow from one that is not known.
+        They may depend on another row's best rate. `best` returns that rate, or None
+        if it is not known yet; then this returns no rates.
         """
         norm = int(self.network != "alexnet_small")
         if self.method in RULES:
@@ -228,7 +241,10 @@ def _doublings(lowest: float, n: int) -> tuple[float, ...]:
 
 
 def cells() -> list[Cell]:
-    """Returns all rows, those that the conclusions rest on first."""
+    """Returns all rows of the study's tables, in the order in which they are trained.
+
+    For each data set, the rows that the conclusions rest on come first.
+    """
     digits = ((32, "sgd"), (1600, "sgd"), (1600, "lars-all"))
     found = [Cell("digits", "alexnet_small", *each) for each in digits]
     main = ((128, "sgd"), (8192, "sgd"), (8192, "lars"))

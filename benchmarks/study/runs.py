@@ -1,4 +1,4 @@
-"""Runs of the study and of the ablations: which are kept, and which are missing."""
+"""Finds which training runs of the study and the ablations have results."""
 
 from collections.abc import Callable, Iterable, Mapping
 from itertools import product
@@ -15,7 +15,10 @@ COMPILING = 15  # seconds that a run takes to compile, about
 
 
 class Variant(NamedTuple):
-    """A choice of an ablation; `make` if the trainer has no flags for it."""
+    """A variant of LARS that an ablation compares with others.
+
+    `make` builds the optimizer if the trainer cannot build it from `optimizer`.
+    """
 
     ablation: str
     title: str
@@ -24,9 +27,10 @@ class Variant(NamedTuple):
 
     @property
     def key(self) -> dict[str, str]:
-        """The fields that its runs are recorded under.
+        """The fields that identify the records of this variant's runs.
 
-        They are the same for every variant that is the study's own choice.
+        They are the same for all variants that train as the study does, so that these
+        share their runs.
         """
         if (self.optimizer, self.make) == (STUDIED, Recipe.optimizer):
             return {"ablation": "as in the study", "variant": "as in the study"}
@@ -34,7 +38,7 @@ class Variant(NamedTuple):
 
 
 class Job(NamedTuple):
-    """One run of the study, or of an ablation if it has a variant."""
+    """A training run of the study or, if it has a variant, of an ablation."""
 
     cell: Cell
     rate: float
@@ -44,7 +48,7 @@ class Job(NamedTuple):
 
     @property
     def key(self) -> Record:
-        """The fields of its record that no other run has the same values of."""
+        """The fields and values that tell this run's record from all others."""
         run: Record = {"learning_rate": self.rate, "seed": self.seed}
         if self.variant:
             return self.variant.key | {"network": self.cell.network} | run
@@ -53,7 +57,7 @@ class Job(NamedTuple):
 
     @property
     def name(self) -> str:
-        """The name of the run in messages and of its folder."""
+        """The run's name in messages, which is also the path of its folder."""
         row = self.cell.name
         if self.variant:
             row = "/".join((*self.variant.key.values(), self.cell.network))
@@ -62,32 +66,42 @@ class Job(NamedTuple):
 
 
 class Runs:
-    """The runs that are kept in a file."""
+    """The results of runs, as the records in a file under benchmarks/results."""
 
     def __init__(self, records: list[Record]) -> None:
         self.records = records
 
     def tried(self, cell: Cell) -> list[Record]:
-        """Returns its trials by rate; none if its rate follows from another row's."""
+        """Returns the records of the learning-rate trials for one row of the study.
+
+        They are in order of learning rate. There are none if the row's learning rate
+        follows from another row's.
+        """
         found = [] if cell.method in RULES else self._like(cell, cell.tuning)
         return sorted(found, key=lambda r: r["learning_rate"])
 
     def final(self, cell: Cell) -> list[Record]:
-        """Returns the runs at the best rate, by seed."""
+        """Returns the records of a study row's runs at its best learning rate.
+
+        They are in order of seed.
+        """
         best = self.best(cell)
         found = self._like(cell, cell.final)
         some = [r for r in found if r["learning_rate"] == best]
         return sorted(some, key=lambda r: r["seed"])
 
     def of(self, job: Job) -> list[Record]:
-        """Returns the record of that run, if it is kept."""
+        """Returns the records of a run, or an empty list if it has no results."""
         if job.variant:
             return [r for r in self.records if job.key.items() <= r.items()]
         one = {"learning_rate": job.rate, "seed": job.seed}.items()
         return [r for r in self._like(job.cell, job.stage) if one <= r.items()]
 
     def _like(self, cell: Cell, stage: Stage) -> list[Record]:
-        """Returns its runs, and those of rows where only the choice of rate differs."""
+        """Returns the records of a study row's runs with the stage's epochs and seeds.
+
+        Includes runs of other rows that differ only in how the learning rate is chosen.
+        """
         trains = METHODS[cell.method].trains
         alike = {name for name, method in METHODS.items() if method.trains == trains}
         rest = cell._asdict() | {"epochs": stage.epochs, "split": stage.split}
@@ -96,7 +110,10 @@ class Runs:
         return [r for r in some if r["method"] in alike and r["seed"] in stage.seeds]
 
     def trials(self, cell: Cell) -> tuple[list[float], float | None]:
-        """Returns the rates to try so far, and the best one once all are tried."""
+        """Returns the learning rates that a study row tries, as far as known.
+
+        Also returns the best of them, or None while some have not been tried.
+        """
         first = cell.rates(self.best)
         if len(first) < 2:
             return [], first[0] if first else None
@@ -108,11 +125,11 @@ class Runs:
         return rates, choose(rates, scores)
 
     def best(self, cell: Cell) -> float | None:
-        """Returns the best rate of a row, or None if it is not known yet."""
+        """Returns a study row's best learning rate, or None if not known yet."""
         return self.trials(cell)[1]
 
     def seconds(self, job: Job) -> float:
-        """Estimates the seconds of a run from runs like it; 0 if there are none."""
+        """Returns a run's seconds, estimated from similar runs, or 0 without any."""
         cell, epochs = job.cell, job.stage.epochs
         # The records of ablations lack what is the same in all of them.
         same = {"data": cell.data, "batch": cell.batch, "epochs": epochs}
@@ -127,33 +144,43 @@ class Runs:
 
 
 def choose(rates: list[float], scores: Mapping[float, float]) -> float | None:
-    """Returns the rate with the best score, or None while one has no score."""
+    """Returns the learning rate with the best score, or None if any has none yet."""
     if all(rate in scores for rate in rates):
         return max(rates, key=scores.__getitem__)
     return None
 
 
 def extend(rates: list[float], scores: Mapping[float, float]) -> list[float]:
-    """Adds the next rate beyond an end while the best of the rates is at that end."""
+    """Returns `rates`, extended until the best one is neither lowest nor highest.
+
+    Half the lowest or twice the highest is added until then, or until a rate has no
+    score yet.
+    """
     while (best := choose(rates, scores)) in (rates[0], rates[-1]):
         rates = [*rates, 2 * best] if best == rates[-1] else [best / 2, *rates]
     return rates
 
 
 def jobs(cell: Cell, stage: Stage, rates: Iterable[float]) -> list[Job]:
-    """Returns the runs of a stage at the rates, with all seeds."""
+    """Returns a study row's runs at each learning rate, with each seed of `stage`."""
     return [Job(cell, rate, stage, seed) for rate, seed in product(rates, stage.seeds)]
 
 
 def missing(runs: Runs, cell: Cell) -> list[Job]:
-    """Returns the runs of a row that can start now, the final runs after its trials."""
+    """Returns a study row's runs that have no results and can start now.
+
+    Its final runs are among them once its trials have found the best learning rate.
+    """
     rates, best = runs.trials(cell)
     final = [] if best is None else jobs(cell, cell.final, [best])
     return [x for x in jobs(cell, cell.tuning, rates) + final if not runs.of(x)]
 
 
 def later(runs: Runs, cell: Cell) -> list[Job]:
-    """Returns the runs of a row that wait for a rate, with 1 in its place."""
+    """Returns a study row's runs that cannot start until a learning rate is known.
+
+    Their learning rate is 1, in place of the unknown one.
+    """
     rates, best = runs.trials(cell)
     if best is not None:
         return []
@@ -163,7 +190,10 @@ def later(runs: Runs, cell: Cell) -> list[Job]:
 
 
 def remaining(runs: Runs, wanted: Iterable[Cell]) -> list[Job]:
-    """Returns all runs that are to come, unless the range of rates is extended."""
+    """Returns all runs that the study's rows `wanted` still lack.
+
+    More follow if a row has to try further learning rates.
+    """
     return [
         job for cell in wanted for find in (missing, later) for job in find(runs, cell)
     ]

@@ -1,13 +1,13 @@
-"""Measures speed at a fixed batch on n and 2n devices, and the time to an accuracy.
+"""Measures the training speed on n and 2n devices, and the time to an accuracy.
 
     python -m benchmarks.study.scaling speed [--network resnet50] [--batches 512 4096]
     python -m benchmarks.study.scaling time [--seeds 3] [--fashion-mnist DIR]
 
-`speed` measures the quantities of the paper's Tables 8 to 11. It trains on noise, with
-all devices and with half of them, and reads the speed from the trainer's log. The whole
-batch is on the devices at once. Projected times are epochs × images / speed, as in the
-paper. The virtual devices of a CPU share its cores, so their ratios say nothing about
-real devices.
+`speed` measures the quantities of the LARS paper's Tables 8 to 11. It trains on noise,
+with all devices and with half of them, and reads the speed from the trainer's log. The
+whole batch is on the devices at once. Projected times are epochs × images / speed, as
+in the paper. The virtual devices of a CPU share its cores, so their ratios say nothing
+about real devices.
 
 `time` measures the seconds of training until the test accuracy is first at most half a
 point below that of the study's small-batch SGD. It trains that SGD, and LARS at 16 and
@@ -56,8 +56,8 @@ def measure_speed(
     """Measures the speed for two batch sizes on all devices and on half of them.
 
     Args:
-      network: without it, alexnet_small on a CPU and resnet50 elsewhere.
-      dtype: without it, float32 on a CPU and bfloat16 elsewhere.
+      network: what to train; by default alexnet_small on a CPU, else resnet50.
+      dtype: dtype of activations; by default float32 on a CPU, else bfloat16.
       batches: the two batch sizes.
     """
     devices, logs = start_devices(None), []
@@ -78,7 +78,7 @@ def measure_speed(
         out = LOGS / f"{network}-{batch}-{count}"
         run = config.Run(log_every=RECORD, checkpoints=0, out=str(out))
         if fit(Experiment(settings, data, devices[:count]), run).diverged:
-            raise SystemExit(f"error: {network} diverged at a batch size of {batch}")
+            raise SystemExit(f"{network} diverged at batch {batch}; change --batches")
         logs.append(str(out))
     # The epochs are the paper's, and the noise has as many images as ImageNet.
     found = [cell._asdict() for cell in speed.cells(read_runs(logs), epochs=100)]
@@ -86,10 +86,10 @@ def measure_speed(
 
 
 def measure_time(seeds: Literal[1, 2, 3] = 3, fashion_mnist: str = FASHION) -> None:
-    """Measures the time to an accuracy for the small batch and the large ones.
+    """Measures the time to an accuracy for SGD at a small batch and LARS at large ones.
 
     Args:
-      seeds: runs of each network at each batch size.
+      seeds: number of runs of each network at each batch size.
       fashion_mnist: the folder of Fashion-MNIST's IDX files.
     """
     start_devices(None)
@@ -99,7 +99,7 @@ def measure_time(seeds: Literal[1, 2, 3] = 3, fashion_mnist: str = FASHION) -> N
         cells = [small, *(Cell(DATA, network, batch, "lars") for batch in LARGE)]
         for cell in cells:
             if not runs.final(cell):
-                raise SystemExit(f"error: the study has no final run of {cell.name}")
+                raise SystemExit(f"{cell.name} has no final run: run the study first")
         target = mean(r["accuracy"] for r in runs.final(small)) - MARGIN
         for cell, seed in product(cells, FINAL.seeds[:seeds]):
             rate = runs.final(cell)[0]["learning_rate"]
@@ -122,14 +122,17 @@ def measure_time(seeds: Literal[1, 2, 3] = 3, fashion_mnist: str = FASHION) -> N
 
 
 def keep(name: str, record: Record, page: Callable[[Record], str]) -> None:
-    """Prints a record's tables and writes it to the file of this kind of device."""
+    """Prints a record's tables, which `page` makes, and writes the record.
+
+    Its file is benchmarks/results/NAME_DEVICE.json, where DEVICE is cpu or gpu.
+    """
     device = jax.devices()[0]
     print(page(record))
     save(f"{name}_{device.platform}.json", {"device": device.device_kind} | record)
 
 
 def speeds(record: Record) -> str:
-    """Returns tables like the paper's 8 to 11."""
+    """Returns Markdown tables of speeds, like Tables 8 to 11 of the LARS paper."""
     found = [speed.Cell(**cell) for cell in record["cells"]]
     text = ""
     for table in speed.tables(found):
@@ -141,11 +144,10 @@ def speeds(record: Record) -> str:
 
 
 def times(record: Record) -> str:
-    """Returns a table with a row for each network and batch size."""
+    """Returns a Markdown table of the times to the target accuracy."""
     key = itemgetter("network", "batch", "method", "target")
-    order, lines = list(NETWORKS), []
-    rows = sorted(record["rows"], key=lambda r: (order.index(r["network"]), r["batch"]))
-    for (network, batch, method, target), group in groupby(rows, key):
+    lines = []
+    for (network, batch, method, target), group in groupby(record["rows"], key):
         some = list(group)
         there = [row["seconds"] for row in some if row["seconds"] is not None]
         line = {

@@ -1,4 +1,4 @@
-"""Trains the runs of the study and of its ablations that are missing, and keeps them.
+"""Trains the runs of the study and of its ablations that have no results yet.
 
 Each run adds a line to a file under benchmarks/results. A command that was stopped
 continues with the same run when it is started again.
@@ -32,14 +32,14 @@ VALIDATION = 5_000
 class Place(NamedTuple):
     """Where the data are, and how many devices to split a CPU into."""
 
-    fashion_mnist: str = FASHION  # folder of its IDX files
-    cifar10: str = ""  # folder of its JPEG files; give one on a GPU
+    fashion_mnist: str = FASHION  # folder of Fashion-MNIST's IDX files
+    cifar10: str = ""  # folder of CIFAR-10's JPEG files; if empty, no CIFAR-10
     devices: int | None = None  # how many devices to split a CPU into
 
 
 @cache
 def dataset(name: str, place: Place) -> tuple[str, Dataset]:
-    """Returns the trainer's --data, and the images.
+    """Returns the trainer's --data for a data set of the study, and its images.
 
     Raises ValueError if the folder of the images does not exist.
     """
@@ -59,7 +59,11 @@ def dataset(name: str, place: Place) -> tuple[str, Dataset]:
 def experiment(
     cell: Cell, rate: float, stage: Stage, place: Place, variant: Variant | None = None
 ) -> Experiment:
-    """Returns the experiment of a run, which is compiled once for all seeds."""
+    """Returns the trainer's experiment for a row of the study at one learning rate.
+
+    It is cached, so that runs with different seeds compile the step once. The optimizer
+    is that of `variant`, a variant of an ablation, if it is given.
+    """
     source, data = dataset(cell.data, place)
     devices = start_devices(place.devices)
     config = cell.config(source, rate, stage, len(devices))
@@ -72,7 +76,7 @@ def experiment(
 
 
 def train(job: Job, place: Place, out: Path, **options: Any) -> Result:
-    """Trains one run of the study with its log in `out`, and keeps no record of it.
+    """Trains one run of the study in the folder `out`, without a record of its result.
 
     `options` are fields of the trainer's `Run`.
     """
@@ -81,7 +85,10 @@ def train(job: Job, place: Place, out: Path, **options: Any) -> Result:
 
 
 def run(job: Job, place: Place, about: Record, file: str) -> Record:
-    """Trains from the last checkpoint, or from the start, and keeps the result."""
+    """Trains a run, from its last checkpoint if there is one.
+
+    Adds its record to `file`, under benchmarks/results.
+    """
     bound = experiment(job.cell, job.rate, job.stage, place, job.variant)
     out = OUT / job.name
     out.mkdir(parents=True, exist_ok=True)
@@ -102,7 +109,7 @@ def run_missing(
     hours: float = math.inf,
     remaining: Callable[[Runs], Sequence[Job]] | None = None,
 ) -> None:
-    """Runs what is missing, and begins no run that should end after `hours`.
+    """Trains the missing runs, and begins none that should end after `hours`.
 
     `missing` returns the runs that can start now, and `remaining` all that are to come
     if those are more. The file is read before each run, because another process may
@@ -115,7 +122,7 @@ def run_missing(
         seconds = sum(map(runs.seconds, left))
         long = f"about {seconds / 3600:.1f} h" if seconds else "no estimate yet"
         if time.monotonic() + runs.seconds(job) > end:
-            print(f"{hours:g} h are over; run the same command again to continue")
+            print(f"stopped: the next run may end after {hours:g} h; run this again")
             return
         print(f"{len(left)} runs to come, {long}; now {job.name}", flush=True)
         record = run(job, place, about, file)

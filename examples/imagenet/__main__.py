@@ -2,7 +2,7 @@
 
 Status 0 is success, 1 a failure, 2 an invalid flag or data, which would fail again, 3 a
 training that diverged, 75 a failed process, which may succeed when started again, and
-128 + n the end by signal n.
+128 + n an end by signal n.
 """
 
 import sys

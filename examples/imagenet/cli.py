@@ -44,7 +44,10 @@ _PNG = "curves.png"
 
 
 def parse(arguments: Sequence[str] | None) -> Config:
-    """Returns the settings: given flags, else those of --recipe, else the defaults."""
+    """Returns the settings of the run that the command line describes.
+
+    A flag that is not given has its value in --recipe, or its default without --recipe.
+    """
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     first.add_argument("--recipe", nargs="?")
     named, _ = first.parse_known_args(arguments)
@@ -88,7 +91,10 @@ def main(arguments: Sequence[str] | None = None) -> Result | None:
 
 
 def run(config: Config) -> Result | None:
-    """Trains, or describes the run for --dry-run and returns None."""
+    """Trains the network and returns the result.
+
+    With --dry-run it only prints a description of the run and returns None.
+    """
     if not config.dry_run:
         join(config.cluster)  # before anything else makes JAX look for devices
     experiment = raise_everywhere(lambda: bind(config))
@@ -121,7 +127,7 @@ def run(config: Config) -> Result | None:
 
 
 def bind(config: Config) -> Experiment:
-    """Loads the data, finds the devices, and returns the experiment, not yet compiled.
+    """Loads the data, finds the devices, and returns the experiment to train.
 
     Raises ValueError if settings, data and devices do not fit together.
     """

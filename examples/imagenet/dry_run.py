@@ -1,4 +1,4 @@
-"""The text that --dry-run prints. Trains nothing and allocates no parameters."""
+"""Describes a run for --dry-run, without training or allocating parameters."""
 
 from collections.abc import Sequence
 from functools import lru_cache, partial
@@ -66,7 +66,7 @@ def _knots(recipe: Recipe, examples: int, updates: int) -> list[int]:
     """Returns the steps whose learning rate is printed.
 
     They are each tenth of the run, its last step, and the two steps around the end of
-    the warm-up and around each boundary.
+    the warm-up and around each drop of a piecewise constant rate.
     """
     turns = [recipe.warmup_epochs or 0, *recipe.boundaries]
     steps = [epochs_to_steps(turn, examples, recipe.batch_size) for turn in turns]
@@ -93,7 +93,7 @@ def _memory(
 
 @lru_cache
 def _kept_per_image(model: Any, image_shape: tuple[int, ...]) -> int:
-    """Returns the bytes of an image's activations that the backward pass needs."""
+    """Returns how many bytes of activations one image keeps for the backward pass."""
     init = partial(init_state, 0, model, optax.identity(), image_shape)
     state = jax.eval_shape(init)
 
@@ -113,5 +113,5 @@ def _kept_per_image(model: Any, image_shape: tuple[int, ...]) -> int:
 
 
 def size(tree: Any) -> int:
-    """Returns the bytes of all arrays, or shapes of arrays, in a tree."""
+    """Returns the total size in bytes of the arrays, or shapes of arrays, in a tree."""
     return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(tree))

@@ -82,7 +82,7 @@ def read_log(path: Path) -> list[Record]:
 
 
 def _cut(path: Path, updates: int) -> None:
-    """Removes from a log what was written after its first `updates` updates."""
+    """Removes the records of later updates than the first `updates` from a log."""
     kept = [record for record in read_log(path) if _updates_done(record) <= updates]
     # Renamed into place, so that a kill leaves either the old log or the new one.
     beside = path.with_suffix(".cut")

@@ -1,4 +1,4 @@
-"""Splits a batch evenly over processes and devices, or says which sizes would do."""
+"""Splits a batch evenly over processes and devices, or names sizes that divide."""
 
 import math
 from typing import NamedTuple

@@ -44,10 +44,11 @@ class Arguments:
     #: Folder with the three archives of ImageNet (ILSVRC2012) to unpack into DIR first.
     #: If not given, nothing is unpacked.
     archives: Annotated[str | None, tyro.conf.arg(metavar="FOLDER")] = None
-    #: Number of threads that decode images; by default one for each CPU core.
+    #: Number of threads that decode images. The default is this machine's number of
+    #: CPU cores.
     workers: int = os.cpu_count() or 1
-    #: File to write the list of broken images to: path, tab, reason. If not given, the
-    #: list is not written.
+    #: File for a list of the broken images, one to a line: path, tab, reason. If
+    #: not given, the list is not written.
     report: Annotated[str | None, tyro.conf.arg(metavar="FILE")] = None
 
     def __post_init__(self) -> None:
@@ -61,7 +62,7 @@ class Arguments:
 
 
 class Image(NamedTuple):
-    """An image that was decoded."""
+    """The size in pixels, path and format of an image file that could be decoded."""
 
     pixels: int
     size: str
@@ -71,7 +72,7 @@ class Image(NamedTuple):
 
 @dataclass
 class Survey:
-    """The broken and unusual images, and the smallest and the largest one."""
+    """What checking a folder found: broken, unusual, smallest and largest images."""
 
     broken: list[Broken] = field(default_factory=list)
     odd: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
@@ -89,7 +90,10 @@ class Survey:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Returns the exit status. Errors raise SystemExit with a message."""
+    """Checks a folder of images, and returns the exit status of the command.
+
+    Errors raise SystemExit with a message.
+    """
     console = Console(markup=False, highlight=False, soft_wrap=True)
     try:
         options = tyro.cli(
@@ -147,7 +151,7 @@ def _check(options: Arguments, console: Console) -> int:
 
 
 def _table(trees: dict[str, Tree], classes: int) -> Table:
-    """Returns the images of each split, and the fewest, median and most of a class."""
+    """Returns a table of the number of images in each split and in its classes."""
     table = Table("split", "images", "classes", "fewest", "median", "most")
     for split, tree in trees.items():
         each = np.bincount(tree.labels, minlength=classes)
@@ -158,7 +162,7 @@ def _table(trees: dict[str, Tree], classes: int) -> Table:
 
 
 def _missing(index: Index, trees: dict[str, Tree]) -> list[str]:
-    """Returns a text for each split without some class, or without all of ImageNet."""
+    """Returns a message for each split that lacks images of a class or of ImageNet."""
     classes, found = len(index.classes), []
     for split, tree in trees.items():
         if absent := classes - len(np.unique(tree.labels)):
@@ -194,7 +198,7 @@ def _decode_all(trees: list[Tree], workers: int, console: Console) -> Survey:
 
 
 def _inspect(tree: Tree, start: int) -> list[Image | Broken]:
-    """Decodes `_CHUNK` images of the tree, from number `start` on."""
+    """Decodes the `_CHUNK` images of the tree from index `start` on."""
     found: list[Image | Broken] = []
     for i in range(start, min(start + _CHUNK, tree.size)):
         path = tree.path(i)

@@ -30,7 +30,7 @@ def provenance() -> dict[str, Any]:
 
 
 def _commit() -> str:
-    """Returns the commit, with " + changes" if tracked files differ from it."""
+    """Returns the commit's hash, with " + changes" if tracked files differ from it."""
     head = _git("rev-parse", "--verify", "HEAD")
     if not head:
         return "uncommitted"
@@ -41,7 +41,7 @@ def _commit() -> str:
 
 
 def _git(*arguments: str) -> str:
-    """Returns what git prints, "" if it fails or is not installed."""
+    """Runs git and returns what it prints, or "" if it fails or is not installed."""
     command, folder = ["git", *arguments], Path(__file__).parent
     try:
         run = subprocess.run(command, cwd=folder, capture_output=True, text=True)

@@ -72,7 +72,7 @@ def to_recipe(config: Config) -> recipes.Recipe:
 
 
 def changes(config: Config) -> list[str]:
-    """Returns a line for each flag that departs from the recipe, with both values."""
+    """Returns a line for each flag whose value differs from that of the recipe."""
     if config.recipe is None:
         return []
     before = settings(configure(config.recipe))

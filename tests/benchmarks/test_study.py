@@ -1,5 +1,6 @@
-"""Law: the study follows its protocol, and a row of it can be run again."""
+"""Law: the study and its ablations follow the protocol, and a row can be run again."""
 
+from dataclasses import replace
 from itertools import permutations
 from statistics import mean, stdev
 
@@ -14,6 +15,7 @@ from trees import assert_equal, assert_refused, each_step
 
 import lars_optax
 from benchmarks.study import large_batches, protocol
+from benchmarks.study.ablations import ABLATIONS
 from benchmarks.study.protocol import FINAL, METHODS, cells
 from benchmarks.study.runs import Job, Runs, missing, remaining
 from benchmarks.study.train import Place
@@ -134,8 +136,31 @@ def test_every_method_trains_with_an_optimizer_of_its_own():
     same = {name: name.removesuffix("-long") for name in protocol.TUNED_LONG}
     for name, other in (same | {"linear": "sgd", "lars-sqrt": "lars"}).items():
         np.testing.assert_array_equal(seen.pop(name), seen[other])
-    for mine, yours in permutations(seen.values(), 2):
-        assert np.abs(mine - yours).max() > 1e-4 * np.abs(mine).max()
+    assert_all_differ(seen, 1e-4)
+
+
+def assert_all_differ(updates, share):
+    """Any two differ by more than this share of their largest element."""
+    for mine, yours in permutations(updates.values(), 2):
+        assert np.abs(mine - yours).max() > share * np.abs(mine).max()
+
+
+def test_every_variant_of_an_ablation_trains_with_an_optimizer_of_its_own():
+    cell = protocol.Cell("digits", "alexnet_small", 1600, "lars")
+    config = cell.config("mnist", 1.0, protocol.ABLATION, 1)
+    grown = [0.01 * i for i in range(1, 13)]  # small, so that the decay is to be seen
+    # Two more than the study's warm-up.
+    grads = [{"kernel": jnp.eye(3) * x, "bias": jnp.arange(3.0) * x} for x in grown]
+    seen = {}
+    for variants in ABLATIONS.values():
+        for variant in variants:
+            optimizer = replace(variant.optimizer, learning_rate=50.0)
+            recipe = to_recipe(replace(config, optimizer=optimizer))
+            steps = each_step(variant.make(recipe, 3200), grads, PARAMS)
+            found = ravel_pytree([updates for updates, _ in steps])
+            seen[*variant.key.values()] = found[0]
+    assert len(seen) == 1 + sum(len(variants) - 1 for variants in ABLATIONS.values())
+    assert_all_differ(seen, 1e-5)
 
 
 def test_lars_of_weights_is_lars_with_its_defaults_a_schedule_and_decay():

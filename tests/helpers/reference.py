@@ -6,15 +6,14 @@ Step numbers are those of section 3.2.3 of You, Gitman and Ginsburg 2017.
 import numpy as np
 
 
-def trust_ratio(w, g, eta, beta, eps, denominator, fallback):
-    """Step 1, with β‖w‖ where the paper misprints β‖∇w‖."""
+def trust_ratio(w, g, eta, beta, eps, denominator, fallback, most=np.inf):
+    """Step 1, at most `most`, with β‖w‖ where the paper misprints β‖∇w‖."""
     norm_w = np.sqrt(np.sum(w**2))
     norm_g = np.sqrt(np.sum((g + beta * w if denominator == "joint" else g) ** 2))
     if norm_w == 0 or norm_g == 0:
         return fallback
-    if denominator == "joint":
-        return eta * norm_w / (norm_g + eps)
-    return eta * norm_w / (norm_g + beta * norm_w + eps)
+    length = norm_g if denominator == "joint" else norm_g + beta * norm_w
+    return min(eta * norm_w / (length + eps), most)
 
 
 class Lars:
@@ -22,18 +21,19 @@ class Lars:
 
     def __init__(self, params, *, decayed, adapted, order="scaled", beta=0.0, mu=0.9,
                  eta=0.001, eps=0.0, denominator="separate", fallback=0.02,
-                 nesterov=False):  # fmt: skip
+                 nesterov=False, most=np.inf):  # fmt: skip
         self.params = {k: np.array(w, np.float64) for k, w in params.items()}
         self.buffer = {k: np.zeros_like(w) for k, w in self.params.items()}
         self.decayed, self.adapted, self.order = decayed, adapted, order
         self.beta, self.mu, self.eta, self.eps = beta, mu, eta, eps
-        self.denominator, self.fallback = denominator, fallback
+        self.denominator, self.fallback, self.most = denominator, fallback, most
         self.nesterov = nesterov
 
     def _ratio(self, name, w, g, beta, denominator):
         if name not in self.adapted:
             return self.fallback
-        return trust_ratio(w, g, self.eta, beta, self.eps, denominator, self.fallback)
+        rule = (self.eta, beta, self.eps, denominator, self.fallback, self.most)
+        return trust_ratio(w, g, *rule)
 
     def _momentum(self, name, x):
         """Step 4, a = μa + x; Nesterov's update is x + μa with the new a."""

@@ -1,5 +1,7 @@
 """Small parameter trees and gradients that show what LARS can get wrong."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -42,22 +44,24 @@ def learning_rate(count):
     return jnp.where(count >= 20, rate * 0.1 * (1 - (count - 20) / 40), rate)
 
 
-WEIGHTS = ("conv", "head", "unseen")
-MASKS = {
-    "paper_all": (None, None),
+ALL, WEIGHTS = tuple(params_tree()), ("conv", "head", "unseen")
+MASKS = {  # the names of the leaves that are decayed and of those that are adapted
+    "paper_all": (ALL, ALL),
     "weights_only": (WEIGHTS, WEIGHTS),
-    "decay_weights_adapt_all": (WEIGHTS, None),
-    "decay_all_adapt_some": (None, ("conv", "unseen")),
+    "decay_weights_adapt_all": (WEIGHTS, ALL),
+    "decay_all_adapt_some": (ALL, ("conv", "unseen")),
 }
-
-
-def mask_names(case, params):
-    """(decayed, adapted) of a case, as tuples of names."""
-    return tuple(tuple(params) if names is None else names for names in MASKS[case])
 
 
 def as_mask(names, params):
     return {name: name in names for name in params}
+
+
+def paths(tree, value):
+    """The paths of the leaves that are `value`."""
+    name = partial(jax.tree_util.keystr, simple=True, separator="/")
+    flat, _ = jax.tree_util.tree_flatten_with_path(tree)
+    return {name(path).removesuffix("/value") for path, leaf in flat if leaf is value}
 
 
 def train_step(tx):
@@ -85,11 +89,7 @@ def train(tx, params, grads_of, inputs):
     return history
 
 
-def arrays(tree):
-    return jax.tree.map(jnp.asarray, tree)
-
-
-PARAMS, RECORDED = arrays(params_tree()), arrays(recorded_grads())
+PARAMS, RECORDED = jax.tree.map(jnp.asarray, (params_tree(), recorded_grads()))
 GRADS = RECORDED[10]
 
 

@@ -216,7 +216,7 @@ def test_bad_stacked_axes_name_the_path(axes, message):
     ({"conv": "x", "head": "x"}, "PartitionSpec"),
     (["x", "y"], "tuple of names"),
     (jax.sharding.PartitionSpec(None, "x"), "'conv/bias', which has only 1"),
-    (jax.sharding.PartitionSpec(3), "'conv/bias'; each entry must be the name"),
+    (jax.sharding.PartitionSpec(3), "'conv/bias'; for each dimension of the array give"),
     ((), "is an empty tuple.*or None"),
     ("x", r"has 'x', but no .* \(unbound axis name: x.*\)\. .* under jit too, leave"),
 ])  # fmt: skip
@@ -258,7 +258,7 @@ OTHERS = {
         "3 at 'a', 4 at 'b'", step, SCALE(stacked_axes=0), LAYERS, LAYERS),
     "table_inside_jit": ("outside", jax.jit(table), PARAMS),
     "two_leaves_of_one_name": (
-        "mask has two leaves of one name among '0'", lars_optax.describe_mask,
+        "mask has two leaves with the same name among '0'", lars_optax.describe_mask,
         OrderedDict([(0, True), ("0", False)]),
         OrderedDict([(0, MATRIX), ("0", MATRIX)])),
 }  # fmt: skip

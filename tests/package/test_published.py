@@ -149,8 +149,7 @@ FLAX = {"decay": DECAY, "nesterov": DECAY | {"eps": 1e-3, "nesterov": True},
         "no_decay": {}}  # fmt: skip
 
 
-@pytest.mark.parametrize("configuration", FLAX,
-                         ids=["decay", "nesterov_and_eps", "no_decay"])  # fmt: skip
+@pytest.mark.parametrize("configuration", FLAX)
 def test_lars_itself_equals_flax(configuration):
     """The paper's order, λ = 1 with decay kept at a zero norm: no difference found."""
     options = FLAX[configuration]

@@ -1,11 +1,15 @@
-"""Law: recipes hold what their tables print, and have their authors' schedules."""
+"""Law: recipes hold what their tables print, and train as their authors did."""
 
 import re
 
+import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
-from trees import assert_refused
+import trees
+from reference import Lars
+from trees import PARAMS, RECORDED, WEIGHTS, assert_equal, assert_refused, replay
 
 import lars_optax
 from lars_optax import recipes
@@ -13,6 +17,7 @@ from lars_optax import recipes
 IMAGENET = 1_281_167
 MLPERF = recipes.get("mlperf-v1.0-resnet50-lars-8192")
 GOYAL = recipes.get("goyal-resnet50-sgd-8192")
+SHORT = {"batch_size": 100, "epochs": 4}
 
 
 def test_every_row_of_every_table_is_there():
@@ -215,3 +220,84 @@ def test_goyal_divides_by_ten_at_30_60_and_80():
     rate = GOYAL.schedule(IMAGENET)
     for epoch, expected in [(5, 3.2), (29, 3.2), (31, 0.32), (61, 0.032), (81, 0.0032)]:
         np.testing.assert_allclose(rate(round(epoch * IMAGENET / 8192)), expected, 1e-5)
+
+
+@pytest.mark.parametrize("name", ["paper-t5-alexnet_bn-lars-512", MLPERF.name])
+def test_lars_recipe_equals_the_reference(name):
+    recipe = recipes.get(name).replace(**SHORT, warmup_epochs=1, warmup_start=0.0)
+    rate = recipe.schedule(1000)
+    names = PARAMS if recipe.mask is True else WEIGHTS
+    rule = {"beta": recipe.weight_decay, "fallback": 1.0}
+    oracle = Lars(PARAMS, decayed=names, adapted=names, **rule)
+    for step, got in enumerate(replay(recipe.optimizer(1000))):
+        expected = oracle.step(RECORDED[step], float(rate(step)))
+        assert_equal(got, expected, rtol=2e-5)  # a rate of 17 on unadapted leaves
+
+
+def test_fallback_ratio_is_that_of_leaves_not_adapted_and_of_zero_gradients():
+    recipe = MLPERF.replace(warmup_epochs=0)
+    grads, changed = RECORDED[0], (recipe.replace(fallback_ratio=x) for x in (1.0, 0.5))
+    both = [replay(x.optimizer(10**6), grads=[grads])[0] for x in changed]
+    for name, weight in PARAMS.items():
+        whole, less = (np.asarray(got[name] - weight) for got in both)
+        falls_back = np.ndim(weight) < 2 or not grads[name].any()
+        # Differences of float32 weights near 1: an absolute 1e-6.
+        expected = whole * (0.5 if falls_back else 1.0)
+        np.testing.assert_allclose(less, expected, rtol=1e-4, atol=1e-6)
+        assert whole.any() == (np.ndim(weight) > 1 or grads[name].any()), name
+
+
+def test_sgd_recipe_has_the_rate_inside_the_momentum_and_goyal_outside():
+    def steps(recipe):
+        return replay(recipe.optimizer(1000))
+
+    def by_hand(recipe, scaled):
+        rate = optax.scale_by_learning_rate(recipe.schedule(1000))
+        trace = optax.trace(0.9, nesterov=recipe.nesterov)
+        mask = None if scaled else trees.as_mask(WEIGHTS, PARAMS)
+        decay = optax.add_decayed_weights(1e-4, mask)
+        order = (rate, trace) if scaled else (trace, rate)
+        return replay(optax.chain(decay, *order))
+
+    caffe = recipes.get("paper-t1-resnet50-sgd-256").replace(**SHORT)
+    goyal = GOYAL.replace(**SHORT, warmup_epochs=1, boundaries=(2, 3))
+    assert_equal(steps(caffe), by_hand(caffe, True))
+    assert_equal(steps(goyal), by_hand(goyal, False))
+
+
+def test_sgd_recipe_takes_biases_alone():
+    params = {"bias": jnp.ones(3)}
+    updates = trees.update(GOYAL.optimizer(10**6), params, params)
+    np.testing.assert_allclose(updates["bias"], -0.1 * 1.9, rtol=1e-6)  # Nesterov
+
+
+@pytest.mark.parametrize("order", ["scaled", "unscaled"])
+def test_sgd_recipe_sums_in_a_float32_buffer_and_decays_no_stacked_vector(order):
+    recipe = GOYAL.replace(warmup_epochs=0, momentum_order=order, weight_decay=0.5)
+    tx = recipe.optimizer(10**6, stacked_axes=0, accumulator_dtype="float32")
+    tree = {"kernel": jnp.ones((2, 3, 4)), "gain": jnp.ones((2, 4))}
+    params = jax.tree.map(lambda x: x.astype("bfloat16"), tree)
+    grads = jax.tree.map(lambda x: x * jnp.bfloat16(1e-2), params)
+    *_, (updates, state) = trees.each_step(tx, [grads] * 2, params)
+    rate = -recipe.learning_rate if order == "scaled" else 1.0
+    sums = {name: 1.9 * rate * (float(jnp.bfloat16(1e-2)) + decay)
+            for name, decay in (("kernel", 0.5), ("gain", 0.0))}  # fmt: skip
+    trace = optax.tree.get(state, "trace")
+    assert {x.dtype.name for x in updates.values()} == {"bfloat16"}
+    for name, expected in sums.items():
+        np.testing.assert_allclose(trace[name], expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+@pytest.mark.parametrize("momentum", [0.9, 0.0])
+def test_lars_recipe_is_lars_in_half_precision_and_of_stacked_layers(dtype, momentum):
+    recipe = MLPERF.replace(warmup_epochs=0, momentum=momentum)
+    random = np.random.default_rng(0)
+    draw = [{"kernel": random.normal(size=(3, 4, 5)) * 1e-4} for _ in range(4)]
+    params, *grads = jax.tree.map(lambda x: jnp.asarray(x, dtype), draw)
+    options = {"stacked_axes": 0, "accumulator_dtype": "float32"}
+    rate, tx = recipe.schedule(10**6), recipe.optimizer(10**6, **options)
+    own = lars_optax.lars(rate, recipe.weight_decay, momentum=momentum, **options)
+    assert_equal(replay(tx, params, grads), replay(own, params, grads))
+    held = sum(x.size for x in jax.tree.leaves(tx.init(params)))
+    assert held == 1 + (params["kernel"].size if momentum else 0)  # and a count

@@ -12,8 +12,7 @@ from compat import shard_map
 from flax import nnx
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
-from mask_nets import paths
-from trees import assert_equal, update
+from trees import assert_equal, paths, update
 
 import lars_optax
 
@@ -224,12 +223,8 @@ def test_a_shard_has_the_role_of_the_whole_leaf():
     stacked = {name: 0 if name == "stack" else None for name in SHARDED}
     expected = update(lars_optax.scale_by_lars(stacked_axes=stacked), params, params)
     tx = lars_optax.scale_by_lars(stacked_axes=stacked, axis_name=specs)
-    state = tx.init(params)
-
-    def of_shards(params):
-        return tx.update(params, state, params)[0]
-
-    found = shard_map(of_shards, mesh=MESH, in_specs=(specs,), out_specs=specs)(params)
+    where = {"mesh": MESH, "in_specs": (specs,), "out_specs": specs}
+    found = shard_map(lambda shards: update(tx, shards, shards), **where)(params)
     assert_equal(found, expected, 1e-6)
 
 

@@ -20,6 +20,7 @@ from reference import Lars
 from trees import assert_equal, learning_rate, train_step, update
 
 import lars_optax
+from lars_optax._axes import resolve_axis_names
 
 XY = ("x", "y")
 MESH = Mesh(np.array(jax.devices()[:4]).reshape(2, 2), XY)
@@ -247,10 +248,19 @@ def test_an_unnamed_leaf_has_one_role_in_shard_map_and_outside(axis_name):
     params = {"free": jnp.asarray(np.arange(6.0).reshape(3, 2), jnp.float32)}
     tx = lars_optax.scale_by_lars(BETA, axis_name=axis_name, **OPTIONS)
     expected = update(lars_optax.scale_by_lars(BETA, **OPTIONS), params, params)
-
-    def step(params):
-        return update(tx, params, params)
-
     specs = {"free": P(None, "x")}
-    found = in_shard_map(step, in_specs=(specs,), out_specs=specs)(params)
+    step = in_shard_map(lambda x: update(tx, x, x), in_specs=(specs,), out_specs=specs)
+    found = step(params)
     assert_equal(jax.device_get(found), jax.device_get(expected), rtol=2e-6)
+
+
+def test_a_bare_spec_is_a_spec_and_a_tuple_of_names_is_names():
+    params, spec = {"kernel": jnp.ones((4, 4))}, P("x")
+    # Each device has its own layers on a sharded stacking axis: nothing to sum.
+    assert resolve_axis_names(spec, params, [0]) == [((), ("x",))]
+    assert resolve_axis_names(spec, params, [None]) == [(("x",), ())]
+    assert resolve_axis_names(("x", "y"), params, [0]) == [(("x", "y"), ())]
+    pair = (params["kernel"], params["kernel"])
+    for specs in ((spec, P()), [spec, P()]):
+        names = resolve_axis_names(specs, type(specs)(pair), [None] * 2)
+        assert names == [(("x",), ()), ((), ())]

@@ -121,3 +121,25 @@ def test_an_infinite_gradient_is_visible_in_its_whole_layer():
     updates = update(lars_optax.lars(0.5), grads)
     assert np.isnan(updates["conv"]).all()  # none of it frozen at 0
     assert_equal(updates["head"], update(lars_optax.lars(0.5))["head"])
+
+
+@pytest.mark.parametrize("stacked_axes", [0, -1, {"conv": 1, "rest": 0}])
+def test_stacked_layers_are_what_they_are_one_by_one(stacked_axes):
+    rest = {"bias": PARAMS["conv_bias"]}
+    layers = [{"conv": {"kernel": PARAMS["conv"] * scale}, "rest": rest}
+              for scale in (0.1, 1.0, 0.0)]  # fmt: skip
+    grads = [jax.tree.map(lambda w, s=s: s * (w + 0.1), layers[1]) for s in (3, 0, 7)]
+    each = isinstance(stacked_axes, dict)
+    axes = stacked_axes if each else dict.fromkeys(("conv", "rest"), stacked_axes)
+
+    def stack(trees):
+        def join(key, *x):
+            return jax.tree.map(lambda *x: jnp.stack(x, axes[key]), *x)
+
+        return {key: join(key, *(tree[key] for tree in trees)) for key in axes}
+
+    options = {"weight_decay": 0.01, "trust_coefficient": 0.01}
+    tx = lars_optax.scale_by_lars(**options, stacked_axes=stacked_axes)
+    alone = lars_optax.scale_by_lars(**options)
+    expected = stack([update(alone, g, w) for g, w in zip(grads, layers, strict=True)])
+    assert_equal(update(tx, stack(grads), stack(layers)), expected, rtol=1e-6)

@@ -155,7 +155,7 @@ def test_what_cannot_be_read_is_named_and_stands_in_as_one_colour(tmp_path):
 def test_a_folder_that_has_gone_ends_the_run(tree):
     whole = source(tree)
     shutil.rmtree(f"{tree}/train")
-    with pytest.raises(OSError, match=r"--data: '.*train' is gone"):
+    with pytest.raises(OSError, match=r"--data: '.*train' no longer exists"):
         whole.take(np.arange(3))
 
 

@@ -106,7 +106,7 @@ def test_unreadable_files_are_each_named_when_the_run_goes_on(start):
 
 def test_an_epoch_whose_evaluation_was_cut_short_is_evaluated_on_resuming(start):
     test, hidden = start.folder / "test", start.folder / "hidden"
-    with pytest.raises(DataLost, match="is gone"):
+    with pytest.raises(DataLost, match="no longer exists"):
         start("", runs.when("step", 2, lambda: test.rename(hidden)))
     assert runs.steps_of(start.out) == [3]
     hidden.rename(test)
@@ -115,6 +115,6 @@ def test_an_epoch_whose_evaluation_was_cut_short_is_evaluated_on_resuming(start)
 
 
 def test_a_folder_that_goes_ends_the_run_with_a_checkpoint(start):
-    with pytest.raises(DataLost, match="is gone"):
+    with pytest.raises(DataLost, match="no longer exists"):
         start("", runs.when("epoch", 3, lambda: shutil.rmtree(start.folder)))
     assert 3 <= runs.steps_of(start.out)[-1] <= 6

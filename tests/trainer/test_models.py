@@ -15,7 +15,7 @@ from networks import KEY, logits_of, make, named_leaves, random_inputs, shapes
 from trees import assert_refused
 
 import lars_optax
-from benchmarks.study.layers_page import PAPER, printed_leaf
+from benchmarks.study.layers import PAPER
 from examples.imagenet.models import image_pixels, networks
 from examples.imagenet.models.resnet import ResNet
 
@@ -115,8 +115,7 @@ def test_fillers_of_alexnet(network):
 def test_norms_at_the_first_step_are_those_of_table_4():
     params = named_leaves(initial(make("alexnet_bn"), 227))
     assert len(params) == len(PAPER)
-    for column, (printed, *_) in PAPER.items():
-        name, expected = printed_leaf(column)
+    for name, (column, printed, *_, expected) in PAPER.items():
         found = params[name].ravel()
         # Of n draws of N(0, s) the norm has a standard deviation of s/√2.
         error = 0.01 / np.sqrt(2) if name.endswith("kernel") else 0

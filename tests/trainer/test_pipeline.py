@@ -88,6 +88,6 @@ def test_a_folder_that_goes_ends_the_batches(tree, workers):
     batches = train.training(0, range(1000), Share(8))
     next(batches)
     shutil.rmtree(tree)
-    with pytest.raises(DataLost, match="is gone"):
+    with pytest.raises(DataLost, match="no longer exists"):
         for _ in batches:
             pass

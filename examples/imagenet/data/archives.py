@@ -53,7 +53,7 @@ ILSVRC2012 = Counts(1_000, 1_281_167, 50_000)
 
 
 def unpack(archives: Path, folder: Path, counts: Counts) -> Iterator[bool]:
-    """Writes the images from the folder `archives` into `folder`, one at a time.
+    """Unpacks the ImageNet archives in the folder `archives` into `folder`.
 
     Yields once for each image: True if the image was written, False if its file already
     existed. Raises ValueError if an archive is missing, damaged or not official.
@@ -79,7 +79,7 @@ def unpack(archives: Path, folder: Path, counts: Counts) -> Iterator[bool]:
 
 
 def read_truth(path: Path, counts: Counts) -> list[str]:
-    """Returns the class of each ImageNet validation image, from the development kit."""
+    """Reads the class of each ImageNet validation image from the development kit."""
     # Decompressed as a whole, which verifies the checksum: SciPy may crash on a damaged
     # meta.mat.
     with gzip.open(path) as file:
@@ -95,7 +95,9 @@ def read_truth(path: Path, counts: Counts) -> list[str]:
     _check_count("labels of validation images", len(truth), counts.validation)
     foreign = {wnid for wnid in truth if not re.fullmatch(_WNID, wnid)}
     if foreign:
-        raise tarfile.ReadError(f"its labels {sorted(foreign)} name no class")
+        raise tarfile.ReadError(
+            f"its labels {sorted(foreign)} are not names of classes"
+        )
     return truth
 
 
@@ -115,7 +117,7 @@ def _read(tar: tarfile.TarFile, end: str) -> bytes:
     for member in tar:
         if member.name.endswith("/" + end) and (file := tar.extractfile(member)):
             return file.read()
-    raise tarfile.ReadError(f"it contains no file {end}")
+    raise tarfile.ReadError(f"it contains no file whose name ends in {end}")
 
 
 def _unpack_train(path: Path, folder: Path, counts: Counts) -> Iterator[bool]:
@@ -188,4 +190,4 @@ def _write(target: Path, size: int, content: IO[bytes]) -> bool:
 def _check_count(what: str, found: int, expected: int) -> None:
     # A tar file that was cut between two members reads as if it were complete.
     if found != expected:
-        raise tarfile.ReadError(f"it holds {found:,} {what}, not {expected:,}")
+        raise tarfile.ReadError(f"it contains {found:,} {what} instead of {expected:,}")

@@ -53,9 +53,9 @@ class Split(Indexed):
 
 @dataclass(frozen=True)
 class Synthetic(Indexed):
-    """A source of batches of `number` random images, of which only a few differ.
+    """A source of batches of `number` images that repeats the few images of `pool`.
 
-    Image i is image i modulo the number of images in `pool`.
+    Image i is image i % `pool.size` of the pool.
     """
 
     number: int
@@ -75,7 +75,7 @@ class Synthetic(Indexed):
 def synthetic(pixels: int) -> Dataset:
     """Returns a data set of random images of `pixels` × `pixels` pixels.
 
-    It has as many images and classes as ImageNet, of which only a few images differ.
+    It has as many images and classes as ImageNet, but repeats a few random images.
     """
     random = np.random.RandomState(_SPLIT_SEED)
     images = random.randint(0, 256, (_POOL, pixels, pixels, 3), np.uint8)
@@ -180,7 +180,7 @@ def hold_out(n: int, validation_images: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _find(folder: Path, name: str) -> Path:
-    """Returns the path of a file, or of the same file with .gz if only that exists."""
+    """Returns the path of the file `name`, or of `name`.gz if only that one exists."""
     packed = folder / f"{name}.gz"
     return (
         packed if packed.is_file() and not (folder / name).is_file() else folder / name

@@ -3,7 +3,8 @@
 Training sees a stream of images: all of them in the random order of epoch 0, then in
 that of epoch 1, and so on. Which image stands at a place of the stream, and how it is
 cropped, depends on the seed and the place alone. The number of threads, the number of
-processes that share a batch, and the step at which a run is resumed change nothing.
+processes that share a batch, and the step at which a run is resumed do not affect the
+images of a step.
 """
 
 import os
@@ -43,11 +44,11 @@ class Indexed(ABC):
 
     @abstractmethod
     def take(self, index: np.ndarray) -> Loaded:
-        """Returns the images of these indices as they are used in evaluation."""
+        """Returns the images with these indices, cropped as for evaluation."""
 
     @abstractmethod
     def content(self) -> Iterable[bytes]:
-        """Returns bytes that identify the images: other images give other bytes."""
+        """Returns bytes that differ between sources with different images."""
 
     @property
     def threads(self) -> int:
@@ -57,14 +58,14 @@ class Indexed(ABC):
     def take_augmented(
         self, index: np.ndarray, seed: int, epochs: np.ndarray
     ) -> Loaded:
-        """Returns the images of these indices as they are used in training.
+        """Returns the images with these indices, augmented as for training.
 
         Image `index[i]` is cropped as epoch `epochs[i]` of a run with this seed does.
         """
         return self.take(index)
 
     def training(self, seed: int, steps: range, share: Share) -> Batches:
-        """Yields a batch for each of these steps; an epoch has every image once."""
+        """Yields this process's rows of the training batch of each of these steps."""
 
         def read(places: np.ndarray) -> Loaded:
             epochs, index = visits(seed, places, self.size)
@@ -75,7 +76,7 @@ class Indexed(ABC):
             yield batch, loaded.broken
 
     def evaluation(self, share: Share) -> Batches:
-        """Yields every image once, in batches whose mask is False on padding rows."""
+        """Yields every image once, in batches with a mask that is False on padding."""
         last = self.size - 1
 
         def read(places: np.ndarray) -> Loaded:
@@ -125,7 +126,9 @@ def cores() -> int:
 def _batches(
     read: Callable[[np.ndarray], Loaded], share: Share, steps: range, threads: int
 ) -> Iterator[Loaded]:
-    """Yields the batches of these steps; `read` returns the images at given places.
+    """Yields this process's rows of the batch of each of these steps.
+
+    `read` returns the images at given positions of the stream of all batches' rows.
 
     Several threads read chunks of a batch, and one more thread joins the chunks. They
     read one batch ahead, or one chunk each if there are more threads than chunks. With
@@ -155,7 +158,11 @@ def _batches(
 
 
 def _places(share: Share, step: int, start: int, stop: int) -> np.ndarray:
-    """Returns the places in the stream of this process's rows start to stop − 1."""
+    """Returns where some of this process's rows stand in the stream of images.
+
+    The stream consists of the rows of all batches, counted from 0. The rows are those
+    from `start` to `stop` − 1 among the rows that this process reads for `step`.
+    """
     first = step * share.size + share.process * share.rows
     return np.arange(first + start, first + stop)
 

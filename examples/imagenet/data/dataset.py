@@ -23,7 +23,7 @@ class Broken(NamedTuple):
 
 
 class Batch(NamedTuple):
-    """One batch of images, or one process's rows of it."""
+    """A batch of images with labels, or the rows of it that one process reads."""
 
     images: Array  # uint8 [n, height, width, channels]
     labels: Array  # int32 [n]
@@ -80,7 +80,7 @@ class Source(Protocol):
         """
 
     def content(self) -> Iterable[bytes]:
-        """Returns bytes that identify the images: other images give other bytes.
+        """Returns bytes that differ between sources with different images.
 
         A checkpoint stores a digest of the bytes, and a run can only be resumed with
         data that has the same digest.
@@ -88,7 +88,7 @@ class Source(Protocol):
 
 
 class Dataset(NamedTuple):
-    """Training, validation and test images with labels, and facts about all of them."""
+    """The three splits of a data set, with their image shape and pixel statistics."""
 
     train: Source
     validation: Source

@@ -140,12 +140,16 @@ def _digest(path: str) -> bytes:
 
 
 def explain(tree: Tree, error: OSError | BrokenImage) -> str:
-    """Returns why an image cannot be read; raises OSError if its folder is gone."""
+    """Returns the reason why reading an image of the split `tree` raised `error`.
+
+    Raises OSError if the whole folder of the split no longer exists.
+    """
     if isinstance(error, BrokenImage):
         return str(error)
     if not tree.folder.is_dir():
         raise OSError(
-            f"--data: {str(tree.folder)!r} is gone; bring it back, then resume the run"
+            f"--data: {str(tree.folder)!r} no longer exists; restore it, then resume"
+            " the run"
         ) from error
     return error.strerror or str(error)
 
@@ -157,7 +161,7 @@ def load_folder(
     augment: Augment,
     workers: int | None = None,
 ) -> Dataset:
-    """Returns the data set in a folder with images in train/CLASS/ and further splits.
+    """Returns the data set in a folder with train/CLASS/, val/CLASS/ and test/CLASS/.
 
     If the folder has no validation images, the validation split is the last
     `validation_images` images of a fixed permutation of the training images.
@@ -204,7 +208,10 @@ def _moments(tree: Tree, pixels: int, augment: Augment) -> tuple[Colour, Colour]
 
 
 def _fingerprint(tree: Tree) -> str:
-    """Returns a digest of the files' names, sizes and times and of the decoders."""
+    """Returns a digest that changes if an image file or the image decoder changes.
+
+    It covers the names, sizes and modification times of the files, not their bytes.
+    """
     digest = hashlib.sha256(DECODERS.encode())
     for i, name in enumerate(tree.names):
         try:
@@ -217,7 +224,7 @@ def _fingerprint(tree: Tree) -> str:
 
 
 def _histogram(tree: Tree, pixels: int, augment: Augment) -> np.ndarray:
-    """Returns how often each value is in each colour channel, int64 [3, 256]."""
+    """Counts each pixel value in each colour channel of the images, int64 [3, 256]."""
 
     def count(i: int) -> np.ndarray:
         try:

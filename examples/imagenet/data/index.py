@@ -3,8 +3,8 @@
 Images are DIR/train/CLASS/IMAGE, and optionally the same in DIR/val and in DIR/test;
 other usual names of the three splits do as well. The label of a class is its position
 among the sorted folders of train. Listings are cached, because network disks are slow:
-a folder is listed again only if its times or its inode have changed. Entries that are
-left out are noted. Raises ValueError if a split has a class that train lacks.
+a folder is listed again only if its times or its inode have changed. Files that are
+left out are reported. Raises ValueError if a split has a class that train lacks.
 """
 
 import hashlib
@@ -33,7 +33,7 @@ _TICK = 2_000_000_000  # longest resolution of the times that a file system keep
 
 
 class Tree(NamedTuple):
-    """The images of one split, sorted by the bytes of their names."""
+    """The file names and labels of the images of one split, sorted by name."""
 
     folder: Path
     names: np.ndarray  # bytes [n], CLASS/IMAGE; far smaller than a list of str
@@ -49,12 +49,12 @@ class Tree(NamedTuple):
         return os.path.join(self.folder, os.fsdecode(self.names[i]))
 
     def take(self, index: np.ndarray) -> "Tree":
-        """Returns the images of these indices as a tree of their own."""
+        """Returns a tree with only the images at these indices."""
         return Tree(self.folder, self.names[index], self.labels[index])
 
 
 class Index(NamedTuple):
-    """The images of every split of a data set; None for a split it does not have."""
+    """The image files and labels of each split; None for a split without a folder."""
 
     classes: tuple[str, ...]  # a label is a position here
     train: Tree
@@ -64,9 +64,9 @@ class Index(NamedTuple):
 
 
 class _Listing(NamedTuple):
-    """The images, other files and subfolders in a folder, by name.
+    """The names of the images, other files and subfolders in one folder.
 
-    The names of each are sorted and joined by "/", which no name contains.
+    Each field has the sorted names of one kind, joined by "/", which no name contains.
     """
 
     stamp: list[int]  # the folder's times and inode when it was listed
@@ -76,7 +76,7 @@ class _Listing(NamedTuple):
 
 
 class _Lister:
-    """Lists the folders of a tree, from a cache if they have not changed."""
+    """Lists the folders of a data set; reads unchanged folders from a cache."""
 
     def __init__(self, root: str, cache: Path) -> None:
         self._root, self._cache = os.path.abspath(root), cache
@@ -156,9 +156,10 @@ def recall(cache: Path, name: str, key: str) -> Any:
 
 
 def remember(cache: Path, name: str, key: str, value: Any) -> None:
-    """Stores a JSON value in the folder `cache`, whole or not at all.
+    """Stores a JSON value in the folder `cache`, for `recall` with the same key.
 
-    Does nothing if the folder cannot be written.
+    An interrupted call leaves the value that was stored before.
+    The call does nothing if the folder cannot be written.
     """
     file = _file(cache, name)
     beside = file.with_suffix(f".{os.getpid()}-{time.monotonic_ns()}")
@@ -289,7 +290,7 @@ def _hidden(name: str) -> bool:
 
 
 def _some(items: list[str]) -> str:
-    """Returns a text with the number of items and the first three of them."""
+    """Returns a text for a message: the number of items and the first three of them."""
     return f"{len(items)} ({', '.join(map(repr, items[:3]))}{', …' * (len(items) > 3)})"
 
 

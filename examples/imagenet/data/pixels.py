@@ -162,9 +162,9 @@ def random_region(
 
 
 def _warp(image: np.ndarray, pixels: int) -> np.ndarray:
-    """Stretches an image to a square, bilinearly and without antialiasing.
+    """Stretches an image to a square of side `warp_pixels(pixels)`.
 
-    Caffe's convert_imageset does the same. An image of that size is copied.
+    It interpolates bilinearly without antialiasing, as Caffe's convert_imageset does.
     """
     side = warp_pixels(pixels)
     return cv2.resize(image, (side, side), interpolation=cv2.INTER_LINEAR)
@@ -188,6 +188,6 @@ def _resize(image: np.ndarray, side: int) -> np.ndarray:
 
 
 def _centre(image: np.ndarray, side: int) -> np.ndarray:
-    """Returns the square of that side in the middle of an image."""
+    """Returns the square of `side` × `side` pixels in the middle of an image."""
     top, left = ((extent - side) // 2 for extent in image.shape[:2])
     return image[top : top + side, left : left + side]

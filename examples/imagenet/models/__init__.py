@@ -17,7 +17,7 @@ from .small import SmallAlexNet
 
 
 class _Entry(NamedTuple):
-    """How to build the network of one name."""
+    """The class and the arguments with which `make_model` builds one network."""
 
     build: type[Network]
     fixed: dict[str, Any]  # arguments of `build` that make it this network
@@ -136,7 +136,7 @@ def _compute_dtype(dtype: Any) -> Any:
     if compute == jnp.float16:
         raise ValueError(
             "dtype: got float16; gradients below 6e-8 would become 0, because this"
-            " trainer does not scale the loss: give bfloat16, with the range of float32"
+            " trainer does not scale the loss; give bfloat16, whose range is float32's"
         )
     if compute not in (jnp.float32, jnp.bfloat16):
         raise ValueError(f"dtype: got {dtype!r}; give float32 or bfloat16")

@@ -35,7 +35,7 @@ _OPERATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
 
 
 class Form(NamedTuple):
-    """The properties in which the forms of AlexNet differ."""
+    """The properties in which BVLC's AlexNet and the two AlexNet-BN differ."""
 
     after: tuple[str, str, str, str, str]  # operations after each convolution, in order
     conv_bias: tuple[float | None, ...]  # initial values; None: there is no bias

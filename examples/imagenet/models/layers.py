@@ -52,7 +52,7 @@ class Network(nn.Module):
         return ((images.astype(jnp.float32) - mean) / std).astype(self.dtype)
 
     def scaled(self, channels: int, multiple_of: int = 1) -> int:
-        """Returns `width` times the channels, rounded to a multiple above 0."""
+        """Returns channels · width, rounded to a positive multiple of `multiple_of`."""
         return multiple_of * max(1, round(channels * self.width / multiple_of))
 
 

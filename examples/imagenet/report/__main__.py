@@ -37,8 +37,8 @@ class Arguments:
     ]
     #: Folder to write report.md, report.json and the pictures to.
     out: str = "runs/report"
-    #: Length of training for which a time is projected from the measured speed. None:
-    #: the length for which each run was started [epochs].
+    #: Number of epochs for which the training time is projected from the measured speed
+    #: [epochs]. If not given, the largest --epochs of the runs that are compared.
     epochs: float | None = None
 
     def __post_init__(self) -> None:
@@ -122,7 +122,7 @@ def _notes(run: Run, label: str) -> str:
 
 
 def _curves(labelled: Iterable[tuple[Run, str]], out: Path) -> list[Part]:
-    """Draws the accuracy and the loss of all runs that were evaluated."""
+    """Draws the accuracy and loss of the runs over epochs, and returns the picture."""
     groups = defaultdict(list)
     for run, label in labelled:
         if run.of("epoch"):
@@ -140,7 +140,10 @@ def _curves(labelled: Iterable[tuple[Run, str]], out: Path) -> list[Part]:
 
 
 def _layers(run: Run, label: str, out: Path) -> list[Part]:
-    """Tabulates the first norms in a log, and draws how all of them change."""
+    """Tabulates the norms of all layers at the first step that has them in the log.
+
+    Returns the table and, if later steps have them too, a picture of how they change.
+    """
     found = run.norms()
     if found is None:
         return []
@@ -162,7 +165,7 @@ def _layers(run: Run, label: str, out: Path) -> list[Part]:
 
 
 def _numbers(run: Run, label: str) -> dict[str, Any]:
-    """Returns all that the report shows of a run; None for what its log lacks."""
+    """Returns the entry of a run in report.json; values that the log lacks are None."""
     norms = run.norms()
     lines = {
         key: [x if math.isfinite(x) else None for x in values.tolist()]

@@ -68,13 +68,17 @@ def curve(log: Sequence[Record]) -> dict[str, np.ndarray]:
 def plot_runs(runs: Mapping[str, Sequence[Path]], out: Path) -> None:
     """Draws the accuracy and the training loss over epochs into the file `out`.
 
-    Each label has a line for the mean of its log files, and a band for their range.
+    `runs` maps labels to log files. Each label has a line for the mean over its files,
+    and a band for their range.
     """
     plot_logs({label: list(map(read_log, paths)) for label, paths in runs.items()}, out)
 
 
 def plot_logs(runs: Mapping[str, Sequence[Sequence[Record]]], out: Path) -> None:
-    """Does the same as `plot_runs` for logs that have been read already."""
+    """Draws the accuracy and the training loss over epochs, as `plot_runs` does.
+
+    `runs` maps labels to the records of logs that have been read already.
+    """
     from matplotlib.figure import Figure
 
     below = len(runs) > _INSIDE
@@ -106,7 +110,7 @@ def plot_logs(runs: Mapping[str, Sequence[Sequence[Record]]], out: Path) -> None
 
 
 def spread_accuracies(axes: Any) -> None:
-    """Sets a logit scale, which tells 95 % from 96 % and still shows 10 %."""
+    """Gives the y axis a logit scale, which sets 95 % and 96 % apart and shows 10 %."""
     axes.set_yscale("logit")
     ticks = (0.1, 0.3, 0.5, 0.7, 0.8, 0.9, 0.95, 0.98, 0.99)
     axes.set_yticks(ticks, [f"{tick:.0%}" for tick in ticks])
@@ -140,7 +144,7 @@ def _band(
 
 
 def _drawn(points: Mapping[str, np.ndarray], key: str) -> np.ndarray:
-    """Returns accuracies or losses, clipped to the range that is drawn."""
+    """Returns the accuracies or losses of a curve, clipped to the range of the axis."""
     return points[key].clip(*_BOUNDS[key])
 
 

@@ -22,7 +22,7 @@ class Table(NamedTuple):
 
     @property
     def caption(self) -> str:
-        """The note, with an explanation of `ABSENT` if the table has that."""
+        """The note, and what the mark `ABSENT` means if a cell of the table has it."""
         absent = any(ABSENT in row for row in self.rows)
         return f"{self.note} {ABSENT}: not in the log.".strip() if absent else self.note
 

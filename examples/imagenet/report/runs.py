@@ -69,9 +69,9 @@ class Run:
 
     @cached_property
     def images(self) -> int | None:
-        """Number of training images; None if it does not follow from the log.
+        """Number of training images; None if the log does not tell it.
 
-        In old logs it follows from the last step: epoch = step · batch size / images.
+        Old logs do not state it. It is then step · batch size / epoch of the last step.
         """
         if found := self.log[0].get("images"):
             return int(found)
@@ -87,12 +87,15 @@ class Run:
         return list(dict.fromkeys(record["split"] for record in self.of("epoch")))
 
     def norms(self) -> tuple[int, dict[str, Any]] | None:
-        """Returns the first step whose norms were logged, and its norms by leaf."""
+        """Returns the first step with logged layer norms, and these norms by layer.
+
+        Returns None if the log has no layer norms.
+        """
         tables = self.of("layers")
         return (tables[0]["step"], tables[0]["layers"]) if tables else None
 
     def speeds(self) -> tuple[list[Record], list[Record]]:
-        """Returns the records of speed: the first one of each process, and all others.
+        """Returns the first speed record of each process, and all other speed records.
 
         The first may include the time for compiling.
         """
@@ -142,7 +145,7 @@ def _read(path: Path) -> list[Record]:
         raise ValueError(f"this is not a text file; {remedy}") from None
     if not log:
         raise ValueError(
-            "the log is empty; wait until it has a first line, or leave it out"
+            "the log is empty; wait until it has a first line, or leave this run out"
         )
     if not all(isinstance(record, dict) and "kind" in record for record in log):
         raise ValueError(f"this is not a run's log; {remedy}")
@@ -157,8 +160,8 @@ def _read(path: Path) -> list[Record]:
 def labels(runs: Sequence[Run]) -> list[str]:
     """Returns a label for each run: network, optimizer, batch size, and differences.
 
-    The differences are the settings in which runs differ that are alike in the first
-    three. Runs that differ only in their seed have the same label.
+    The differences are the settings that distinguish runs of the same network,
+    optimizer and batch size. Runs that differ only in their seed have the same label.
     """
     groups = [f"{group(run)}, batch {run.settings['batch_size']:,}" for run in runs]
     found = with_differences(groups, [run.settings for run in runs], _UNTOLD)
@@ -169,7 +172,7 @@ def labels(runs: Sequence[Run]) -> list[str]:
 
 
 def group(run: Run) -> str:
-    """Returns the network and the optimizer of a run, in words."""
+    """Returns the names of a run's network and optimizer, as a text for its label."""
     return f"{run.settings['network']}, {run.settings['algorithm'].upper()}"
 
 

@@ -88,7 +88,10 @@ def cells(runs: Sequence[Run], epochs: float | None = None) -> list[Cell]:
 
 
 def _groups(runs: Sequence[Run]) -> list[str]:
-    """Returns each run's network, optimizer and platform, with further differences."""
+    """Returns for each run the name of the group of runs with comparable speeds.
+
+    It has the network, the optimizer, the platform and settings that affect the speed.
+    """
     unknown = "platform not in the log"
     groups = [f"{group(run)}, {run.settings.get('platform', unknown)}" for run in runs]
     told = {"network", "algorithm", "platform"}
@@ -124,7 +127,7 @@ def ratios(found: Sequence[Cell]) -> list[Ratios]:
 
 
 def tables(found: Sequence[Cell]) -> list[Table]:
-    """Returns tables of the speeds and of their ratios, for each group of like runs."""
+    """Returns tables of the speeds and their ratios, for each group of the cells."""
     parts: list[Table] = []
     for name in dict.fromkeys(cell.group for cell in found):
         own = [cell for cell in found if cell.group == name]

@@ -45,7 +45,7 @@ _DETAILS = re.compile(r""" \[[\w ]+='(?:[^'\\]|\\.)*'\]""")
 
 
 class NotSaved(Exception):
-    """A checkpoint could not be written. Earlier checkpoints are unharmed."""
+    """Raised when a checkpoint cannot be written. Earlier checkpoints stay intact."""
 
 
 def cause(error: Exception) -> str:
@@ -57,11 +57,12 @@ def cause(error: Exception) -> str:
 class Checkpoints:
     """A context manager that saves and restores the checkpoints of a run's folder.
 
-    `same` are facts about the data that must match on resume, like the settings. Raises
-    ValueError, with every difference, if those of the newest checkpoint do not, and if
-    there are checkpoints of which none can be read. `reported` may differ, although it
-    affects the results; `changes` lists how. `damaged` lists the checkpoints that could
-    not be read, and where they are now. Every process must save.
+    A run can only resume if its settings and `same`, which identifies the data, equal
+    those in the newest checkpoint. Otherwise ValueError is raised with the differences.
+    It is also raised if there are checkpoints, but none of them can be read. The values
+    in `reported` may differ from those in the checkpoint; the attribute `changes` lists
+    these differences. The attribute `damaged` lists the checkpoints that cannot be
+    read, and the folders they were moved to. Every process must call `save`.
     """
 
     def __init__(
@@ -95,7 +96,7 @@ class Checkpoints:
     ) -> None:
         """Copies the state to host memory, and returns while a thread writes it.
 
-        Waits first until the checkpoint before is written. `accuracy` is None if the
+        Waits first until the previous checkpoint is written. `accuracy` is None if the
         state has not been evaluated.
         """
         # NumPy arrays can be restored to any number of processes and devices.
@@ -239,13 +240,16 @@ class Checkpoints:
 
 
 def exist(out: str | Path) -> bool:
-    """Whether the folder holds a log or checkpoints, complete or not."""
+    """Returns True if the folder `out` holds a run's log or checkpoints.
+
+    They need not be complete.
+    """
     folder, log = Path(out) / _FOLDER, Path(out) / LOG
     return log.exists() or (folder.is_dir() and any(folder.iterdir()))
 
 
 def remove(out: str | Path) -> None:
-    """Deletes the checkpoints and the log in the folder."""
+    """Deletes a run's checkpoints and log from the folder `out`."""
     if (folder := Path(out) / _FOLDER).is_dir():
         shutil.rmtree(folder)
     (Path(out) / LOG).unlink(missing_ok=True)
@@ -305,7 +309,7 @@ def _accuracy(metrics: dict[str, float | None]) -> float:
 
 
 def _differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[str]:
-    """Yields a text for each setting that differs and must not change on resume."""
+    """Yields a text for each setting that a resumed run has changed but must not."""
     for key, value in new.items():
         facts = FACTS.get(key)
         # A tuple comes back from JSON as a list.

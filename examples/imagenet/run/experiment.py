@@ -46,7 +46,7 @@ class Schedule(NamedTuple):
 def make_schedule(recipe: Recipe, images: int) -> Schedule:
     """Returns the schedule of a recipe for a number of training images.
 
-    Raises ValueError if that leaves no update.
+    Raises ValueError if the run would have no update.
     """
 
     def steps(epochs: float) -> int:
@@ -115,11 +115,11 @@ class Experiment:
         self._compiled = False
 
     def config(self, run: Run, **others: Any) -> Config:
-        """Returns all settings, with the group `run`, and others if given, replaced."""
+        """Returns all settings, with `run` and `others` in place of these groups."""
         return replace(self._config, run=run, **others)
 
     def facts(self) -> dict[str, Any]:
-        """Returns what the log records besides the settings, such as versions."""
+        """Returns what the log has besides settings: versions, devices, batch split."""
         return {
             "plan": self.plan._asdict(),
             "versions": versions(),
@@ -133,7 +133,11 @@ class Experiment:
         return {"images": images, "content": content}
 
     def grouping(self) -> dict[str, Any]:
-        """Returns how a batch is split, as far as that affects the results."""
+        """Returns the numbers of a batch's split on which the results depend.
+
+        They are the number of devices, and the images that share BatchNorm statistics
+        or dropout.
+        """
         plan, sync = self.plan, self._config.model.bn == "sync"
         devices = plan.processes * plan.devices
         found = {"devices": devices}

@@ -1,8 +1,8 @@
 """The training loop: updates, an evaluation after each epoch, checkpoints and a log.
 
 A loss or gradient that is not finite ends the run: the log says where it arose, and the
-result is that of the state before. A state that is not finite is never saved. A signal,
-or an image that cannot be read, ends the run after a checkpoint.
+result is that of the last finite state. A state that is not finite is never saved. A
+signal, or an image that cannot be read, ends the run after a checkpoint.
 """
 
 import signal
@@ -26,7 +26,7 @@ from .recorder import Recorder
 
 @dataclass(frozen=True)
 class Result(Scores):
-    """How a run ended: the scores of its last state."""
+    """How a run ended: the scores of its last finite state, and its length."""
 
     updates: int
     diverged: bool
@@ -34,7 +34,7 @@ class Result(Scores):
 
 
 class Stopped(Exception):
-    """A signal ended the run, after it saved a checkpoint if it keeps any."""
+    """Raised when a signal ended a run, after saving a checkpoint if it keeps any."""
 
     def __init__(self, signum: int, updates: int, saved: bool) -> None:
         then = "--existing resume continues from there" if saved else "nothing is saved"
@@ -44,7 +44,7 @@ class Stopped(Exception):
 
 
 def check_run(experiment: Experiment, run: Run) -> None:
-    """Raises ValueError if --profile names updates that the experiment lacks."""
+    """Raises ValueError if --profile reaches beyond the last update of the run."""
     updates, profiled = experiment.schedule.updates, run.profiled
     remedy = f"the run has {updates} updates; give a range within them"
     check(not profiled or profiled.stop <= updates, "profile", run.profile, remedy)
@@ -152,7 +152,10 @@ class TrainingRun:
             raise
 
     def _due(self) -> bool:
-        """Whether to write to the log now."""
+        """Returns True if the updates since the last write must be logged now.
+
+        That is after every `log_every` updates, at an evaluation and at a checkpoint.
+        """
         full = self.recorder.unlogged == self.settings.log_every
         return full or self.done in self.epochs or self._save_due()
 
@@ -175,7 +178,10 @@ class TrainingRun:
         checkpoints.save(self.state, self.done, self.recorder.seconds, accuracy)
 
     def _diverged(self) -> Result:
-        """Evaluates the last finite state, which the failed update left unchanged."""
+        """Returns the result of a diverged run: the scores of its last finite state.
+
+        The failed update left this state unchanged.
+        """
         self.done = int(self.state.step)
         epoch = self.experiment.epoch(self.done)
         self._evaluate(self.epochs.get(self.done, epoch))

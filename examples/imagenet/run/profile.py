@@ -11,7 +11,7 @@ import jax
 class Profile:
     """A context manager that lets JAX's profiler trace the given steps.
 
-    Only the first process does so.
+    Only the first process traces.
     """
 
     def __init__(self, steps: range | None, folder: Path, process: int = 0) -> None:
@@ -20,7 +20,10 @@ class Profile:
 
     @contextmanager
     def step(self, step: int, state: Any) -> Iterator[None]:
-        """A context manager for one step; `state` is what the step before returned."""
+        """A context manager around one step that starts or stops the trace if needed.
+
+        `state` is the state that the previous step returned.
+        """
         wanted = step in self._steps
         if wanted != self._tracing:
             jax.block_until_ready(state)  # the steps before have ended

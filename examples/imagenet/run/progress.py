@@ -46,7 +46,10 @@ def progress(
 
 
 def _lines(label: str, steps: int, console: Console, lines: int) -> Show:
-    """Returns a function that prints about `lines` lines, and one each minute."""
+    """Returns a function of a log record that prints progress as plain lines.
+
+    It prints about `lines` lines at evaluations, and one a minute in between.
+    """
     printed, speed = 0, ""
     first: tuple[int, float] | None = None  # step and time of the first speed
     said = time.monotonic()

@@ -116,7 +116,7 @@ class Recorder:
         return name is None
 
     def _table(self, layers: LayerStats, rate: float) -> dict[str, dict[str, float]]:
-        """Returns each parameter's ‖w‖, ‖g‖, trust ratio λ, and γλ at the rate γ."""
+        """Returns each parameter's ‖w‖, ‖g‖, trust ratio λ and learning rate γλ."""
         columns = layers._asdict() | {"local_rate": rate * layers.trust_ratio}
         return {
             name: {key: column[i].item() for key, column in columns.items()}

@@ -1,1 +1,1 @@
-"""The training step: a pure function, its run on all devices, and its diagnosis."""
+"""The training step, how all devices run it, and how to find where it diverged."""

@@ -43,13 +43,13 @@ def start_devices(wanted: int | None) -> list[jax.Device]:
     if wanted is not None and wanted > fewest:
         kind = devices[0].platform
         raise ValueError(
-            f"--devices: got {wanted}; JAX has {fewest} {kind} devices in a process;"
+            f"--devices: got {wanted}; a process has only {fewest} {kind} devices;"
             f" give at most {fewest}"
         )
     if wanted is None and max(counts) > fewest:
         raise ValueError(
-            f"--devices: the processes have {', '.join(map(str, counts))} devices; all"
-            f" need equally many: give {fewest} or fewer"
+            f"--devices: the processes have {', '.join(map(str, counts))} devices,"
+            f" but must use the same number; give {fewest} or fewer"
         )
     return [device for group in groups for device in group[: wanted or fewest]]
 
@@ -119,7 +119,7 @@ def parallelize(
 
 
 def _layout(devices: Sequence[jax.Device], spec: PartitionSpec) -> NamedSharding:
-    """Returns the sharding of an array over a row of devices."""
+    """Returns the sharding `spec` of an array on a mesh with one axis of devices."""
     return NamedSharding(Mesh(np.asarray(devices), (AXIS,)), spec)
 
 
@@ -140,7 +140,7 @@ def replicate(state: Any, devices: Sequence[jax.Device]) -> Any:
 
 
 class CopiesDiffer(RuntimeError):
-    """The copies of a state, which should be equal on all devices, differ."""
+    """Raised when the copies of a state on the devices are not equal."""
 
 
 def assert_replicated(state: Any) -> None:

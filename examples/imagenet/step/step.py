@@ -84,7 +84,8 @@ def train_step(
     devices. Where and when it is computed changes rounding errors only. On `platform`
     "cpu" the groups are unrolled, elsewhere they are a loop.
 
-    If the loss or a gradient is not finite, only `finite` changes, from then on.
+    If the loss or a gradient is not finite, `finite` becomes False and the rest of the
+    state stays unchanged, in this update and in all later ones.
 
     The metrics are the scalars "loss", "accuracy" and "finite", which is whether the
     state was updated, and "layers": `LayerStats` of vectors over the parameters.
@@ -136,7 +137,10 @@ def _loss(
     params: optax.Params,
     slot: tuple[Array, ...],
 ) -> tuple[Array, Any]:
-    """Returns one slot's mean loss, and (accuracy, moments of its BatchNorms)."""
+    """Returns the mean loss of a slot, and its accuracy and BatchNorm moments.
+
+    A slot is a part of a device's batch, given as (key, images, labels, mirror).
+    """
     key, images, labels, mirror = slot
     key = jax.random.wrap_key_data(key, impl="threefry2x32")
     logits, new = forward(model, params, batch_stats, mirrored(images, mirror), key)
@@ -176,14 +180,17 @@ def mirrored(images: Array, mirror: Array) -> Array:
 
 
 def _slot_keys(state: TrainState, slots: Array) -> Array:
-    """Returns the random keys, uint32 [slots, 2], of the slots with these numbers."""
+    """Returns the dropout keys, uint32 [slots, 2], of the slots with these numbers.
+
+    A slot is a part of a device's batch.
+    """
     key = jax.random.wrap_key_data(state.rng, impl="threefry2x32")
     key = jax.random.fold_in(key, state.step)
     return jax.vmap(lambda i: jax.random.key_data(jax.random.fold_in(key, i)))(slots)
 
 
 def _mean_in_turn(fn: Callable[[Any], Any], xs: Any, n: int, platform: str) -> Any:
-    """Returns the mean of fn over the n leading slices of integer arrays, in turn.
+    """Applies fn to n slices of integer arrays in turn, and returns the mean.
 
     On a CPU the slices are unrolled, because XLA's convolutions are ten times slower
     inside a loop there. Elsewhere they are a loop, because n copies of a network take
@@ -205,17 +212,18 @@ def _mean_in_turn(fn: Callable[[Any], Any], xs: Any, n: int, platform: str) -> A
 
 
 def _slice_after(done: Any, xs: Any, i: int) -> Any:
-    """Returns slice i of integer arrays, computed only after `done`.
+    """Returns slice i of integer arrays, which XLA cannot compute before `done`.
 
-    Otherwise XLA would hold all slices in memory at once. XLA ignores a barrier here,
-    so 0 times the floats of `done` is added.
+    This keeps XLA from holding all slices in memory at once. The slice depends on
+    `done`, a tree of floats, because 0 times one of these floats is added to it. XLA
+    ignores `jax.lax.optimization_barrier` here.
     """
     zero = 0.0 * sum(x.ravel()[0] for x in jax.tree.leaves(done))
     return jax.tree.map(lambda x: x[i] + zero.astype(x.dtype), xs)
 
 
 def _stack(stats: Any) -> lars_optax.LayerStats:
-    """Returns one LayerStats of vectors for a tree of LayerStats of scalars."""
+    """Stacks a tree of LayerStats of scalars into one LayerStats of vectors."""
     leaves = jax.tree.leaves(
         stats, is_leaf=lambda x: isinstance(x, lars_optax.LayerStats)
     )

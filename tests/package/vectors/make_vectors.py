@@ -98,13 +98,18 @@ def load(distribution, module, placeholders=()):
     return importlib.import_module(module)
 
 
-def run_torch(build, inputs, rate_scale=1.0, groups=None):
-    """Every leaf after every step of the torch optimizer that `build` returns."""
+def run_torch(build, options, inputs, groups=list):
+    """Every leaf after every step of the torch optimizer that `build` returns.
+
+    Of the options, `rate_scale` is a factor of the learning rates.
+    """
     params, grads, rates = inputs
+    rate_scale = options.get("rate_scale", 1.0)
+    arguments = {key: x for key, x in options.items() if key != "rate_scale"}
     tensors = {leaf: torch.tensor(value) for leaf, value in params.items()}
     for tensor in tensors.values():
         tensor.requires_grad_()
-    optimizer = build(groups(tensors) if groups else list(tensors.values()))
+    optimizer = build(groups(tensors.values()), **arguments)
     history = {leaf: [] for leaf in params}
     for step, rate in enumerate(rates):
         for group in optimizer.param_groups:
@@ -120,52 +125,41 @@ def run_torch(build, inputs, rate_scale=1.0, groups=None):
 
 def record_timm(options, inputs, name):
     """timm.optim.lars.Lars: PyTorch's SGD with the ratio put before it."""
-    options = dict(options)
-    rate_scale = options.pop("rate_scale", 1.0)
     lars = load("timm", "timm.optim.lars").Lars
 
     def two_groups(tensors):
-        tensors = tensors.values()
         return [
             {"params": [t for t in tensors if t.ndim > 1]},
             {"params": [t for t in tensors if t.ndim == 1], "weight_decay": 0.0},
         ]
 
-    groups = two_groups if name == "two_groups" else None
-    return run_torch(lambda leaves: lars(leaves, **options), inputs, rate_scale, groups)
+    groups = two_groups if name == "two_groups" else list
+    return run_torch(lars, options, inputs, groups)
 
 
-def record_pytorch_optimizer(options, inputs, name):
+def record_pytorch_optimizer(options, inputs, _):
     """pytorch_optimizer.optimizer.lars.LARS: leaves of one axis take plain SGD."""
-    del name
     lars = load("pytorch_optimizer", "pytorch_optimizer.optimizer.lars").LARS
-    return run_torch(lambda leaves: lars(leaves, **options), inputs)
+    return run_torch(lars, options, inputs)
 
 
-def record_solo_learn(options, inputs, name):
+def record_solo_learn(options, inputs, _):
     """solo.utils.lars.LARSWrapper, around torch.optim.SGD itself."""
-    del name
-    options = dict(options)
-    rate_scale = options.pop("rate_scale", 1.0)
-    sgd = {key: options.pop(key) for key in tuple(options) if key in SGD_ARGUMENTS}
     wrapper = load("solo-learn", "solo.utils.lars").LARSWrapper
 
-    def build(leaves):
+    def build(leaves, weight_decay, momentum, nesterov=False, **options):
+        sgd = {"weight_decay": weight_decay, "momentum": momentum, "nesterov": nesterov}
         return wrapper(torch.optim.SGD(leaves, lr=1.0, **sgd), **options)
 
-    return run_torch(build, inputs, rate_scale)
+    return run_torch(build, options, inputs)
 
 
-SGD_ARGUMENTS = ("weight_decay", "momentum", "nesterov")
-
-
-def record_flax(options, inputs, name):
+def record_flax(options, inputs, _):
     """flax.optim.LARS, which left Flax after 0.5.3: the rate is inside the momentum.
 
     The tree-walking part of flax.optim does not run on today's jax, so the rule is
     called leaf by leaf; what the rule does not use is replaced by placeholders.
     """
-    del name
     params, grads, rates = inputs
     unused = ("jax_utils", "core", "serialization", "traverse_util")
     with mock.patch.object(jax.tree_util, "register_keypaths", create=True):
