@@ -1,15 +1,19 @@
 """What keeps several processes together, each part on its own."""
 
 import os
+import re
+import socket
 import subprocess
 import sys
 import threading
+import time
 from types import SimpleNamespace
 
 import jax
 import numpy as np
 import pytest
-from small_runs import free_port
+from jax.experimental import multihost_utils
+from small_runs import command_line, free_port
 
 from examples.imagenet.cli import main
 from examples.imagenet.config import Batching, Cluster, Run
@@ -17,6 +21,7 @@ from examples.imagenet.plan import make_plan
 from examples.imagenet.run import cluster
 from examples.imagenet.run.cluster import (
     TRY_AGAIN,
+    PeerLost,
     Watchdog,
     check_agreement,
     gather,
@@ -53,11 +58,20 @@ def test_a_profile_of_no_steps_is_refused(profile):
         Run(profile=profile)
 
 
+SRUN = {
+    "SLURM_STEP_NUM_TASKS": "2",
+    "SLURM_JOB_ID": "4099",
+    "SLURM_STEP_NODELIST": "localhost",
+    "SLURM_PROCID": "0",
+    "SLURM_LOCALID": "1",
+}
+
+
 def met(monkeypatch, config, **environment):
     """What JAX is told of the cluster; None if it is not told to look for one."""
     told = []
     monkeypatch.setattr(jax.distributed, "initialize", lambda **kw: told.append(kw))
-    for name in ("SLURM_STEP_NUM_TASKS", "SLURM_PROCID"):
+    for name in SRUN:
         monkeypatch.delenv(name, raising=False)
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
@@ -70,14 +84,70 @@ def test_a_cluster_is_joined_by_flags_or_under_srun_alone(monkeypatch):
     # In an allocation, or as srun's only task, there is nobody to meet.
     assert met(monkeypatch, Cluster(), SLURM_JOB_ID="7", SLURM_NTASKS="8") is None
     assert met(monkeypatch, Cluster(), SLURM_STEP_NUM_TASKS="1") is None
-    slurm = met(monkeypatch, Cluster(heartbeat_timeout=9), SLURM_STEP_NUM_TASKS="2")
-    assert slurm["cluster_detection_method"] == "slurm"
+    slurm = met(monkeypatch, Cluster(heartbeat_timeout=9), **SRUN)
+    assert slurm["coordinator_address"] == "localhost:61443"
+    assert (slurm["num_processes"], slurm["process_id"]) == (2, 0)
+    assert slurm["local_device_ids"] == 1
     assert slurm["heartbeat_timeout_seconds"] == 9
-    flags = Cluster("host:12", 4, 3)
-    told = met(monkeypatch, flags, SLURM_STEP_NUM_TASKS="2")
-    assert told["coordinator_address"] == "host:12"
-    assert (told["num_processes"], told["process_id"]) == (4, 3)
-    assert told["cluster_detection_method"] == "deactivate"
+    address = f"localhost:{free_port()}"
+    told = met(monkeypatch, Cluster(address, 4, 0), **SRUN)
+    assert told["coordinator_address"] == address
+    assert (told["num_processes"], told["process_id"]) == (4, 0)
+    assert told["local_device_ids"] is None
+
+
+@pytest.mark.parametrize(
+    ("nodes", "first"),
+    [
+        ("node7", "node7"),
+        ("gpu[03-05,9]", "gpu03"),
+        ("a1,b[2-3]", "a1"),
+        ("n-1[2,4],m5", "n-12"),
+        ("10.0.0.[1-2]", "10.0.0.1"),
+    ],
+)
+def test_the_first_of_slurms_nodes_is_the_coordinator(monkeypatch, nodes, first):
+    told = met(monkeypatch, Cluster(), **SRUN | {"SLURM_STEP_NODELIST": nodes})
+    assert told["coordinator_address"] == f"{first}:61443"
+
+
+@pytest.mark.parametrize("name", SRUN)
+@pytest.mark.parametrize("value", ["", "[two]"])
+def test_an_odd_variable_of_slurm_is_named(monkeypatch, name, value):
+    with pytest.raises(ValueError, match=rf"{name}='{re.escape(value)}', where Slurm"):
+        met(monkeypatch, Cluster(), **SRUN | {name: value})
+
+
+def test_a_port_in_use_is_told_with_the_status_to_try_again():
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        address = f"127.0.0.1:{other.getsockname()[1]}"
+        words = ["--coordinator", address, "--processes", "2", "--process", "0"]
+        ended = command_line(words, "unused")
+    assert ended.returncode == TRY_AGAIN
+    assert f"error: --coordinator: cannot listen at {address}: Address" in ended.stderr
+    assert "Traceback" not in ended.stderr
+
+
+def test_a_coordinator_that_does_not_answer_is_told_in_time():
+    address, start = f"127.0.0.1:{free_port()}", time.monotonic()
+    words = ["--coordinator", address, "--processes", "2", "--process", "1"]
+    ended = command_line([*words, "--heartbeat-timeout", "5"], "unused")
+    assert ended.returncode == TRY_AGAIN
+    assert f"error: --coordinator: nothing answers at {address} for 5 s" in ended.stderr
+    assert "Traceback" not in ended.stderr
+    assert time.monotonic() - start < 60  # with the start of Python
+
+
+def test_what_a_collective_call_raises_is_a_lost_peer(monkeypatch):
+    def gloo(array):
+        raise ValueError("UNKNOWN: Gloo AllGather failed: Connection closed by peer")
+
+    monkeypatch.setattr(multihost_utils, "process_allgather", gloo)
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    expected = r"^another process died or .*\(UNKNOWN: Gloo .*--existing resume"
+    for act in (gather, lambda texts: raise_everywhere(lambda: texts)):
+        with pytest.raises(PeerLost, match=expected):
+            act(["text"])
 
 
 def test_srun_tasks_find_each_other_by_slurms_variables():
@@ -90,7 +160,7 @@ join(Cluster())
 jax.config.update("jax_num_cpu_devices", 1)
 print(gather([f"{jax.process_index()}é\\n", "a\\tb"] if jax.process_index() else []))
 """
-    # JAX derives the port from the job's number.
+    # The port follows from the job's number.
     job = free_port() % 4096
     shared = {
         "SLURM_JOB_ID": str(job),
@@ -138,13 +208,13 @@ def test_what_one_process_cannot_do_ends_all(monkeypatch):
         raise_everywhere(lambda: 3)
 
 
-def test_a_port_that_is_taken_is_told_by_its_flag(monkeypatch):
+def test_what_jax_cannot_join_is_told_by_its_flag(monkeypatch):
     def fail(**kwargs):
         raise RuntimeError("Failed to start RPC server")
 
     monkeypatch.setattr(jax.distributed, "initialize", fail)
     with pytest.raises(ValueError, match="--coordinator: Failed to start"):
-        join(Cluster("a:1", 2, 1))
+        join(Cluster(f"a:{free_port()}", 2, 0))
 
 
 def test_one_process_is_waited_for_without_end_several_are_not(monkeypatch):
