@@ -30,6 +30,7 @@ from .run.checkpoint import Checkpoints, NotSaved, exist, remove
 from .run.cluster import (
     TRY_AGAIN,
     PeerLost,
+    TryAgain,
     check_agreement,
     join,
     raise_everywhere,
@@ -77,12 +78,12 @@ def main(arguments: Sequence[str] | None = None) -> Result | None:
     except KeyboardInterrupt:
         why = "stopped by Ctrl-C; nothing saved (no update yet, or --checkpoints is 0)"
         status = 128 + signal.SIGINT
-    except (PeerLost, jax.errors.JaxRuntimeError) as error:
+    except TryAgain as error:
+        why, status = f"error: {error}", TRY_AGAIN
+    except jax.errors.JaxRuntimeError as error:
         if jax.process_count() == 1:
             raise
-        if not isinstance(error, PeerLost):
-            error = PeerLost("processes trained", error)
-        why, status = f"error: {error}", TRY_AGAIN
+        why, status = f"error: {PeerLost('processes trained', error)}", TRY_AGAIN
     if jax.process_count() == 1:
         print(why, file=sys.stderr)
         raise SystemExit(status)

@@ -1,6 +1,9 @@
 """What keeps several processes together, each part on its own."""
 
+import re
+import socket
 import threading
+import time
 from functools import partial
 from types import SimpleNamespace
 from unittest.mock import Mock
@@ -9,14 +12,15 @@ import jax
 import numpy as np
 import pytest
 from cases import cases
-from small_runs import begin_python, end, free_port, python
+from jax.experimental import multihost_utils
+from small_runs import begin_python, command_line, end, free_port, python
 from trees import assert_refused
 
 from examples.imagenet.cli import main
 from examples.imagenet.config import Batching, Cluster, Run
 from examples.imagenet.plan import make_plan
 from examples.imagenet.run import cluster
-from examples.imagenet.run.cluster import TRY_AGAIN, Watchdog, gather, join
+from examples.imagenet.run.cluster import TRY_AGAIN, PeerLost, Watchdog, gather, join
 from examples.imagenet.step import devices as engine
 
 MISSING = "--coordinator, --process: missing; give all three"
@@ -39,35 +43,105 @@ def test_a_profile_of_no_steps_is_refused(profile):
     assert_refused("--profile: got", Run, profile=profile)
 
 
-def test_a_cluster_is_joined_by_flags_or_under_srun_alone(monkeypatch):
-    def told(config, **slurm):
-        """What JAX is told of the cluster; {} if it is not told to look for one."""
+SRUN = {
+    "SLURM_STEP_NUM_TASKS": "2",
+    "SLURM_JOB_ID": "4099",
+    "SLURM_STEP_NODELIST": "localhost",
+    "SLURM_PROCID": "0",
+    "SLURM_LOCALID": "1",
+}
+
+
+@pytest.fixture
+def told(monkeypatch):
+    """Joins a cluster; what JAX is told of it, {} if it is not told to look for one."""
+    for name in SRUN:
+        monkeypatch.delenv(name, raising=False)
+
+    def run(config, **slurm):
         found = {}
         monkeypatch.setattr(jax.distributed, "initialize", found.update)
-        for name in ("SLURM_STEP_NUM_TASKS", "SLURM_PROCID"):
-            monkeypatch.delenv(name, raising=False)
         for name, value in slurm.items():
             monkeypatch.setenv(name, value)
         join(config)
         return found
 
+    return run
+
+
+def test_a_cluster_is_joined_by_flags_or_under_srun_alone(told):
     assert told(Cluster()) == {}
     # In an allocation, or as srun's only task, there is nobody to meet.
     assert told(Cluster(), SLURM_JOB_ID="7", SLURM_NTASKS="8") == {}
     assert told(Cluster(), SLURM_STEP_NUM_TASKS="1") == {}
-    slurm = told(Cluster(heartbeat_timeout=9), SLURM_STEP_NUM_TASKS="2")
-    assert slurm["cluster_detection_method"] == "slurm"
+    slurm = told(Cluster(heartbeat_timeout=9), **SRUN)
+    assert slurm["coordinator_address"] == "localhost:61443"
+    assert (slurm["num_processes"], slurm["process_id"]) == (2, 0)
+    assert slurm["local_device_ids"] == 1
     assert slurm["heartbeat_timeout_seconds"] == 9
-    flags = told(Cluster("host:12", 4, 3), SLURM_STEP_NUM_TASKS="2")
-    assert flags["coordinator_address"] == "host:12"
-    assert (flags["num_processes"], flags["process_id"]) == (4, 3)
-    assert flags["cluster_detection_method"] == "deactivate"
+    flags = told(Cluster(f"localhost:{free_port()}", 4, 0), **SRUN)
+    assert (flags["num_processes"], flags["process_id"]) == (4, 0)
+    assert flags["coordinator_address"] != slurm["coordinator_address"]
+    assert flags["local_device_ids"] is None
 
 
-def test_a_port_that_is_taken_is_told_by_its_flag(monkeypatch):
+@pytest.mark.parametrize(
+    ("nodes", "first"),
+    [
+        ("node7", "node7"),
+        ("gpu[03-05,9]", "gpu03"),
+        ("a1,b[2-3]", "a1"),
+        ("n-1[2,4],m5", "n-12"),
+        ("10.0.0.[1-2]", "10.0.0.1"),
+    ],
+)
+def test_the_first_of_slurms_nodes_is_the_coordinator(told, nodes, first):
+    found = told(Cluster(), **SRUN | {"SLURM_STEP_NODELIST": nodes})
+    assert found["coordinator_address"] == f"{first}:61443"
+
+
+@pytest.mark.parametrize("name", SRUN)
+@pytest.mark.parametrize("value", ["", "[two]"])
+def test_an_odd_variable_of_slurm_is_named(told, name, value):
+    expected = rf"{name}='{re.escape(value)}', where Slurm"
+    assert_refused(expected, told, Cluster(), **SRUN | {name: value})
+
+
+def test_what_jax_cannot_join_is_told_by_its_flag(monkeypatch):
     fail = Mock(side_effect=RuntimeError("Failed to start RPC server"))
     monkeypatch.setattr(jax.distributed, "initialize", fail)
-    assert_refused("--coordinator: Failed to start", join, Cluster("a:1", 2, 1))
+    cluster = Cluster(f"a:{free_port()}", 2, 0)
+    assert_refused("--coordinator: Failed to start", join, cluster)
+
+
+def test_a_port_in_use_is_told_with_the_status_to_try_again():
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        address = f"127.0.0.1:{other.getsockname()[1]}"
+        words = ["--coordinator", address, "--processes", "2", "--process", "0"]
+        ended = command_line(words, "unused")
+    assert ended.returncode == TRY_AGAIN
+    assert f"error: --coordinator: cannot listen at {address}: Address" in ended.stderr
+    assert "Traceback" not in ended.stderr
+
+
+def test_a_coordinator_that_does_not_answer_is_told_in_time():
+    address, start = f"127.0.0.1:{free_port()}", time.monotonic()
+    words = ["--coordinator", address, "--processes", "2", "--process", "1"]
+    ended = command_line([*words, "--heartbeat-timeout", "5"], "unused")
+    assert ended.returncode == TRY_AGAIN
+    assert f"error: --coordinator: nothing answers at {address} for 5 s" in ended.stderr
+    assert "Traceback" not in ended.stderr
+    assert time.monotonic() - start < 60  # with the start of Python
+
+
+def test_what_a_collective_call_raises_is_a_lost_peer(monkeypatch):
+    gloo = Mock(side_effect=ValueError("UNKNOWN: Gloo AllGather failed: Connection"))
+    monkeypatch.setattr(multihost_utils, "process_allgather", gloo)
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    expected = r"^another process died or .*\(UNKNOWN: Gloo .*--existing resume"
+    for act in (gather, lambda texts: cluster.raise_everywhere(lambda: texts)):
+        with pytest.raises(PeerLost, match=expected):
+            act(["text"])
 
 
 def test_srun_tasks_find_each_other_by_slurms_variables():

@@ -6,12 +6,15 @@ itself after --step-timeout.
 
 import faulthandler
 import os
+import re
 import signal
+import socket
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, TypeVar, cast
+from typing import Any, NamedTuple, TypeVar, cast
 
 import jax
 import numpy as np
@@ -21,10 +24,15 @@ from ..config import Cluster
 
 TRY_AGAIN = 75  # exit status (EX_TEMPFAIL) if another start may succeed
 _T = TypeVar("_T")
+_SLURM_PROCESSES = "SLURM_STEP_NUM_TASKS"
 _MEETING = 300  # time within which all processes must start [s]
 
 
-class PeerLost(Exception):
+class TryAgain(Exception):
+    """Another start of the same command may succeed."""
+
+
+class PeerLost(TryAgain):
     """Another process died, or the network between the processes failed."""
 
     def __init__(self, doing: str, error: Exception) -> None:
@@ -51,27 +59,119 @@ def join(cluster: Cluster) -> None:
     """Connects to the other processes, if there are any.
 
     It must be called before anything else makes JAX look for devices. Raises ValueError
-    if it cannot connect.
+    if flags or Slurm's variables do not fit, and TryAgain if the port is in use or the
+    coordinator does not answer within --heartbeat-timeout.
     """
-    by_flags = cluster.processes is not None
-    if not by_flags and int(os.environ.get("SLURM_STEP_NUM_TASKS", 1)) == 1:
+    if cluster.coordinator is not None:
+        here = _Place(cluster.coordinator, cluster.processes, cluster.process, None)
+    elif (found := _slurm_place(os.environ)) is not None:
+        here = found
+    else:
         return  # neither flags nor Slurm's srun started several processes
-    if cluster.process == 0:
-        where = f"{cluster.processes} processes at {cluster.coordinator}"
+    # JAX would end the process without a message of its own, after 300 seconds.
+    if here.process == 0:
+        _check_port(here.coordinator)
+        where = f"{here.processes} processes at {here.coordinator}"
         print(f"waiting for {where}, at most {_MEETING} s", flush=True)
+    else:
+        _await_answer(here.coordinator, cluster.heartbeat_timeout)
     try:
         jax.distributed.initialize(
-            coordinator_address=cluster.coordinator,
-            num_processes=cluster.processes,
-            process_id=cluster.process,
-            cluster_detection_method="deactivate" if by_flags else "slurm",
+            coordinator_address=here.coordinator,
+            num_processes=here.processes,
+            process_id=here.process,
+            local_device_ids=here.local_device,
+            cluster_detection_method="deactivate",
             heartbeat_timeout_seconds=cluster.heartbeat_timeout,
             initialization_timeout=_MEETING,
             shutdown_timeout_seconds=cluster.heartbeat_timeout,
         )
-    except RuntimeError as error:  # for example if another program uses the port
+    except RuntimeError as error:
         remedy = "give all processes the address of process 0, with a free port"
         raise ValueError(f"--coordinator: {error}; {remedy}") from error
+
+
+class _Place(NamedTuple):
+    """Where a process stands among those that train together."""
+
+    coordinator: str  # HOST:PORT
+    processes: int | None
+    process: int | None
+    local_device: int | None  # the only device that it uses; None for all
+
+
+def _slurm_place(environment: Mapping[str, str]) -> _Place | None:
+    """Returns what Slurm's srun says of this process; None if it started only one.
+
+    As in JAX's own detection of Slurm, the port follows from the number of the job, and
+    each process has the device of its number on its node.
+    """
+
+    def number(name: str) -> int:
+        text = environment.get(name, "")
+        if not (text.isascii() and text.isdigit()):
+            raise ValueError(
+                f"the environment has {name}={text!r}, where Slurm's srun puts a"
+                " number; start all processes with srun, or give --coordinator,"
+                " --processes and --process"
+            )
+        return int(text)
+
+    if _SLURM_PROCESSES not in environment or number(_SLURM_PROCESSES) == 1:
+        return None
+    # A list such as node[01-03,7],other5: the first is the coordinator's.
+    nodes = environment.get("SLURM_STEP_NODELIST", "")
+    first = re.match(r"([^\[,\s]+)(?:\[(\w+))?", nodes)
+    if first is None:
+        raise ValueError(
+            f"the environment has SLURM_STEP_NODELIST={nodes!r}, where Slurm's srun"
+            " lists its nodes; start all processes with srun"
+        )
+    port = 61_440 + number("SLURM_JOB_ID") % 4_096
+    return _Place(
+        f"{first[1]}{first[2] or ''}:{port}",
+        number(_SLURM_PROCESSES),
+        number("SLURM_PROCID"),
+        number("SLURM_LOCALID"),
+    )
+
+
+def _split(coordinator: str) -> tuple[str, int]:
+    host, _, port = coordinator.rpartition(":")
+    return host.strip("[]"), int(port)  # of IPv6 addresses stand in brackets
+
+
+def _check_port(coordinator: str) -> None:
+    """Raises TryAgain if another program has the coordinator's port on this machine."""
+    _, port = _split(coordinator)
+    family = socket.AF_INET6 if socket.has_dualstack_ipv6() else socket.AF_INET
+    try:
+        socket.create_server(
+            ("", port), family=family, dualstack_ipv6=family == socket.AF_INET6
+        ).close()
+    except OSError as error:
+        raise TryAgain(
+            f"--coordinator: cannot listen at {coordinator}: {error.strerror}; give all"
+            " processes another port, or start again when it is free"
+        ) from error
+
+
+def _await_answer(coordinator: str, patience: int) -> None:
+    """Raises TryAgain if nothing answers at the coordinator's address in that time."""
+    end, address = time.monotonic() + patience, _split(coordinator)
+    while True:
+        try:
+            socket.create_connection(address, timeout=max(1, patience / 4)).close()
+        except OSError as error:
+            if time.monotonic() > end:
+                raise TryAgain(
+                    f"--coordinator: nothing answers at {coordinator} for {patience} s"
+                    f" ({error.strerror or error}); start process 0 there, or give a"
+                    " larger --heartbeat-timeout if it starts later"
+                ) from error
+            time.sleep(0.5)
+        else:
+            return
 
 
 def raise_everywhere(act: Callable[[], _T]) -> _T:
