@@ -216,7 +216,7 @@ def test_bad_stacked_axes_name_the_path(axes, message):
     ({"conv": "x", "head": "x"}, "PartitionSpec"),
     (["x", "y"], "tuple of names"),
     (jax.sharding.PartitionSpec(None, "x"), "'conv/bias', which has only 1"),
-    (jax.sharding.PartitionSpec(3), "'conv/bias'; for each dimension of the array give"),
+    (jax.sharding.PartitionSpec(3), "'conv/bias'; for each dimension of the array"),
     ((), "is an empty tuple.*or None"),
     ("x", r"has 'x', but no .* \(unbound axis name: x.*\)\. .* under jit too, leave"),
 ])  # fmt: skip
