@@ -11,7 +11,9 @@ import signal
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 import jax
 import tyro
@@ -67,8 +69,7 @@ def main(arguments: Sequence[str] | None = None) -> Result | None:
     Errors raise SystemExit with a message or an exit status. A run of several processes
     exits at once instead, because an orderly exit would wait for the other processes.
     """
-    # orbax logs a traceback for each thread of a failed save; NotSaved is one line.
-    logging.getLogger("absl").setLevel(logging.CRITICAL)
+    _quiet_orbax()
     try:
         return run(parse(arguments))
     except ValueError as error:
@@ -89,6 +90,24 @@ def main(arguments: Sequence[str] | None = None) -> Result | None:
         raise SystemExit(status)
     print(f"process {jax.process_index()}: {why}", file=sys.stderr, flush=True)
     os._exit(status)
+
+
+@cache
+def _quiet_orbax() -> None:
+    """Hides what orbax prints of failed reads and saves; the trainer says it in a line.
+
+    Those are tracebacks of each thread and task, some of them after the event loop that
+    the tasks ran in has been closed.
+    """
+    for name in ("absl", "asyncio"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+    show = sys.unraisablehook
+
+    def hook(unraisable: Any) -> None:
+        if str(unraisable.exc_value) != "Event loop is closed":
+            show(unraisable)
+
+    sys.unraisablehook = hook
 
 
 def run(config: Config) -> Result | None:

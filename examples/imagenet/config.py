@@ -295,8 +295,8 @@ class Cluster(_Group):
     #: process, nor under Slurm's srun.
     process: int | None = option(None, shared=False)
     #: Time within which all other processes notice that a process has died [s]. They
-    #: then end too, with exit status 75 (try again) if their training step fails
-    #: before JAX aborts them.
+    #: then end too, with exit status 75 (try again) if their training step fails before
+    #: JAX aborts them. They also wait this long at the start for process 0 to answer.
     heartbeat_timeout: int = option(60, low=5)
     #: Time without a training step after which a process ends itself with an exit
     #: status of 75 (try again) [s]. The value 0 lets it wait forever. If not

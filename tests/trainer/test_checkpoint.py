@@ -235,14 +235,14 @@ def swapped(folder):
     (folder / "other").rename(before)
 
 
-# orbax leaves a task behind when it cannot read an array.
-left_behind = pytest.mark.filterwarnings(
+# After a failed read of orbax, its threads complain that the event loop is closed.
+complaints = pytest.mark.filterwarnings(
     "ignore::pytest.PytestUnraisableExceptionWarning"
 )
 DAMAGES = (without_record, empty, truncated, wrong_metrics, wrong_number, flipped)
 
 
-@left_behind
+@complaints
 @pytest.mark.parametrize(
     ("damage", "left"), [*((damage, 2) for damage in DAMAGES), (swapped, 1)]
 )
@@ -264,7 +264,7 @@ def test_the_newest_whole_checkpoint_takes_the_place_of_damaged_ones(
     assert (tmp_path / "damaged_checkpoints" / "3").is_dir()
 
 
-@left_behind
+@complaints
 def test_with_all_checkpoints_damaged_the_run_does_not_start_anew(tmp_path):
     save_all(tmp_path, (0.1, 0.2), 2)
     for step in (1, 2):
@@ -274,6 +274,7 @@ def test_with_all_checkpoints_damaged_the_run_does_not_start_anew(tmp_path):
     assert_refused(unreadable, checkpoints.restore, made_up(0))
 
 
+@complaints
 def test_half_deleted_checkpoints_are_removed(tmp_path):
     """What a kill leaves while orbax deletes an old one."""
     save_all(tmp_path, (0.1, 0.2, 0.3), 3)
@@ -283,7 +284,7 @@ def test_half_deleted_checkpoints_are_removed(tmp_path):
     assert runs.steps_of(tmp_path) == [2, 3]
 
 
-@left_behind
+@complaints
 def test_damaged_copies_of_checkpoints_are_restored_whole_or_not_at_all(
     tmp_path, request
 ):

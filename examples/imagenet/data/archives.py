@@ -160,8 +160,8 @@ def _members(file: IO[bytes], pattern: str) -> Iterator[tuple[str, int, IO[bytes
             content = tar.extractfile(member) if plain else None
             if content is None or not re.fullmatch(pattern, member.name):
                 raise tarfile.ReadError(
-                    f"it holds {member.name!r}, but may hold only files named {pattern}"
-                    " that are not sparse"
+                    f"it contains {member.name!r}, but every name must match {pattern},"
+                    " and no file may be sparse"
                 )
             yield member.name, member.size, content
 
