@@ -32,6 +32,7 @@ def owned(folder: Path) -> Iterator[str]:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
+                time.sleep(0.1)  # an owner that has just begun writes its description
                 file.seek(0)
                 owner = file.read() or "another process"
                 raise ValueError(
