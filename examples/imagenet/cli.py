@@ -21,7 +21,7 @@ from .config import FACTS, Config, Run, settings
 from .data.dataset import DataLost
 from .data.sources import load
 from .dry_run import describe
-from .flags import flag
+from .flags import flag, read_flags
 from .log import LOG, Record, read_log, tensorboard
 from .models import image_pixels
 from .recipe import changes, configure
@@ -52,13 +52,14 @@ def parse(arguments: Sequence[str] | None) -> Config:
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     first.add_argument("--recipe", nargs="?")
     named, _ = first.parse_known_args(arguments)
-    return tyro.cli(
+    config: Config = read_flags(
         tyro.conf.OmitArgPrefixes[Config],
-        prog="python -m examples.imagenet",
+        "examples.imagenet",
+        arguments,
         description="Train an image classifier with LARS or momentum SGD.",
-        args=arguments,
         default=configure(named.recipe),
     )
+    return config
 
 
 def main(arguments: Sequence[str] | None = None) -> Result | None:
@@ -69,6 +70,8 @@ def main(arguments: Sequence[str] | None = None) -> Result | None:
     """
     # orbax logs a traceback for each thread of a failed save; NotSaved is one line.
     logging.getLogger("absl").setLevel(logging.CRITICAL)
+    # It leaves a failed task behind when it cannot read a damaged array.
+    logging.getLogger("asyncio").setLevel(logging.CRITICAL)
     try:
         return run(parse(arguments))
     except ValueError as error:
@@ -80,15 +83,28 @@ def main(arguments: Sequence[str] | None = None) -> Result | None:
         status = 128 + signal.SIGINT
     except TryAgain as error:
         why, status = f"error: {error}", TRY_AGAIN
+    except MemoryError as error:
+        why, status = _too_large(error), 1
     except jax.errors.JaxRuntimeError as error:
-        if jax.process_count() == 1:
+        if "RESOURCE_EXHAUSTED" in str(error):
+            why, status = _too_large(error), 1
+        elif jax.process_count() == 1:
             raise
-        why, status = f"error: {PeerLost('processes trained', error)}", TRY_AGAIN
+        else:
+            why, status = f"error: {PeerLost('processes trained', error)}", TRY_AGAIN
     if jax.process_count() == 1:
         print(why, file=sys.stderr)
         raise SystemExit(status)
     print(f"process {jax.process_index()}: {why}", file=sys.stderr, flush=True)
     os._exit(status)
+
+
+def _too_large(error: Exception) -> str:
+    text = " ".join(str(error).split())[:200]
+    return (
+        f"error: the memory is too small ({text}); give a smaller --batch-size,"
+        " --eval-batch-size, --width or --pixels, or a larger --accumulate"
+    )
 
 
 def run(config: Config) -> Result | None:

@@ -118,8 +118,7 @@ def test_a_port_in_use_is_told_with_the_status_to_try_again():
     with socket.create_server(("127.0.0.1", 0)) as other:
         address = f"127.0.0.1:{other.getsockname()[1]}"
         words = ["--coordinator", address, "--processes", "2", "--process", "0"]
-        ended = command_line(words, "unused")
-    assert ended.returncode == TRY_AGAIN
+        ended = command_line(words, "unused", status=TRY_AGAIN)
     assert f"error: --coordinator: cannot listen at {address}: Address" in ended.stderr
     assert "Traceback" not in ended.stderr
 
@@ -127,8 +126,8 @@ def test_a_port_in_use_is_told_with_the_status_to_try_again():
 def test_a_coordinator_that_does_not_answer_is_told_in_time():
     address, start = f"127.0.0.1:{free_port()}", time.monotonic()
     words = ["--coordinator", address, "--processes", "2", "--process", "1"]
-    ended = command_line([*words, "--heartbeat-timeout", "5"], "unused")
-    assert ended.returncode == TRY_AGAIN
+    words += ["--heartbeat-timeout", "5"]
+    ended = command_line(words, "unused", status=TRY_AGAIN)
     assert f"error: --coordinator: nothing answers at {address} for 5 s" in ended.stderr
     assert "Traceback" not in ended.stderr
     assert time.monotonic() - start < 60  # with the start of Python

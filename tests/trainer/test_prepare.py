@@ -69,7 +69,12 @@ def test_each_flaw_is_counted_and_named_and_ends_with_status_1(tmp_path, check):
     assert sorted(Path(path).name for path, _ in rows) == images.BROKEN
 
 
-@cases("flags", workers="--workers 0", report="--report absent/broken.tsv")
+@cases(
+    "flags",
+    workers="--workers 0",
+    many_workers="--workers 1000000000000",
+    report="--report absent/broken.tsv",
+)
 def test_values_that_no_check_can_use_are_refused_at_once(tmp_path, capsys, flags):
     flag, value = flags.split()
     arguments = [str(tmp_path), flag, value]
