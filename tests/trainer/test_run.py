@@ -1,6 +1,7 @@
 """Whole runs through the command line and the loop, and the input they refuse."""
 
 import json
+import logging
 from unittest.mock import Mock
 
 import jax
@@ -238,3 +239,13 @@ def test_a_bound_is_told(capsys):
     assert_usage(message, "--dropout 1 --network alexnet", capsys)
     message = "--width: got 17.0; give 0 < width ≤ 16"
     assert_usage(message, "--width 17", capsys)
+
+
+def test_what_orbax_leaves_behind_is_not_printed(monkeypatch):
+    """Tracebacks of its failed tasks; the trainer says in a line what is damaged."""
+    monkeypatch.setattr(cli, "run", Mock(return_value=None))
+    names = ("absl", "asyncio")
+    for name in names:
+        logging.getLogger(name).setLevel(logging.NOTSET)
+    cli.main([])
+    assert not any(logging.getLogger(x).isEnabledFor(logging.ERROR) for x in names)
