@@ -6,13 +6,25 @@ training that diverged, 75 a failed process, which may succeed when started agai
 """
 
 import sys
+from typing import Any
 
 from .cli import main
 
 REFUSED = 2
 DIVERGED = 3
 
+
+def _report(lost: Any) -> None:
+    """Prints an error that no code can handle, unless it follows from a failed save.
+
+    tensorstore then hands its other results to an event loop that has ended.
+    """
+    if str(lost.exc_value) != "Event loop is closed":
+        sys.__unraisablehook__(lost)
+
+
 if __name__ == "__main__":
+    sys.unraisablehook = _report
     try:
         result = main()
     except SystemExit as end:

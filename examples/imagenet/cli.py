@@ -11,9 +11,7 @@ import signal
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from functools import cache
 from pathlib import Path
-from typing import Any
 
 import jax
 import tyro
@@ -23,7 +21,7 @@ from .config import FACTS, Config, Run, settings
 from .data.dataset import DataLost
 from .data.sources import load
 from .dry_run import describe
-from .flags import flag
+from .flags import flag, read_flags
 from .log import LOG, Record, read_log, tensorboard
 from .models import image_pixels
 from .recipe import changes, configure
@@ -54,13 +52,14 @@ def parse(arguments: Sequence[str] | None) -> Config:
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     first.add_argument("--recipe", nargs="?")
     named, _ = first.parse_known_args(arguments)
-    return tyro.cli(
+    config: Config = read_flags(
         tyro.conf.OmitArgPrefixes[Config],
-        prog="python -m examples.imagenet",
+        "examples.imagenet",
+        arguments,
         description="Train an image classifier with LARS or momentum SGD.",
-        args=arguments,
         default=configure(named.recipe),
     )
+    return config
 
 
 def main(arguments: Sequence[str] | None = None) -> Result | None:
@@ -69,7 +68,10 @@ def main(arguments: Sequence[str] | None = None) -> Result | None:
     Errors raise SystemExit with a message or an exit status. A run of several processes
     exits at once instead, because an orderly exit would wait for the other processes.
     """
-    _quiet_orbax()
+    # orbax logs a traceback for each thread of a failed save; NotSaved is one line.
+    logging.getLogger("absl").setLevel(logging.CRITICAL)
+    # It leaves a failed task behind when it cannot read a damaged array.
+    logging.getLogger("asyncio").setLevel(logging.CRITICAL)
     try:
         return run(parse(arguments))
     except ValueError as error:
@@ -81,10 +83,15 @@ def main(arguments: Sequence[str] | None = None) -> Result | None:
         status = 128 + signal.SIGINT
     except TryAgain as error:
         why, status = f"error: {error}", TRY_AGAIN
+    except MemoryError as error:
+        why, status = _too_large(error), 1
     except jax.errors.JaxRuntimeError as error:
-        if jax.process_count() == 1:
+        if "RESOURCE_EXHAUSTED" in str(error):
+            why, status = _too_large(error), 1
+        elif jax.process_count() == 1:
             raise
-        why, status = f"error: {PeerLost('processes trained', error)}", TRY_AGAIN
+        else:
+            why, status = f"error: {PeerLost('processes trained', error)}", TRY_AGAIN
     if jax.process_count() == 1:
         print(why, file=sys.stderr)
         raise SystemExit(status)
@@ -92,22 +99,12 @@ def main(arguments: Sequence[str] | None = None) -> Result | None:
     os._exit(status)
 
 
-@cache
-def _quiet_orbax() -> None:
-    """Hides what orbax prints of failed reads and saves; the trainer says it in a line.
-
-    Those are tracebacks of each thread and task, some of them after the event loop that
-    the tasks ran in has been closed.
-    """
-    for name in ("absl", "asyncio"):
-        logging.getLogger(name).setLevel(logging.CRITICAL)
-    show = sys.unraisablehook
-
-    def hook(unraisable: Any) -> None:
-        if str(unraisable.exc_value) != "Event loop is closed":
-            show(unraisable)
-
-    sys.unraisablehook = hook
+def _too_large(error: Exception) -> str:
+    text = " ".join(str(error).split())[:200]
+    return (
+        f"error: the memory is too small ({text}); give a smaller --batch-size,"
+        " --eval-batch-size, --width or --pixels, or a larger --accumulate"
+    )
 
 
 def run(config: Config) -> Result | None:

@@ -28,7 +28,9 @@ Network = Literal[
     "alexnet", "alexnet_bn", "alexnet_bn_train_val", "resnet50", "resnet50_v1.5",
 ]  # fmt: skip
 
-_BOUNDS = {"low", "above", "below"}
+_BOUNDS = {"low", "above", "below", "high"}
+_MANY = 10**9  # steps, that is, more than a run can have
+_RATE = 1e30  # the largest rate or factor; its products with others fit into float32
 _STEP_TIMEOUT = 600  # default for a run of several processes [s]
 
 
@@ -43,10 +45,11 @@ class Facts(NamedTuple):
     result: bool = True  # whether a report uses it to tell runs apart
     speed: bool = False  # whether the speed of a run depends on it
     recipe: bool = False  # whether a recipe sets it
-    # Bounds of a number, or of each number in a tuple: ≥ low, > above, < below
+    # Bounds of a number, or of each number in a tuple: ≥ low, > above, < below, ≤ high
     low: float = -math.inf
     above: float = -math.inf
     below: float = math.inf
+    high: float = math.inf
 
 
 def option(default: Any, **facts: Any) -> Any:
@@ -85,13 +88,13 @@ class Data(_Group):
     ] = option("mnist", name="data", resume=True, shared=False, speed=True)
     #: Number of training images to hold out for validation [images]. Only used with
     #: a folder DIR that has no val/ of its own; the other data sets have fixed splits.
-    validation_images: int = option(5_000, low=0)
+    validation_images: int = option(5_000, low=0, high=_MANY)
     #: The split on which accuracy is measured. Use validation to choose settings, and
     #: test only to report the final result.
     evaluate_on: Split = "validation"
     #: Side of the square images that the network gets [pixels], for image folders and
     #: synthetic data. If not given, the size that the network was designed for.
-    pixels: int | None = option(None, speed=True, low=1)
+    pixels: int | None = option(None, speed=True, low=1, high=1_024)
     #: How images from folders are cropped for training. `caffe`: stretch to 256×256
     #: pixels (if --pixels is not 224 to 227: to 8/7 of it), then crop and mirror at
     #: random. The LARS paper does not say how it crops; this is likely. `rrc`: random-
@@ -106,8 +109,13 @@ class Data(_Group):
     #: Number of threads that read and decode image files. If not given, one for
     #: each CPU core.
     workers: int | None = option(
-        None, resume=True, shared=False, result=False, speed=True, low=1
+        None, resume=True, shared=False, result=False, speed=True, low=1, high=1_024
     )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        remedy = "give mnist, synthetic or a folder, such as . for the current one"
+        check(self.source != "", "data", self.source, remedy)
 
 
 @dataclass(frozen=True)
@@ -121,7 +129,7 @@ class Model(_Group):
     network: Network = option("alexnet_small", speed=True)
     #: Factor on the number of channels of every layer but the last. The value 1
     #: keeps the published network.
-    width: float = option(1.0, speed=True, above=0)
+    width: float = option(1.0, speed=True, above=0, high=16)
     #: Number format of activations and matrix products. Parameters, BatchNorm
     #: statistics and the loss are float32 with either.
     dtype: Annotated[str, tyro.conf.arg(metavar="float32|bfloat16")] = option(
@@ -129,7 +137,7 @@ class Model(_Group):
     )
     #: Dropout rate of AlexNet's two hidden dense layers: the share of outputs set to 0.
     #: The value 0 switches it off. If not given, 0.5. Other networks have no dropout.
-    dropout: float | None = None
+    dropout: float | None = option(None, low=0, below=1)
     #: Initialize the scale of the last BatchNorm in each residual block to 0 instead
     #: of 1. For ResNets only.
     zero_init_last_bn: bool = False
@@ -153,30 +161,30 @@ class Optimizer(_Group):
         option("lars", name="optimizer", speed=True)
     )
     #: Peak learning rate γ. It is used as given: --batch-size does not scale it.
-    learning_rate: float | None = option(10.0, low=0)
+    learning_rate: float | None = option(10.0, low=0, high=_RATE)
     #: Length of the linear warm-up from --warmup-start to --learning-rate [epochs]. The
     #: value 0 means no warm-up.
-    warmup_epochs: float | None = option(5.0, low=0)
+    warmup_epochs: float | None = option(5.0, low=0, high=100_000)
     #: Learning rate at the first step of the warm-up. Not used without a warm-up.
-    warmup_start: float | None = option(0.0, low=0)
+    warmup_start: float | None = option(0.0, low=0, high=_RATE)
     #: How the learning rate falls after the warm-up. `polynomial`: to
     #: the value of --end-learning-rate, as a power of the remaining time (--power).
     #: With `piecewise_constant`: by a factor of 10 at each of --boundaries.
     decay: Literal["polynomial", "piecewise_constant"] = "polynomial"
     #: Exponent of the polynomial decay of the learning rate: 1 is linear, 2 quadratic.
-    power: float = option(2.0, above=0)
+    power: float = option(2.0, above=0, high=100)
     #: Learning rate at the end of the polynomial decay.
-    end_learning_rate: float = option(0.0, low=0)
+    end_learning_rate: float = option(0.0, low=0, high=_RATE)
     #: Epochs at which the piecewise constant learning rate falls by a factor of 10.
     #: Not used by the polynomial decay.
-    boundaries: tuple[float, ...] = option((), low=0)
+    boundaries: tuple[float, ...] = option((), low=0, high=100_000)
     #: Count the polynomial decay from step 0, so that the warm-up replaces its first
     #: part, as the authors of LARS did. By default the decay begins at the end of the
     #: warm-up, at the full learning rate.
     decay_from_start: bool = False
     #: Number of updates by which the polynomial decay is longer than the run [steps].
     #: The value is 0 in the LARS paper and 1 in MLPerf.
-    extra_decay_steps: int = option(0, low=0)
+    extra_decay_steps: int = option(0, low=0, high=_MANY)
     #: Momentum coefficient μ: the share of the momentum buffer that each step
     #: keeps. The value 0 disables momentum.
     momentum: float | None = option(0.9, low=0, below=1)
@@ -187,13 +195,13 @@ class Optimizer(_Group):
     #: momentum buffer, as in PyTorch. They differ only when γ changes.
     momentum_order: Literal["scaled", "unscaled"] = "scaled"
     #: Weight decay β: β times the weights is added to their gradient; 0 for none.
-    weight_decay: float | None = option(5e-4, low=0)
+    weight_decay: float | None = option(5e-4, low=0, high=_RATE)
     #: LARS's trust coefficient η. The trust ratio of a layer with weights w and
     #: gradient g is η‖w‖ / (‖g‖ + β‖w‖), where β is the weight decay. SGD ignores it.
-    trust_coefficient: float = option(0.001, above=0)
+    trust_coefficient: float = option(0.001, above=0, high=_RATE)
     #: LARS: factor used in place of the trust ratio on parameters that --layers leaves
     #: out, and on layers whose weights or gradient are all 0. Published recipes use 1.
-    fallback_ratio: float = option(Recipe.fallback_ratio, low=0)
+    fallback_ratio: float = option(Recipe.fallback_ratio, low=0, high=_RATE)
     #: Parameters that get weight decay and LARS's trust ratio. `weights`: all except
     #: biases and the parameters of normalization layers. `all`: every parameter.
     layers: Literal["weights", "all"] = "weights"
@@ -208,13 +216,13 @@ class Batching(_Group):
 
     #: Number of images in one update, over all devices and processes [images]. It must
     #: be divisible by processes × devices × --solvers-per-device × --accumulate.
-    batch_size: int = option(32, recipe=True, low=1)
+    batch_size: int = option(32, recipe=True, low=1, high=10_000_000)
     #: Number of passes over the training images, which may be a fraction. A run has
     #: epochs × training images / batch size updates, rounded.
-    epochs: float = option(10.0, recipe=True, above=0)
+    epochs: float = option(10.0, recipe=True, above=0, high=100_000)
     #: Number of devices that each process uses. If not given, every GPU, or 4 virtual
     #: devices if there is only a CPU.
-    devices: int | None = option(None, resume=True, low=1)
+    devices: int | None = option(None, resume=True, low=1, high=1_024)
     #: The JAX function that runs a training step on all devices. Both give the same
     #: results.
     engine: Engine = option("pmap", resume=True, speed=True)
@@ -222,14 +230,14 @@ class Batching(_Group):
     #: cuts its images of a batch, to process one after the other and average the
     #: gradients. More slots need less memory. Each takes its own BatchNorm statistics.
     #: The value 1 switches it off.
-    accumulate: int = option(1, resume=True, speed=True, low=1)
+    accumulate: int = option(1, resume=True, speed=True, low=1, high=1_000_000)
     #: Number of parts of a batch that each device processes at the same time. Each part
     #: has its own BatchNorm statistics, as if it were on a device of its own. With
     #: the value 1 a device processes its images undivided.
-    solvers_per_device: int = option(1, resume=True, speed=True, low=1)
+    solvers_per_device: int = option(1, resume=True, speed=True, low=1, high=10_000)
     #: Number of images evaluated at once, over all devices [images]. Every image counts
     #: exactly once, also if the last batch is not full.
-    eval_batch_size: int = option(1_000, resume=True, result=False, low=1)
+    eval_batch_size: int = option(1_000, resume=True, result=False, low=1, high=100_000)
 
 
 @dataclass(frozen=True)
@@ -242,18 +250,18 @@ class Run(_Group):
     #: Number of updates between two writes to the log [steps]. Each write adds one line
     #: for every update since the last write. A larger number interrupts the devices
     #: less often.
-    log_every: int = option(10, low=1)
+    log_every: int = option(10, low=1, high=_MANY)
     #: Number of updates between two log records of each layer's norms, trust ratio and
     #: effective learning rate [steps]. The value 0 logs none.
-    layers_every: int = option(100, low=0)
+    layers_every: int = option(100, low=0, high=_MANY)
     #: Also write the log as TensorBoard event files.
     tensorboard: bool = False
     #: Number of most recent checkpoints to keep. The checkpoint with the best accuracy
     #: is kept too. The value 0 saves no checkpoints.
-    checkpoints: int = option(2, low=0)
+    checkpoints: int = option(2, low=0, high=1_000_000)
     #: Number of updates between two checkpoints [steps]. A further checkpoint is saved
     #: after each epoch. The value 0 saves checkpoints only after each epoch.
-    checkpoint_every: int = option(0, low=0)
+    checkpoint_every: int = option(0, low=0, high=_MANY)
     #: Record a profile of updates A to B−1, counted from 0, into the folder `profile`
     #: under --out, to view in TensorBoard or Perfetto. If not given, no profile.
     profile: Annotated[str | None, tyro.conf.arg(metavar="A:B")] = None
@@ -266,13 +274,14 @@ class Run(_Group):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        check(self.out != "", "out", self.out, "give a folder, such as runs/imagenet")
         ok = self.profile is None or self.profiled is not None
         check(ok, "profile", self.profile, "give two steps, 0 ≤ A < B, such as 20:30")
 
     @property
     def profiled(self) -> range | None:
         """The range of updates to profile; None if --profile is not given."""
-        match = re.fullmatch(r"(\d+):(\d+)", self.profile or "")
+        match = re.fullmatch(r"([0-9]{1,9}):([0-9]{1,9})", self.profile or "")
         steps = range(*map(int, match.groups())) if match else range(0)
         return steps or None
 
@@ -290,18 +299,18 @@ class Cluster(_Group):
     coordinator: Annotated[str | None, tyro.conf.arg(metavar="HOST:PORT")] = None
     #: Number of processes that train together. If not given, this process trains alone,
     #: unless Slurm's srun started several.
-    processes: int | None = option(None, low=1)
+    processes: int | None = option(None, low=1, high=100_000)
     #: Number of this process, from 0 to --processes minus 1. Not needed for a single
     #: process, nor under Slurm's srun.
-    process: int | None = option(None, shared=False)
+    process: int | None = option(None, shared=False, low=0, high=99_999)
     #: Time within which all other processes notice that a process has died [s]. They
     #: then end too, with exit status 75 (try again) if their training step fails before
     #: JAX aborts them. They also wait this long at the start for process 0 to answer.
-    heartbeat_timeout: int = option(60, low=5)
+    heartbeat_timeout: int = option(60, low=5, high=86_400)
     #: Time without a training step after which a process ends itself with an exit
     #: status of 75 (try again) [s]. The value 0 lets it wait forever. If not
     #: given, 600 if several processes train together, otherwise 0.
-    step_timeout: int | None = option(None, low=0)
+    step_timeout: int | None = option(None, low=0, high=31_536_000)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -313,7 +322,8 @@ class Cluster(_Group):
                 " --processes and --process, or none"
             )
         if self.coordinator is not None:
-            ok = re.fullmatch(r".+:\d+", self.coordinator) is not None
+            match = re.fullmatch(r".+:([0-9]{1,5})", self.coordinator)
+            ok = match is not None and 0 < int(match[1]) < 65_536
             remedy = "give HOST:PORT, such as node0:8476"
             check(ok, "coordinator", self.coordinator, remedy)
         if self.processes is not None and self.process is not None:

@@ -1,6 +1,35 @@
-"""Checks of values, whose errors name the flag, the value and what to give instead."""
+"""Reads command lines, and checks values.
+
+The errors name the flag, the value and what to give instead.
+"""
 
 import math
+import os
+import shutil
+from collections.abc import Sequence
+from typing import Any
+
+import tyro
+
+_NARROWEST = 40  # columns; on a terminal of fewer than 10, tyro's help never ends
+
+
+def read_flags(
+    kind: Any, program: str, arguments: Sequence[str] | None, **more: Any
+) -> Any:
+    """Returns what the command line of `python -m PROGRAM` says, as `tyro.cli` does.
+
+    It is an instance of the dataclass `kind`. `more` are further arguments of
+    `tyro.cli`. A wrong flag or --help raises SystemExit.
+    """
+    given, columns = os.environ.get("COLUMNS"), shutil.get_terminal_size().columns
+    os.environ["COLUMNS"] = str(max(columns, _NARROWEST))
+    try:
+        return tyro.cli(kind, prog=f"python -m {program}", args=arguments, **more)
+    finally:
+        del os.environ["COLUMNS"]
+        if given is not None:
+            os.environ["COLUMNS"] = given
 
 
 def flag(name: str) -> str:
@@ -21,16 +50,19 @@ def check_number(
     low: float = -math.inf,
     above: float = -math.inf,
     below: float = math.inf,
+    high: float = math.inf,
 ) -> None:
-    """Raises ValueError unless the value is finite, ≥ low, > above and < below.
+    """Raises ValueError unless the value is finite, ≥ low, > above, < below, ≤ high.
 
     The message begins with `name`. A bound that is left out does not apply.
     """
-    if low <= value < below and above < value < math.inf:
+    if low <= value <= high and above < value < below and value < math.inf:
         return
-    remedy = f"a finite number, {low:,} or more"
-    if above > -math.inf:
-        remedy = f"a finite number above {above:,}"
-    elif below < math.inf:
-        remedy = f"{low:,} ≤ {name.lstrip('-')} < {below:,}"
+    start = f"{above:,} <" if above > -math.inf else f"{low:,} ≤"
+    end = f"< {below:,}" if below < math.inf else f"≤ {high:,}"
+    remedy = f"{start} {name.lstrip('-')} {end}"
+    if below == high == math.inf:
+        remedy = f"a finite number, {low:,} or more"
+        if above > -math.inf:
+            remedy = f"a finite number above {above:,}"
     raise ValueError(f"{name}: got {value!r}; give {remedy}")

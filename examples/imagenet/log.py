@@ -6,10 +6,13 @@ a checkpoint first removes the records of updates after the checkpoint.
 
 import json
 import math
+import os
+import socket
+import time
 from collections.abc import Callable
 from contextlib import nullcontext, suppress
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 Record = dict[str, Any]
 Show = Callable[[Record], None]
@@ -44,12 +47,16 @@ class Log:
         if self._file is None:
             return
         self._show(record)
+        name = self._file.name
         try:
             self._file.write(strict_json(record) + "\n")
             self._file.flush()
+            there = same_file(self._file, Path(name))
         except OSError as error:
-            name, why = self._file.name, error.strerror
+            why = error.strerror
             raise OSError(f"--out: cannot write to {name}: {why}") from error
+        if not there:
+            raise OSError(f"--out: {name} was deleted or replaced during the run")
 
     def __enter__(self) -> "Log":
         return self
@@ -59,6 +66,14 @@ class Log:
         with suppress(OSError) if kind else nullcontext():
             if self._file:
                 self._file.close()
+
+
+def same_file(file: IO[str], path: Path) -> bool:
+    """Returns True if an open file is still the one at its path."""
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), path.stat())
+    except FileNotFoundError:
+        return False
 
 
 def read_log(path: Path) -> list[Record]:
@@ -114,30 +129,48 @@ def tensorboard(folder: Path) -> Show:
     """Returns a function that writes a record's numbers as TensorBoard scalars.
 
     When a resumed run writes its first record, TensorBoard hides the values of later
-    steps that the earlier process wrote.
+    steps that the earlier process wrote. Raises OSError if the file cannot be written.
     """
     from flax.traverse_util import flatten_dict
-    from tensorboardX import SummaryWriter
+    from tensorboardX.proto.event_pb2 import Event, SessionLog
+    from tensorboardX.record_writer import RecordWriter
+    from tensorboardX.summary import scalar
 
-    writer = None
+    # tensorboardX's SummaryWriter would write in a thread, whose errors it only prints.
+    writer: Any = None
 
-    def write(record: Record) -> None:
+    def add(**event: Any) -> None:
+        writer.write(Event(wall_time=time.time(), **event).SerializeToString())
+
+    def add_record(record: Record) -> None:
         nonlocal writer
         kind, step = record["kind"], record.get("step")
         if writer is None:
             start = step or 0
-            # The default file name has seconds: two quick starts would share it.
-            writer = SummaryWriter(
-                str(folder), purge_step=start, filename_suffix=f".{start}"
-            )
+            # The step is in the name because two quick starts have the same second.
+            name = f"events.out.tfevents.{time.time():.0f}.{socket.gethostname()}"
+            folder.mkdir(parents=True, exist_ok=True)
+            writer = RecordWriter(str(folder / f"{name}.{start}"))
+            add(file_version="brain.Event:2")
+            add(step=start, session_log=SessionLog(status=SessionLog.START))
         if step is not None:
             numbers = record.get("layers", record)
             flat = flatten_dict(numbers, sep="/")  # type: ignore[no-untyped-call]
             for name, value in flat.items():
                 if isinstance(value, int | float) and name != "step":
-                    writer.add_scalar(f"{kind}/{name}", value, step)
+                    add(step=step, summary=scalar(f"{kind}/{name}", value))
+        writer.flush()
         if kind in _LAST:
-            # A flush would leave behind what waits in the writer's queue.
             writer.close()
+
+    def write(record: Record) -> None:
+        try:
+            add_record(record)
+        except OSError as error:
+            with suppress(OSError):
+                if writer:
+                    writer.close()
+            why = error.strerror
+            raise OSError(f"--tensorboard: cannot write to {folder}: {why}") from error
 
     return write

@@ -43,6 +43,7 @@ def make_plan(
     raise ValueError(
         f"--batch-size: got {batch}; it must be at most {examples}, the number of"
         f" training images, and divisible by {slots} = {' × '.join(map(str, factors))}"
-        " (processes × devices × --solvers-per-device × --accumulate);"
+        " (--processes × --devices × --solvers-per-device ×"
+        " --accumulate);"
         f" give {near or 'fewer devices, or smaller values of these flags'}"
     )

@@ -29,10 +29,12 @@ from .data.dataset import Broken
 from .data.folders import explain, read_image
 from .data.index import Index, Tree, is_tree, read_index
 from .data.pixels import BrokenImage
-from .flags import check, check_number
+from .flags import check, check_number, read_flags
 
 _CHUNK = 64  # images that a thread decodes in one go
 _SHOWN = 20  # the most broken images to print
+# In the list of broken images; the backslash first, as the others insert one.
+_ESCAPES = {"\\": r"\\", "\t": r"\t", "\n": r"\n", "\r": r"\r"}
 _BY_SUFFIX = {".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WebP"}
 
 
@@ -47,12 +49,13 @@ class Arguments:
     #: Number of threads that decode images. The default is this machine's number of
     #: CPU cores.
     workers: int = os.cpu_count() or 1
-    #: File for a list of the broken images, one to a line: path, tab, reason. If
-    #: not given, the list is not written.
+    #: File for a list of the broken images, one to a line: path, tab, reason. In both
+    #: texts, \\, \t, \n and \r stand for a backslash, a tab, a newline and a carriage
+    #: return. If not given, the list is not written.
     report: Annotated[str | None, tyro.conf.arg(metavar="FILE")] = None
 
     def __post_init__(self) -> None:
-        check_number("--workers", self.workers, low=1)
+        check_number("--workers", self.workers, low=1, high=1_024)
         # Before hours of decoding, not after them.
         if self.report is not None:
             folder = os.path.dirname(self.report) or "."
@@ -96,11 +99,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     console = Console(markup=False, highlight=False, soft_wrap=True)
     try:
-        options = tyro.cli(
+        options: Arguments = read_flags(
             Arguments,
-            prog="python -m examples.imagenet.prepare",
+            "examples.imagenet.prepare",
+            arguments,
             description="Check a folder of images, and unpack ImageNet's archives.",
-            args=arguments,
         )
         if options.archives:
             _unpack(Path(options.archives), Path(options.folder), console)
@@ -142,12 +145,20 @@ def _check(options: Arguments, console: Console) -> int:
     survey = _decode_all(list(present.values()), options.workers, console)
     _print_survey(survey, console)
     if options.report:
-        lines = "".join(f"{path}\t{reason}\n" for path, reason in survey.broken)
+        rows = ("\t".join(map(_escaped, row)) for row in survey.broken)
+        lines = "".join(f"{row}\n" for row in rows)
         Path(options.report).write_bytes(os.fsencode(lines))
     missing = _missing(index, present)
     for line in missing:
         console.print(f"missing: {line}")
     return 1 if missing or survey.broken else 0
+
+
+def _escaped(text: str) -> str:
+    """Returns the text without characters that end a line or a column of the list."""
+    for plain, escaped in _ESCAPES.items():
+        text = text.replace(plain, escaped)
+    return text
 
 
 def _table(trees: dict[str, Tree], classes: int) -> Table:

@@ -2,6 +2,7 @@
 
 import ast
 import inspect
+import os
 import re
 from dataclasses import asdict, fields, is_dataclass, replace
 from typing import get_args
@@ -13,8 +14,10 @@ from cases import assert_line, cases
 from networks import make, random_inputs
 from steps import make_setup, state_of, step_of
 
+import examples.imagenet.report.__main__ as report
 import lars_optax
-from examples.imagenet.cli import parse
+from examples.imagenet import prepare
+from examples.imagenet.cli import bind, parse
 from examples.imagenet.config import FACTS, Config, Network, Optimizer
 from examples.imagenet.data.dataset import Batch
 from examples.imagenet.models import networks
@@ -135,7 +138,6 @@ def test_networks_on_the_command_line_are_those_there_are():
         "alexnet_small.*not have this.*alexnet_bn_small",
     ),
     drop=("--dropout 0.5 --network resnet_small", "resnet_small.*not have.*alexnet_bn"),
-    all_dropped=("--dropout 1 --network alexnet --data synthetic", "0 ≤ dropout < 1"),
     no_block=(
         "--zero-init-last-bn",
         "alexnet_small.*not have this.*resnet_small",
@@ -222,3 +224,74 @@ def test_a_flag_is_named_as_it_is_typed_where_it_departs_from_the_recipe():
     flags = "--recipe mlperf-v1.0-resnet50-lars-8192 --optimizer sgd --epochs 8"
     found = changes(parse(flags.split()))
     assert found == ["--optimizer 'lars' → 'sgd'", "--epochs 44 → 8.0"]
+
+
+def numeric_flags():
+    """Each field that holds numbers, with the group that it is in."""
+    for group in fields(Config):
+        for one in fields(group.type) if is_dataclass(group.type) else ():
+            if re.search(r"\b(int|float)\b", str(one.type)):
+                yield group.type, one
+
+
+@cases("field", **{one.name: one for _, one in numeric_flags()})
+def test_every_number_has_a_lower_and_an_upper_bound(field):
+    facts = FACTS[field.name]
+    assert max(facts.low, facts.above) >= 0
+    assert min(facts.below, facts.high) < np.inf
+
+
+NUMBERS = ["0", "-1", "1e-300", "1e300", f"{10**30}", "nan", "inf", "-inf"]
+
+
+def refusal(words, capsys):
+    """Why a command line, read as far as to a plan of the run, is refused; or ""."""
+    try:
+        bind(parse(words))
+    except SystemExit:
+        shown = capsys.readouterr().err.split("For full helptext")[0]
+        return " ".join(re.sub("[─│╭╮╰╯]", " ", shown).split())
+    except ValueError as error:
+        return str(error)
+    return ""
+
+
+@cases("field", **{one.name: one.name for _, one in numeric_flags()})
+def test_any_number_works_or_is_refused_by_its_flag(field, capsys):
+    facts = FACTS[field]
+    more = {
+        "boundaries": "--decay piecewise_constant --warmup-epochs 0",
+        "dropout": "--network alexnet --pixels 67 --data synthetic",
+        "epochs": "--warmup-epochs 0",
+        "process": "--coordinator a:1 --processes 2",
+        "processes": "--coordinator a:1 --process 0",
+        "pixels": "--data synthetic --network resnet50",
+    }.get(field, "")
+    bounds = [facts.low, facts.above, facts.below, facts.high]
+    for number in [*NUMBERS, *map(str, bounds)]:
+        words = [*more.split(), "--dry-run", f"--{facts.name}", number]
+        why = refusal(words, capsys)
+        assert not why or re.search(rf"--{facts.name}\b", why), why
+
+
+@pytest.mark.parametrize("number", NUMBERS)
+@cases(
+    "command, flag", prepare=(prepare.main, "workers"), report=(report.main, "epochs")
+)
+def test_the_other_commands_refuse_a_number_by_flag_too(command, flag, number, capsys):
+    with pytest.raises(SystemExit) as end:
+        command(["absent", f"--{flag}", number])
+    shown = f"{capsys.readouterr().err} {end.value.code}"
+    absent = number == "1e-300" and flag == "epochs"  # a number that is allowed
+    assert ("absent" if absent else f"--{flag}: ") in shown
+
+
+@pytest.mark.parametrize("width", [1, 2, 3, 9, 10, 40, 1000])
+@cases("command", trainer=parse, prepare=prepare.main, report=report.main)
+def test_help_ends_on_a_terminal_of_any_width(command, width, monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", str(width))
+    with pytest.raises(SystemExit) as end:
+        command(["--help"])
+    assert end.value.code == 0
+    assert "usage" in capsys.readouterr().out
+    assert os.environ["COLUMNS"] == str(width)

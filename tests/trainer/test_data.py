@@ -222,3 +222,7 @@ def test_fashion_mnist_is_read_whole():
     assert fashion.train.images.shape[1:] == (28, 28, 1)
     everything = np.concatenate([part.labels for part in parts])
     assert np.bincount(everything).tolist() == [7_000] * 10
+
+
+def test_no_training_images_are_not_told_as_too_many_for_validation():
+    assert_refused("^--data: it has no training images", data.hold_out, 0, 5)

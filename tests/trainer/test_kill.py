@@ -6,6 +6,7 @@ import signal
 import numpy as np
 import pytest
 import small_runs as runs
+from cases import cases
 
 from examples.imagenet.run.checkpoint import cause
 from examples.imagenet.step.step import TrainState
@@ -47,9 +48,11 @@ def start(tmp_path_factory):
 
     def run(name, first="", status=0):
         words = [*runs.flags(data, folder / name), "--existing", "resume"]
+        words += ["--tensorboard"] if name == "events" else []
         code = runs.UNDRAWN + first
         return folder / name, runs.command_line(words, folder / "cache", code, status)
 
+    run.folder = folder
     return run
 
 
@@ -96,10 +99,9 @@ def test_sigterm_saves_logs_and_goes_on_to_the_same_end(start, whole):
 
 def test_a_disk_that_fills_up_ends_the_run_and_loses_no_checkpoint(start, whole):
     out, process = start("full", _AT_STEP.format(step=10, act=_FILL_UP), 1)
-    # tensorstore prints tracebacks of its own before and after it.
     line = r"error: --out: a checkpoint could not be saved \(.*File too large.*\);"
     line += r" .* complete checkpoint \(after update: (\d+)\)"
-    error = re.search(line, process.stderr)
+    error = re.fullmatch(f"{line}\n", process.stderr)
     assert error, process.stderr
     names = [path.name for path in (out / "checkpoints").iterdir()]
     newest = max(int(name) for name in names if name.isdigit())
@@ -108,6 +110,33 @@ def test_a_disk_that_fills_up_ends_the_run_and_loses_no_checkpoint(start, whole)
     assert error[1] == str(newest)
     # With room again the run goes on.
     assert_resumes(start, "full", whole)
+
+
+@cases(
+    "name, act, line",
+    deleted=(
+        "gone",
+        "os.rename({out!r}, {out!r} + '.old'); os.system('rm -rf {out}.old')",
+        "--out: .*/gone/(log.jsonl|checkpoints) was deleted or replaced during the run",
+    ),
+    moved=(
+        "away",
+        "os.rename({out!r}, {out!r} + '.moved')",
+        "--out: .*/away/(log.jsonl|checkpoints) was deleted or replaced during the run",
+    ),
+    full_tensorboard=(
+        "events",
+        "import tensorboardX.record_writer as r;"
+        " r.open_file = lambda path: open('/dev/full', 'wb')",
+        "--tensorboard: cannot write to .*/events/tensorboard: No space left on device",
+    ),
+)
+def test_what_ends_a_run_is_one_line(start, name, act, line):
+    out = start.folder / name
+    act = act.format(out=str(out))
+    first = act if name == "events" else _AT_STEP.format(step=10, act=act)
+    _, process = start(name, f"{first}\n", 1)
+    assert re.fullmatch(f"error: {line}.*\n", process.stderr), process.stderr
 
 
 def test_the_cause_of_a_failed_write_outlives_the_shortening():

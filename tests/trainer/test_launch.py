@@ -3,6 +3,7 @@ trainer know, and the same thing everywhere. None of it was run on a cluster."""
 
 import re
 import shlex
+import signal
 import subprocess
 import time
 
@@ -14,7 +15,9 @@ from small_runs import ROOT, python
 
 from examples.imagenet.__main__ import DIVERGED, REFUSED
 from examples.imagenet.cli import parse
+from examples.imagenet.run.cluster import TRY_AGAIN
 
+ABORTED = 128 + signal.SIGABRT
 LAUNCH = ROOT / "examples" / "imagenet" / "launch"
 SLURM = LAUNCH / "slurm.sh"
 SCRIPT = SLURM.read_text()
@@ -94,6 +97,9 @@ def test_slurm_resumes_the_trainer_in_a_folder_that_a_requeue_keeps(tmp_path, op
     failed_and_killed_the_others=(143, 3600, None, True),
     failed_too_often=(143, 3600, 3, False),
     lost_a_process=(1, 60, 2, True),
+    lost_another_process=(TRY_AGAIN, 3600, None, True),
+    aborted_by_jax_for_a_lost_process=(ABORTED, 3600, None, True),
+    aborted_too_often=(ABORTED, 3600, 3, False),
     lost_processes_too_often=(1, 60, 3, False),
     wrong_flag=(REFUSED, 3600, None, False),
     diverged=(DIVERGED, 3600, None, False),
@@ -194,7 +200,9 @@ def test_a_pod_that_fails_is_made_again_and_one_told_to_stop_does_not_count(job,
         known = rule.get("onExitCodes", {"values": []})["values"]
         codes |= dict.fromkeys(known, rule["action"])
     assert codes == {143: "Ignore", REFUSED: "FailJob", DIVERGED: "FailJob"}
-    # A process that lost the others ends with 1: each pod of an accident counts.
+    # Any other status is tried again, also that of a process that lost another one.
+    assert not codes.keys() & {TRY_AGAIN, ABORTED}
+    # Each pod of an accident counts.
     assert job["spec"]["backoffLimit"] >= 2 * job["spec"]["completions"]
 
 
@@ -208,6 +216,8 @@ def test_the_readmes_commands_start_processes_of_one_cluster():
         assert f"examples/imagenet/launch/{name}" in text
         assert "NOT RUN" in (LAUNCH / name).read_text().partition("\n\n")[0]
     assert "**Not run.**" in text
+    for status in (TRY_AGAIN, ABORTED):
+        assert f"\n| {status} |" in text
 
 
 def test_what_is_refused_says_so_by_its_status():

@@ -1,8 +1,11 @@
 """The log: strict JSON lines, resumable after any kill, and TensorBoard's scalars."""
 
+import gc
 import json
+import re
 import struct
 from pathlib import Path
+from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -15,6 +18,13 @@ from examples.imagenet.log import Log, read_log, tensorboard
 CONFIG = {"kind": "config", "run": {"epochs": 2}}
 RESULT = {"kind": "result", "updates": 4, "accuracy": 0.5}
 STOPPED = {"kind": "stopped", "step": 5}
+
+
+FULL = Path("/dev/full")  # a file that takes nothing
+
+
+def assert_raises(message):
+    return pytest.raises(OSError, match=f"^{message}")
 
 
 def records(updates):
@@ -159,3 +169,24 @@ def test_tensorboard_of_a_resumed_run_shows_no_step_twice(tmp_path):
         ("step/loss", 2): 2.0,
         ("speed/data_wait", 3): 0.5,
     }
+
+
+def test_tensorboard_on_a_full_disk_is_one_error(tmp_path, capfd):
+    show = tensorboard(tmp_path / "tensorboard")
+    (tmp_path / "tensorboard").mkdir()
+    full = patch("tensorboardX.record_writer.open_file", lambda _: FULL.open("wb"))
+    with full, assert_raises("--tensorboard: cannot write to .*: No space left"):
+        show({"kind": "step", "step": 0, "loss": 1.0})
+    gc.collect()
+    shown = capfd.readouterr()
+    assert shown.out + shown.err == ""
+
+
+def test_a_log_that_is_deleted_or_replaced_ends_the_run(path):
+    message = f"--out: {re.escape(str(path))} was deleted or replaced during the run"
+    for act in (path.unlink, lambda: path.rename(path.with_suffix(".old"))):
+        with Log(path, lambda record: None) as log:
+            log.write(**CONFIG)
+            act()
+            with assert_raises(message):
+                log.write(**RESULT)

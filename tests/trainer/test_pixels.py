@@ -131,6 +131,11 @@ def bomb_png():
     return PNG_MAGIC + header + chunk(b"IDAT", rows) + chunk(b"IEND", b"")
 
 
+def png_of_no_size():
+    header = chunk(b"IHDR", struct.pack(">2I5B", 0, 0, 8, 2, 0, 0, 0))
+    return PNG_MAGIC + header + chunk(b"IDAT", zlib.compress(b"")) + PNG[-12:]
+
+
 @cases(
     "raw, reason",
     empty=(b"", "the file is empty"),
@@ -150,6 +155,7 @@ def bomb_png():
     ),
     bmp_of_5_GB=(bomb_bmp(), "30000×30000"),
     png_of_3_GB=(bomb_png(), "30000×30000"),
+    png_of_no_size=(png_of_no_size(), "not a JPEG, PNG"),
     jpeg_of_no_size=(written(JPEG, SIZE, bytes(4)), "not a whole image"),
     png_cut_in_pixels=(PNG[:-100], "Truncated"),
     png_without_its_last_byte=(PNG[:-1], "lacks the end"),

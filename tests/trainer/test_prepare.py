@@ -69,7 +69,35 @@ def test_each_flaw_is_counted_and_named_and_ends_with_status_1(tmp_path, check):
     assert sorted(Path(path).name for path, _ in rows) == images.BROKEN
 
 
-@cases("flags", workers="--workers 0", report="--report absent/broken.tsv")
+ODD_NAMES = ["a\tb.png", "a\nb.png", "a\r\nb.png", "a\\tb.png", "a\\\\.png"]
+ESCAPED = {r"\\": "\\", r"\t": "\t", r"\n": "\n", r"\r": "\r"}
+
+
+def test_the_list_has_one_line_for_each_image_whatever_its_name(tmp_path, check):
+    files = {f"train/cat/{name}": b"" for name in ODD_NAMES}
+    root, report = images.write_tree(tmp_path / "tree", files), tmp_path / "broken.tsv"
+    check(root, "--report", report)
+    lines = report.read_bytes().decode().split("\n")
+    assert lines.pop() == ""
+    rows = [line.split("\t") for line in lines]
+    assert {reason for _, reason in rows} == {"the file is empty"}
+    read = [re.sub(r"\\.", lambda match: ESCAPED[match[0]], path) for path, _ in rows]
+    assert sorted(read) == sorted(str(root / "train" / "cat" / x) for x in ODD_NAMES)
+
+
+def test_help_says_how_the_list_is_escaped(capsys):
+    with pytest.raises(SystemExit):
+        prepare.main(["--help"])
+    shown = " ".join(re.sub("[│╮╯]", " ", capsys.readouterr().out).split())
+    assert r"\\, \t, \n and \r stand for a backslash, a tab, a newline and" in shown
+
+
+@cases(
+    "flags",
+    workers="--workers 0",
+    many_workers="--workers 1000000000000",
+    report="--report absent/broken.tsv",
+)
 def test_values_that_no_check_can_use_are_refused_at_once(tmp_path, capsys, flags):
     flag, value = flags.split()
     arguments = [str(tmp_path), flag, value]

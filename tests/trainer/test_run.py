@@ -1,6 +1,8 @@
 """Whole runs through the command line and the loop, and the input they refuse."""
 
 import json
+import logging
+from unittest.mock import Mock
 
 import jax
 import numpy as np
@@ -10,6 +12,7 @@ from cases import assert_line, assert_usage, cases
 from image_trees import write_idx_folder
 from logs import PNG_MAGIC
 
+from examples.imagenet import cli
 from examples.imagenet.config import Batching, Config, Model, Optimizer, Run
 from examples.imagenet.data.arrays import Split, in_memory
 from examples.imagenet.report.figures import curve, plot_runs
@@ -171,6 +174,18 @@ def test_command_line_trains_on_a_folder_and_leaves_log_and_picture(tmp_path):
         "--epochs 0.004 --warmup-epochs 0",
         "0.004; that is at most half an update",
     ),
+    long=(
+        "--epochs 9e4 --batch-size 8 --data synthetic",
+        "90000.0; that is 14,413,128,750 updates, of at most 100,000,000; give fewer",
+    ),
+    all_warmup=(
+        "--warmup-epochs 2.999999 --epochs 3",
+        "2.999999; that is 300 updates, and the run has 300; give at most 2.99$",
+    ),
+    early_boundary=(
+        "--boundaries 6 3 --decay piecewise_constant",
+        "the warm-up of 500 updates ends later; give .* --warmup-epochs, 5$",
+    ),
 )
 def test_bad_input_ends_with_one_line_that_names_the_flag(flags, message, tmp_path):
     out = tmp_path / "out"
@@ -179,15 +194,58 @@ def test_bad_input_ends_with_one_line_that_names_the_flag(flags, message, tmp_pa
 
 
 OUT_OF_BOUNDS = """--momentum 1
+--dropout 1
 --epochs 0
+--epochs 1e300
 --width nan
+--width 1e9
 --learning-rate inf
 --weight-decay -1
 --trust-coefficient 0
 --warmup-epochs 10 --epochs 10
---seed -1"""
+--seed -1
+--eval-batch-size 1000000000000
+--extra-decay-steps 99999999999999999999
+--step-timeout 99999999999999
+--profile 1:99999999999999999999
+--coordinator a:99999 --processes 1 --process 0
+--out=
+--data="""
 
 
 @pytest.mark.parametrize("flags", OUT_OF_BOUNDS.splitlines())
 def test_values_out_of_bounds_are_refused_by_flag(flags, capsys):
-    assert_usage(flags.split()[0], flags, capsys)
+    assert_usage(f"{flags.split()[0].rstrip('=')}: got", flags, capsys)
+
+
+@cases(
+    "error",
+    of_numpy=MemoryError("Unable to allocate 139. GiB"),
+    of_a_device=jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory\nat 1"),
+)
+def test_too_little_memory_is_told_in_one_line(error, monkeypatch, capsys):
+    monkeypatch.setattr(cli, "run", Mock(side_effect=error))
+    with pytest.raises(SystemExit) as end:
+        cli.main([])
+    assert end.value.code == 1
+    line = f"error: the memory is too small ({' '.join(str(error).split())}); give a "
+    shown = capsys.readouterr().err
+    assert shown.startswith(line)
+    assert shown.count("\n") == 1
+
+
+def test_a_bound_is_told(capsys):
+    message = "--dropout: got 1.0; give 0 ≤ dropout < 1"
+    assert_usage(message, "--dropout 1 --network alexnet", capsys)
+    message = "--width: got 17.0; give 0 < width ≤ 16"
+    assert_usage(message, "--width 17", capsys)
+
+
+def test_what_orbax_leaves_behind_is_not_printed(monkeypatch):
+    """Tracebacks of its failed tasks; the trainer says in a line what is damaged."""
+    monkeypatch.setattr(cli, "run", Mock(return_value=None))
+    names = ("absl", "asyncio")
+    for name in names:
+        logging.getLogger(name).setLevel(logging.NOTSET)
+    cli.main([])
+    assert not any(logging.getLogger(x).isEnabledFor(logging.ERROR) for x in names)

@@ -66,6 +66,23 @@ def test_the_first_signal_is_noted_and_the_second_acts_at_once(second):
         assert handlers() == [act, act]
 
 
+def test_two_signals_at_once_end_the_process_without_a_message():
+    """Python reports a signal as lost if its handler is gone when it comes to it."""
+    code = """
+from signal import *
+from examples.imagenet.run.cluster import StopSignals
+both = {SIGINT, SIGTERM}
+with StopSignals():
+    pthread_sigmask(SIG_BLOCK, both)
+    raise_signal(SIGINT)
+    raise_signal(SIGTERM)
+    pthread_sigmask(SIG_UNBLOCK, both)
+    print("still there")
+"""
+    ended = runs.python("-c", code)
+    assert (ended.returncode, ended.stdout, ended.stderr) == (-SIGTERM, "", "")
+
+
 def assert_finite(out):
     for step in runs.steps_of(out):
         leaves = jax.tree.leaves(runs.saved(out, step))

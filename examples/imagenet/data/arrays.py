@@ -169,6 +169,8 @@ def hold_out(n: int, validation_images: int) -> tuple[np.ndarray, np.ndarray]:
     Of n images, the last `validation_images` of a fixed permutation are for validation.
     Raises ValueError if no image would be left to train on.
     """
+    if not n:
+        raise ValueError("--data: it has no training images; give a folder with some")
     if validation_images >= n:
         raise ValueError(
             f"--validation-images: got {validation_images}, which leaves none of"

@@ -45,7 +45,8 @@ class Network(nn.Module):
         if min(height, width) < smallest:
             raise ValueError(
                 f"images: got {height}×{width} pixels, and this network needs at least"
-                f" {smallest}×{smallest}; give larger images, or choose a small network"
+                f" {smallest}×{smallest}; give larger --pixels or other --data, or"
+                " choose a small --network"
             )
         mean = jnp.asarray(self.pixel_mean, jnp.float32)
         std = jnp.asarray(self.pixel_std, jnp.float32)

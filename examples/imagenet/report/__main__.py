@@ -17,7 +17,7 @@ from typing import Annotated, Any
 import tyro
 from rich.console import Console
 
-from ..flags import check_number
+from ..flags import check, check_number, read_flags
 from .figures import curve, plot_layers, plot_logs
 from .page import ABSENT, Part, Table, duration, markdown, show
 from .runs import Run, labels, read_runs
@@ -43,17 +43,18 @@ class Arguments:
 
     def __post_init__(self) -> None:
         if self.epochs is not None:
-            check_number("--epochs", self.epochs, above=0)
+            check_number("--epochs", self.epochs, above=0, high=100_000)
+        check(self.out != "", "out", self.out, "give a folder, such as runs/report")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Prints and writes a report on the runs in `arguments`, by default sys.argv."""
     try:
-        asked = tyro.cli(
+        asked: Arguments = read_flags(
             Arguments,
-            prog="python -m examples.imagenet.report",
+            "examples.imagenet.report",
+            arguments,
             description="Report on training runs, from their logs alone.",
-            args=arguments,
         )
         runs, out = read_runs(asked.runs), Path(asked.out)
         if not runs:

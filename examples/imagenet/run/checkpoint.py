@@ -87,6 +87,11 @@ class Checkpoints:
             ),
         )
         self._closed = False
+        self._folder: int | None = None
+        if first:
+            # While it is open, the system gives its inode to no other folder.
+            self._folder = os.open(self._out / _FOLDER, os.O_RDONLY)
+            self._stat = os.fstat(self._folder)
         self._record = self._from_newest(self._read_record)
         if self._record:
             self._compare(self._record)
@@ -195,6 +200,11 @@ class Checkpoints:
             if jax.process_count() > 1 and not _of_storage(error):
                 with collective("processes saved a checkpoint"):
                     raise
+            if not self._there():
+                raise NotSaved(
+                    f"--out: {self._out / _FOLDER} was deleted or replaced during the"
+                    " run, so that a checkpoint could not be saved"
+                ) from error
             names = os.listdir(self._manager.directory)
             left = max((int(name) for name in names if name.isdigit()), default="none")
             raise NotSaved(
@@ -202,6 +212,15 @@ class Checkpoints:
                 f" cause, then --existing resume continues from the newest complete"
                 f" checkpoint (after update: {left})"
             ) from error
+
+    def _there(self) -> bool:
+        """Returns True if the folder of the checkpoints is the one there was before."""
+        if self._folder is None:
+            return True  # The first process looks.
+        try:
+            return os.path.samestat(self._stat, os.stat(self._out / _FOLDER))
+        except OSError:
+            return False
 
     def _read_record(self, step: int) -> dict[str, Any]:
         what = ocp.args.Composite(run=ocp.args.JsonRestore())
@@ -229,6 +248,8 @@ class Checkpoints:
         with self._explained():
             self._manager.wait_until_finished()
         self._manager.close()
+        if self._folder is not None:
+            os.close(self._folder)
 
     def __enter__(self) -> "Checkpoints":
         return self

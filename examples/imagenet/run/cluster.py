@@ -238,8 +238,13 @@ class StopSignals:
         return signal.SIGTERM if stop else None
 
     def _receive(self, signum: int, frame: object) -> None:
+        if self._received:
+            # Not before: Python reports a signal as lost if it finds the default
+            # handler of a signal that came while this one was still in place.
+            signal.signal(signum, self._before[signum])
+            signal.raise_signal(signum)
+            return
         self._received.append(signum)
-        self._restore()
         if jax.process_count() > 1:
             os.kill(os.getpid(), signal.SIGTERM)
 

@@ -1,5 +1,6 @@
 """An experiment: settings, a data set and devices, to train with any seed."""
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -24,6 +25,8 @@ from ..step.devices import AXIS, parallelize
 from ..step.diagnose import named_leaves
 from ..step.step import SOLVERS, TrainState, eval_step, init_state, train_step
 
+_MOST_UPDATES = 10**8
+
 
 @dataclass(frozen=True)
 class Scores:
@@ -46,7 +49,8 @@ class Schedule(NamedTuple):
 def make_schedule(recipe: Recipe, images: int) -> Schedule:
     """Returns the schedule of a recipe for a number of training images.
 
-    Raises ValueError if the run would have no update.
+    Raises ValueError if the run would have no update, or too many to plan, or if the
+    warm-up ends after them or after the first boundary.
     """
 
     def steps(epochs: float) -> int:
@@ -55,9 +59,29 @@ def make_schedule(recipe: Recipe, images: int) -> Schedule:
     epochs, updates = recipe.epochs, steps(recipe.epochs)
     remedy = f"that is at most half an update of {recipe.batch_size} images; give more"
     check(updates > 0, "epochs", epochs, f"{remedy} epochs, or a smaller --batch-size")
+    remedy = f"that is {updates:,} updates, of at most {_MOST_UPDATES:,}; give fewer"
+    ok = updates <= _MOST_UPDATES
+    check(ok, "epochs", epochs, f"{remedy} epochs, or a larger --batch-size")
+    _check_warmup(recipe, images, updates)
     ends = {steps(k): k for k in range(1, int(epochs) + 1)} | {updates: epochs}
     rates = jax.jit(jax.vmap(recipe.schedule(images)))(np.arange(updates))
     return Schedule(updates, ends, np.asarray(rates))
+
+
+def _check_warmup(recipe: Recipe, images: int, updates: int) -> None:
+    """Raises ValueError if the run or its first boundary ends before the warm-up."""
+    warmup = recipe.warmup_epochs or 0
+    done = epochs_to_steps(warmup, images, recipe.batch_size)
+    # Rounded down, as a few more than six digits are of no use.
+    most = math.floor((updates - 1) * recipe.batch_size / images * 1e6 + 1e-3) / 1e6
+    remedy = f"that is {done:,} updates, and the run has {updates:,}; give at most"
+    check(done < updates, "warmup_epochs", warmup, f"{remedy} {most}")
+    if recipe.decay != "piecewise_constant" or not recipe.boundaries:
+        return
+    first = min(recipe.boundaries)
+    remedy = f"the warm-up of {done:,} updates ends later; give no less than"
+    ok = epochs_to_steps(first, images, recipe.batch_size) >= done
+    check(ok, "boundaries", recipe.boundaries, f"{remedy} --warmup-epochs, {warmup:g}")
 
 
 class Experiment:

@@ -12,7 +12,8 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO
+
+from ..log import same_file
 
 _FILE = "lock"
 
@@ -45,7 +46,7 @@ def owned(folder: Path) -> Iterator[str]:
                     " sure that no other run uses it"
                 )
             # Between opening and locking, an owner that ended may have deleted it.
-            if not _same(file, path):
+            if not same_file(file, path):
                 continue
             file.truncate(0)
             since = time.strftime("%Y-%m-%d %H:%M:%S %z")
@@ -56,11 +57,3 @@ def owned(folder: Path) -> Iterator[str]:
             finally:
                 path.unlink(missing_ok=True)
             return
-
-
-def _same(file: IO[str], path: Path) -> bool:
-    """Whether an open file is still the one at its path."""
-    try:
-        return os.path.samestat(os.fstat(file.fileno()), path.stat())
-    except FileNotFoundError:
-        return False
