@@ -91,9 +91,9 @@ def damaged_copies(request):
     """Yields damaged copies of one of some files, as many as the option says."""
     from mutations import mutate
 
-    def copies(wholes):
+    def copies(wholes, damage=mutate):
         chance = random.Random(0)
         for _ in range(request.config.getoption("--damaged-copies")):
-            yield mutate(chance.choice(wholes), chance)
+            yield damage(chance.choice(wholes), chance)
 
     return copies

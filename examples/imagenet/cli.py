@@ -15,7 +15,6 @@ from pathlib import Path
 
 import jax
 import tyro
-from rich.console import Console
 
 from .config import FACTS, Config, Run, settings
 from .data.dataset import DataLost
@@ -40,6 +39,7 @@ from .run.lock import owned
 from .run.loop import Result, Stopped, check_run, fit
 from .run.progress import progress
 from .step.devices import CopiesDiffer, start_devices
+from .terminal import Terminal, printable
 
 _PNG = "curves.png"
 
@@ -75,7 +75,7 @@ def main(arguments: Sequence[str] | None = None) -> Result | None:
     try:
         return run(parse(arguments))
     except ValueError as error:
-        raise SystemExit(f"error: {error}") from None
+        raise SystemExit(printable(f"error: {error}")) from None
     except (DataLost, NotSaved, CopiesDiffer, OSError) as error:
         why, status = f"error: {error}", 1
     except KeyboardInterrupt:
@@ -93,9 +93,10 @@ def main(arguments: Sequence[str] | None = None) -> Result | None:
         else:
             why, status = f"error: {PeerLost('processes trained', error)}", TRY_AGAIN
     if jax.process_count() == 1:
-        print(why, file=sys.stderr)
+        print(printable(why), file=sys.stderr)
         raise SystemExit(status)
-    print(f"process {jax.process_index()}: {why}", file=sys.stderr, flush=True)
+    why = printable(f"process {jax.process_index()}: {why}")
+    print(why, file=sys.stderr, flush=True)
     os._exit(status)
 
 
@@ -117,9 +118,9 @@ def run(config: Config) -> Result | None:
     experiment = raise_everywhere(lambda: bind(config))
     # Every process raises its own errors; everything else only the first one prints.
     first = experiment.process == 0
-    console = Console(quiet=not first, highlight=False, soft_wrap=True)
+    console = Terminal(quiet=not first)
     if config.dry_run:
-        console.print(describe(experiment, changes(config)))
+        console.print(*describe(experiment, changes(config)), sep="\n")
         return None
     values = settings(config).items()
     shared = {flag(FACTS[k].name): v for k, v in values if FACTS[k].shared}
@@ -184,7 +185,7 @@ def _out(run: Run) -> Iterator[None]:
         if earlier and run.existing == "resume" and not run.checkpoints:
             raise ValueError("--checkpoints: got 0; --existing resume needs 1 or more")
         if warning:
-            print(warning, file=sys.stderr)
+            print(printable(warning), file=sys.stderr)
         yield
 
 
@@ -192,7 +193,7 @@ def _train(
     config: Config,
     experiment: Experiment,
     checkpoints: Checkpoints | None,
-    console: Console,
+    console: Terminal,
 ) -> Result:
     run, algorithm = config.run, config.optimizer.algorithm
     out, batch = Path(run.out), config.batching.batch_size
@@ -222,7 +223,7 @@ def _train(
     return result
 
 
-def _report(result: Result, config: Config, console: Console) -> None:
+def _report(result: Result, config: Config, console: Terminal) -> None:
     out = Path(config.run.out)
     log = read_log(out / LOG)
     if broken := {record["path"] for record in log if record["kind"] == "broken"}:
@@ -236,6 +237,6 @@ def _report(result: Result, config: Config, console: Console) -> None:
     console.print(
         f"{config.data.evaluate_on} accuracy {result.accuracy:.2%}, top-5"
         f" {result.top5_accuracy:.2%} on {result.count} images after"
-        f" {result.updates} updates, {result.seconds:.1f} s\n"
-        f"log and curves: {out / LOG}, {out / _PNG}"
+        f" {result.updates} updates, {result.seconds:.1f} s"
     )
+    console.print(f"log and curves: {out / LOG}, {out / _PNG}")

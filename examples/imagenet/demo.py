@@ -13,8 +13,6 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
-from rich.console import Console
-
 from .config import Batching, Config, Data, Model, Optimizer, Run, Split
 from .data.sources import load
 from .log import LOG
@@ -25,6 +23,7 @@ from .run.experiment import Experiment
 from .run.loop import Result, fit
 from .run.progress import progress
 from .step.devices import start_devices
+from .terminal import Terminal, printable
 
 EPOCHS = 40
 WIDTH = 0.5
@@ -152,7 +151,7 @@ def markdown(rows: list[dict[str, Any]]) -> str:
 
 
 def run_method(
-    method: str, experiment: Experiment, console: Console
+    method: str, experiment: Experiment, console: Terminal
 ) -> tuple[list[Result], list[Path]]:
     """Trains by a method once for each seed; returns the results and the log files."""
     folder = OUT / method.lower().replace(",", "").replace(" ", "-")
@@ -166,7 +165,7 @@ def run_method(
 
 
 def main() -> None:
-    start, console = time.perf_counter(), Console(highlight=False)
+    start, console = time.perf_counter(), Terminal()
     try:
         rates = read_rates(SWEEP)
         devices, data = start_devices(None), load("mnist")
@@ -175,7 +174,7 @@ def main() -> None:
             for method, rate in rates.items()
         }
     except ValueError as error:
-        raise SystemExit(f"error: {error}") from None
+        raise SystemExit(printable(f"error: {error}")) from None
     rows, logs = [], {}
     for method, experiment in experiments.items():
         results, files = run_method(method, experiment, console)
@@ -189,9 +188,10 @@ def main() -> None:
     (OUT / "table.json").write_text(json.dumps(record, indent=1) + "\n")
     show([Table("", _HEAD, list(map(cells, rows)), note)], console)
     console.print(
-        f"{record['seconds']:.0f} s in all, on {devices[0].platform}\n"
-        f"table: {OUT / 'table.md'}, {OUT / 'table.json'}\n"
-        f"picture: {OUT / 'curves.png'}"
+        f"{record['seconds']:.0f} s in all, on {devices[0].platform}",
+        f"table: {OUT / 'table.md'}, {OUT / 'table.json'}",
+        f"picture: {OUT / 'curves.png'}",
+        sep="\n",
     )
 
 

@@ -16,8 +16,8 @@ from .run.experiment import Experiment
 from .step.step import TrainState, forward, init_state
 
 
-def describe(experiment: Experiment, changed: Sequence[str] = ()) -> str:
-    """Returns a description of the run: network, optimizer, batch, memory, rates.
+def describe(experiment: Experiment, changed: Sequence[str] = ()) -> list[str]:
+    """Returns the lines of a description: network, optimizer, batch, memory, rates.
 
     `changed` are lines that say where the run departs from its recipe.
     """
@@ -45,7 +45,7 @@ def describe(experiment: Experiment, changed: Sequence[str] = ()) -> str:
     for step in _knots(recipe, examples, updates):
         epoch, rate = experiment.epoch(step), experiment.schedule.rates[step]
         lines.append(f"{step:>9,}  {epoch:>7.2f}  {rate:.6g}")
-    return "\n".join(lines)
+    return lines
 
 
 def _optimizer(recipe: Recipe) -> str:

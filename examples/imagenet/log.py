@@ -9,16 +9,17 @@ import math
 import os
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import IO, Any
 
+from .records import check_record
+
 Record = dict[str, Any]
 Show = Callable[[Record], None]
 LOG = "log.jsonl"
-# In these kinds `step` is the number of one update, from 0; in the others it is the
-# number of updates done.
+# In these kinds `step` is the number of one update, from 0.
 _COUNTED_FROM_0 = ("step", "layers", "not_finite")
 _LAST = ("result", "stopped")  # kinds of the last record of a process
 
@@ -80,36 +81,51 @@ def read_log(path: Path) -> list[Record]:
     """Returns the records of a log, none if there is no file.
 
     Ignores an incomplete last line, which a killed process may leave. Raises ValueError
-    if another line is not JSON.
+    if another line is not a record as `records` describes them.
     """
+    return [record for _, record in _lines(path)]
+
+
+def _lines(path: Path) -> Iterator[tuple[bytes, Record]]:
+    """Yields each line of a log, and the record that it holds."""
     if not path.exists():
-        return []
-    *lines, _unfinished = path.read_text().split("\n")
-    records = []
+        return
+    *lines, _unfinished = path.read_bytes().split(b"\n")
     for number, line in enumerate(lines, 1):
         try:
-            records.append(json.loads(line))
-        except json.JSONDecodeError:
+            record = _parse(line)
+            check_record(record)
+        except ValueError as error:
             raise ValueError(
-                f"{path}: line {number} is not JSON: {line[:40]!r}; delete the line"
+                f"{path}: line {number} {error}; delete the line, or put back a good"
+                " copy of the log"
             ) from None
-    return records
+        yield line, record
+
+
+def _parse(line: bytes) -> Any:
+    try:
+        return json.loads(line.decode())
+    # Bytes that are not UTF-8, numbers of thousands of digits, thousands of brackets.
+    except (ValueError, RecursionError):
+        start = line[:40].decode(errors="backslashreplace")
+        raise ValueError(f"is not JSON: {start!r}") from None
 
 
 def _cut(path: Path, updates: int) -> None:
     """Removes the records of later updates than the first `updates` from a log."""
-    kept = [record for record in read_log(path) if _updates_done(record) <= updates]
+    kept = [line for line, record in _lines(path) if _updates_done(record) <= updates]
     # Renamed into place, so that a kill leaves either the old log or the new one.
     beside = path.with_suffix(".cut")
-    beside.write_text("".join(json.dumps(record) + "\n" for record in kept))
+    beside.write_bytes(b"".join(line + b"\n" for line in kept))
     beside.replace(path)
 
 
 def _updates_done(record: Record) -> float:
     """Returns the number of updates after which the record was written."""
-    if record["kind"] == "result":
-        return math.inf
-    step: int = record.get("step", 0)
+    if record["kind"] in ("config", "result"):
+        return 0 if record["kind"] == "config" else math.inf
+    step: int = record["step"]
     return step + 1 if record["kind"] in _COUNTED_FROM_0 else step
 
 

@@ -19,7 +19,6 @@ from typing import Annotated, NamedTuple
 
 import numpy as np
 import tyro
-from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
@@ -30,6 +29,7 @@ from .data.folders import explain, read_image
 from .data.index import Index, Tree, is_tree, read_index
 from .data.pixels import BrokenImage
 from .flags import check, check_number, read_flags
+from .terminal import Terminal, printable
 
 _CHUNK = 64  # images that a thread decodes in one go
 _SHOWN = 20  # the most broken images to print
@@ -97,7 +97,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     Errors raise SystemExit with a message.
     """
-    console = Console(markup=False, highlight=False, soft_wrap=True)
+    console = Terminal()
     try:
         options: Arguments = read_flags(
             Arguments,
@@ -109,7 +109,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             _unpack(Path(options.archives), Path(options.folder), console)
         return _check(options, console)
     except (ValueError, OSError) as error:
-        raise SystemExit(f"error: {error}") from None
+        lines = [printable(f"error: {error}"), *getattr(error, "__notes__", ())]
+        raise SystemExit("\n".join(lines)) from None
     except KeyboardInterrupt:
         console.print(
             "stopped; the same command continues to unpack, or starts the check again"
@@ -117,14 +118,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         raise SystemExit(128 + signal.SIGINT) from None
 
 
-def _unpack(archives: Path, folder: Path, console: Console) -> None:
+def _unpack(archives: Path, folder: Path, console: Terminal) -> None:
     total, hidden = ILSVRC2012.train + ILSVRC2012.validation, not console.is_terminal
     images = unpack(archives, folder, ILSVRC2012)
     new = sum(track(images, "unpacking", total, console=console, disable=hidden))
     console.print(f"unpacked {new:,} images; {total - new:,} were there already")
 
 
-def _check(options: Arguments, console: Console) -> int:
+def _check(options: Arguments, console: Terminal) -> int:
     folder = options.folder
     try:
         if not is_tree(folder):
@@ -136,7 +137,8 @@ def _check(options: Arguments, console: Console) -> int:
             return 0
         index = read_index(folder)
     except ValueError as error:
-        raise ValueError(f"{error}\n\n{HOW_TO}") from None
+        error.add_note(f"\n{HOW_TO}")
+        raise
     trees = {"train": index.train, "validation": index.validation, "test": index.test}
     present = {split: tree for split, tree in trees.items() if tree}
     console.print(_table(present, len(index.classes)))
@@ -189,7 +191,7 @@ def _missing(index: Index, trees: dict[str, Tree]) -> list[str]:
     return found
 
 
-def _decode_all(trees: list[Tree], workers: int, console: Console) -> Survey:
+def _decode_all(trees: list[Tree], workers: int, console: Terminal) -> Survey:
     survey, start = Survey(), time.monotonic()
     total = sum(tree.size for tree in trees)
     chunks = [(t, i) for t in trees for i in range(0, t.size, _CHUNK)]
@@ -226,7 +228,7 @@ def _inspect(tree: Tree, start: int) -> list[Image | Broken]:
     return found
 
 
-def _print_survey(survey: Survey, console: Console) -> None:
+def _print_survey(survey: Survey, console: Terminal) -> None:
     for what, image in (("smallest", survey.smallest), ("largest", survey.largest)):
         if image:
             console.print(f"{what}: {image.size} pixels, {image.path!r}")

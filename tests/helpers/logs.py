@@ -1,4 +1,4 @@
-"""Records of runs made by hand, with numbers to count on."""
+"""Records of runs made by hand, with numbers to count on, and a real run's log."""
 
 import json
 
@@ -10,6 +10,9 @@ LEAVES = {
     "conv1/bias": {"param_norm": 0.0, "grad_norm": 0.0},
 }
 PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
+
+
+SCORES = {"loss": 1.0, "accuracy": 0.5, "top5_accuracy": 0.9, "count": 50_000}
 
 
 def config(batch=512, devices=4, algorithm="lars", rate=1.0, **other):
@@ -27,12 +30,14 @@ def config(batch=512, devices=4, algorithm="lars", rate=1.0, **other):
 
 def step(number, batch=512, loss=1.0):
     epoch = number * batch / IMAGES
-    return {"kind": "step", "step": number, "epoch": epoch, "loss": loss}
+    scores = {"learning_rate": 1.0, "loss": loss, "accuracy": 0.5}
+    return {"kind": "step", "step": number, "epoch": epoch} | scores
 
 
-def speed(images_per_second, devices=4):
+def speed(images_per_second, devices=4, done=1):
     return {
         "kind": "speed",
+        "step": done,
         "images_per_second": images_per_second,
         "images_per_second_per_device": images_per_second / devices,
         "data_wait": 0.25,
@@ -40,7 +45,7 @@ def speed(images_per_second, devices=4):
 
 
 def epoch(number, accuracy, done):
-    scores = {"accuracy": accuracy, "top5_accuracy": 0.9, "count": 50_000}
+    scores = SCORES | {"accuracy": accuracy}
     rest = {"split": "test", "step": done, "seconds": 60.0 * number}
     return {"kind": "epoch", "epoch": number} | scores | rest
 
@@ -51,7 +56,7 @@ def layers(number, leaves=LEAVES):
     return {"kind": "layers", "step": number, "layers": table}
 
 
-RESULT = {"kind": "result", "updates": 2}
+RESULT = {"kind": "result", "updates": 2, "diverged": False, "seconds": 1.0} | SCORES
 LOST = {"kind": "not_finite", "step": 2, "where": "the output of fc8"}
 
 

@@ -4,21 +4,25 @@ import os
 import socket
 import subprocess
 import sys
+from contextlib import suppress
 from functools import cache, partial
 from pathlib import Path
+from signal import SIGINT, raise_signal
 
+import image_trees as images
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
 from image_trees import write_idx_folder
 from steps import make_batch
 
+from examples.imagenet.cli import bind, parse
 from examples.imagenet.config import Batching, Config, Model, Optimizer, Run
 from examples.imagenet.data import arrays as data
 from examples.imagenet.log import read_log
 from examples.imagenet.run.checkpoint import Checkpoints
 from examples.imagenet.run.experiment import Experiment
-from examples.imagenet.run.loop import fit
+from examples.imagenet.run.loop import Stopped, fit
 
 ROOT = Path(__file__).parents[2]
 UPDATES = 24  # three epochs of eight
@@ -67,6 +71,27 @@ def when(kind, step, act):
             act()
 
     return show
+
+
+def all_kinds(folder):
+    """The folder of a run whose log has every kind of record.
+
+    An image is broken, a signal stops the run, it is resumed, and it diverges.
+    """
+    root = images.write_classes(folder / "tree", {"cat": 4, "dog": 4})
+    images.write_classes(root, {"cat": 1, "dog": 1}, "val")
+    odd = {"train/cat/1.png": b"broken", "train/cat/notes.txt": b""}
+    images.write_tree(root, odd)
+    words = f"--data {root} --network alexnet_bn_small --width 0.25 --pixels 28"
+    words += " --optimizer sgd --learning-rate 1e30 --warmup-epochs 3 --epochs 6"
+    words += " --batch-size 8 --devices 2 --eval-batch-size 2 --log-every 1"
+    words += f" --layers-every 1 --broken blank --out {folder / 'out'}"
+    settings = parse(words.split())
+    whole = bind(settings)
+    with suppress(Stopped):
+        train_on(whole, settings.run, when("step", 0, lambda: raise_signal(SIGINT)))
+    assert train_on(whole, settings.run).diverged
+    return folder / "out"
 
 
 def write_data(folder):

@@ -164,7 +164,7 @@ def test_the_memory_told_is_what_xla_allots(network, batch):
     found = compiled.memory_analysis()
     allotted = found.argument_size_in_bytes + found.output_size_in_bytes
     allotted += found.temp_size_in_bytes - found.alias_size_in_bytes
-    assert 0.67 < gibibytes(describe(experiment)) * 2**30 / allotted < 1.5
+    assert 0.67 < gibibytes("\n".join(describe(experiment))) * 2**30 / allotted < 1.5
 
 
 def test_the_memory_told_is_what_a_full_size_step_was_measured_to_take(dry_run):

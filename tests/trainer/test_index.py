@@ -10,6 +10,7 @@ import pytest
 from cases import cases
 from trees import assert_refused
 
+from examples.imagenet.data.folders import load_folder
 from examples.imagenet.data.index import is_tree, read_index
 
 pytestmark = pytest.mark.usefixtures("cache")
@@ -180,6 +181,7 @@ def test_every_change_of_a_cached_tree_is_seen(tmp_path, tree, change, restored)
     cut=lambda whole: whole[: len(whole) // 2],
     foreign=lambda whole: "\0",
     list=lambda whole: json.dumps([1, 2]),
+    deep=lambda whole: "[" * 10**5,
     other_key=lambda whole: whole.replace("index 1", "index 0"),
 )
 def test_a_cache_that_is_not_ours_is_rebuilt(tree, cache, listed, damage):
@@ -192,6 +194,48 @@ def test_a_cache_that_is_not_ours_is_rebuilt(tree, cache, listed, damage):
     assert contents(read(tree)) == first
     assert len(listed) == 7
     assert file.read_text() == whole
+
+
+# Any value of JSON, in place of all that is cached.
+VALUES = (0, 1.5, True, "x", None, [], [1, 2], [[1], [2]], {}, {"": 1}, {"": None})
+VALUES += ([["x"] * 3] * 2, [[-1.0] * 3] * 2, [[float("nan")] * 3] * 2, [[1.0] * 3])
+
+
+@pytest.mark.parametrize("value", VALUES)
+def test_a_cached_value_of_another_type_is_replaced(tree, cache, listed, value):
+    first, moments = contents(read(tree)), load_folder(str(tree), 4, 28, "caffe")[4:]
+    files = list(cache.iterdir())
+    wholes = [json.loads(file.read_text()) for file in files]
+    assert len(files) == 2
+    for file, whole in zip(files, wholes, strict=True):
+        file.write_text(json.dumps(whole | {"value": value}))
+    listed.clear()
+    assert contents(read(tree)) == first
+    assert len(listed) == 7
+    assert load_folder(str(tree), 4, 28, "caffe")[4:] == moments
+    assert [json.loads(file.read_text()) for file in files] == wholes
+
+
+@cases(
+    "replace",
+    number=lambda listing: 5,
+    text=lambda listing: "stamp",
+    empty=lambda listing: [],
+    short=lambda listing: listing[:2],
+    long=lambda listing: [*listing, "more"],
+    names=lambda listing: [listing[0], 1, 2, 3],
+    lists=lambda listing: [listing[0], [], [], []],
+)
+def test_a_cached_listing_of_another_type_is_replaced(tree, cache, listed, replace):
+    first = contents(read(tree))
+    (file,) = cache.iterdir()
+    whole = json.loads(file.read_text())
+    wrong = {name: replace(listing) for name, listing in whole["value"].items()}
+    file.write_text(json.dumps(whole | {"value": wrong}))
+    listed.clear()
+    assert contents(read(tree)) == first
+    assert len(listed) == 7
+    assert json.loads(file.read_text()) == whole
 
 
 def test_without_room_for_a_cache_the_tree_is_read_all_the_same(tree, tmp_path, cache):

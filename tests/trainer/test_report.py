@@ -5,14 +5,14 @@ import json
 import logs
 import numpy as np
 import pytest
-from cases import assert_line, cases
+from cases import assert_line, assert_usage, cases
 from logs import config, epoch, layers, run, speed, step, write
-from rich.console import Console
 
 from examples.imagenet.report import __main__ as report
 from examples.imagenet.report import speed as speeds
 from examples.imagenet.report.runs import labels, read_runs
 from examples.imagenet.run import progress
+from examples.imagenet.terminal import Terminal
 
 CONFIG = json.dumps(config()) + "\n"
 
@@ -22,7 +22,7 @@ def test_without_a_terminal_a_line_a_minute_says_when_it_will_end(monkeypatch, c
     now = [0.0]
     monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
     said = {"images_per_second_per_device": 1234.5, "data_wait": 0.25}
-    console = Console(force_terminal=False, width=200)
+    console = Terminal(force_terminal=False, width=200)
     with progress.progress("lars", 600, console) as show:
         for number in range(10, 151, 10):
             now[0] = float(number)
@@ -95,9 +95,9 @@ def test_a_label_tells_what_differs_but_for_seeds():
 
 
 def test_a_report_holds_what_the_logs_hold_and_says_what_they_do_not(tmp_path, capsys):
-    broken = {"kind": "broken", "path": "x.jpg", "reason": "cut"}
+    broken = {"kind": "broken", "step": 2, "path": "x.jpg", "reason": "cut"}
     start = [config(), step(0), layers(0), step(1), layers(1)]
-    start += [broken, {"kind": "unknown"}, broken]
+    start += [broken, broken]
     end = [speed(9), speed(10), epoch(1, 0.5, 2), logs.RESULT]
     whole = write(tmp_path / "whole run", *start, *end)
     resumed = {"kind": "resume", "step": 2, "changes": ["other moments"]}
@@ -144,8 +144,11 @@ def test_a_report_holds_what_the_logs_hold_and_says_what_they_do_not(tmp_path, c
     empty=("", "the log is empty; wait until"),
     begun=('{"kind": "config"', "the log is empty; wait until"),
     cut=(CONFIG + '{"kin\n{}\n', r"line 2 is not JSON: '\{\"kin'; delete the line"),
-    number=("1\n", "not a run's log; give"),
-    no_config=('{"kind": "step"}\n', "not begin with the record .* give the whole log"),
+    number=("1\n", "line 1 has 1, which must be an object; delete the line"),
+    no_config=(
+        json.dumps(step(0)) + "\n",
+        "not begin with the record .* give the whole log",
+    ),
 )
 def test_a_log_that_is_none_ends_with_one_line_that_names_it(text, message, tmp_path):
     if text is not None:
@@ -160,3 +163,48 @@ def test_runs_of_one_name_get_files_of_their_own(tmp_path):
     folders = [write(tmp_path / name, config()) for name in ("a", "b/a")]
     file = f"{folders[0]}/log.jsonl"
     assert [found.name for found in read_runs([*folders, file])] == ["a", "a-2"]
+
+
+def test_text_of_a_log_is_no_markup_in_a_report(tmp_path, capsys):
+    """Nor HTML, a formula in a picture, another line or a control character."""
+    odd = "<b>x</b> & `c` [l](u) | a\n# h \x1b[31m $\\frac$ \ud800"
+    settings = config(odd=odd) | {"platform": odd}
+    settings["model"]["network"] = settings["optimizer"]["algorithm"] = odd
+    done = epoch(1, 0.5, 1) | {"split": odd}
+    resumed = {"kind": "resume", "step": 2, "changes": [odd]}
+    names = [layers(n, {odd: logs.LEAVES["conv1/kernel"]}) for n in (0, 1)]
+    where = logs.LOST | {"where": odd}
+    log = [settings, step(0), names[0], step(1), names[1], speed(5), done, resumed]
+    out = tmp_path / "out"
+    report.main([write(tmp_path / "a", *log, where), "--out", str(out)])
+    text = (out / "report.md").read_text("utf-8")
+    shown = (
+        r"&lt;b&gt;x&lt;/b&gt; &amp; \`c\` \[l\](u) \| a\\n# h \\x1b\[31m \$\\frac\$"
+    )
+    assert text.count(shown) >= 5
+    assert "<" not in text
+    assert "\n# " not in text
+    assert all(line.isprintable() for line in text.split("\n"))
+    assert all(line.isprintable() for line in capsys.readouterr().out.split("\n"))
+
+
+@pytest.mark.parametrize("name", ["report.md", "report.json", "curves.png"])
+def test_a_folder_that_cannot_be_written_is_one_line(tmp_path, name):
+    log = write(tmp_path / "a", config(), step(0), epoch(1, 0.5, 1))
+    path = tmp_path / "out" / name
+    path.mkdir(parents=True)
+    message = f"--out: '{path}' cannot be written .Is a directory.; give another folder"
+    assert_line(message, [log, "--out", str(path.parent)], report.main)
+
+
+def test_a_file_in_place_of_the_folder_is_one_line(tmp_path):
+    log = write(tmp_path / "a", config())
+    message = "--out: '.*jsonl' cannot be written .File exists.; give another folder"
+    assert_line(message, [log, "--out", f"{log}/log.jsonl"], report.main)
+
+
+@cases("epochs, got", zero=("0", "got 0.0; "), huge=("1e300", "got 1e+300; "))
+def test_epochs_of_a_report_are_within_bounds(tmp_path, epochs, got, capsys):
+    log = write(tmp_path / "a", config(), speed(5))
+    message = f"--epochs: {got}give "
+    assert_usage(message, [log, "--epochs", epochs], capsys, report.main)

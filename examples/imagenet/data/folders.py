@@ -11,6 +11,7 @@ import stat
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -189,7 +190,7 @@ def _moments(tree: Tree, pixels: int, augment: Augment) -> tuple[Colour, Colour]
     cache, key = cache_folder(), _fingerprint(sample)
     name = f"moments 2 {os.path.abspath(tree.folder)} {pixels} {augment}"
     found = recall(cache, name, key)
-    if found is None:
+    if not _are_moments(found):
         counts = _histogram(sample, pixels, augment)
         if not counts.any():
             raise ValueError(
@@ -205,6 +206,14 @@ def _moments(tree: Tree, pixels: int, augment: Augment) -> tuple[Colour, Colour]
         remember(cache, name, key, found)
     mean, std = map(tuple, found)
     return mean, std
+
+
+def _are_moments(value: Any) -> bool:
+    """Whether a value from the cache is a mean and a deviation of each channel."""
+    match value:
+        case [[float(), float(), float()], [float(), float(), float()]]:
+            return all(0 <= x <= 255 for part in value for x in part)
+    return False
 
 
 def _fingerprint(tree: Tree) -> str:

@@ -15,7 +15,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NamedTuple, NoReturn, TypeGuard
 
 import numpy as np
 
@@ -80,7 +80,8 @@ class _Lister:
 
     def __init__(self, root: str, cache: Path) -> None:
         self._root, self._cache = os.path.abspath(root), cache
-        self._known = recall(cache, self._root, _KEY) or {}
+        known = recall(cache, self._root, _KEY)
+        self._known = known if isinstance(known, dict) else {}
         self._found: dict[str, _Listing] = {}
         self._start = time.time_ns()
 
@@ -90,8 +91,11 @@ class _Lister:
             try:
                 stat = path.stat()
                 stamp = [stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino]
-                known = self._known.get(name, [None])
-                listing = _Listing(*known) if known[0] == stamp else _list(path, stamp)
+                known = self._known.get(name)
+                if _is_listing(known) and known[0] == stamp:
+                    listing = _Listing(*known)
+                else:
+                    listing = _list(path, stamp)
             except OSError as error:
                 raise ValueError(
                     f"--data: cannot list {str(path)!r}: {error.strerror}; give a"
@@ -109,6 +113,13 @@ class _Lister:
         settled = {n: x for n, x in self._found.items() if x.stamp[0] < latest}
         if any(self._known.get(name) != list(x) for name, x in settled.items()):
             remember(self._cache, self._root, _KEY, settled)
+
+
+def _is_listing(value: Any) -> TypeGuard[list[Any]]:
+    """Whether a value from the cache is a `_Listing`, as a list."""
+    n = len(_Listing._fields)
+    ok = isinstance(value, list) and len(value) == n
+    return ok and all(isinstance(names, str) for names in value[1:])
 
 
 def _list(path: Path, stamp: list[int]) -> _Listing:
@@ -151,7 +162,7 @@ def recall(cache: Path, name: str, key: str) -> Any:
     try:
         kept = json.loads(_file(cache, name).read_bytes())
         return kept["value"] if kept["for"] == [name, key] else None
-    except (OSError, ValueError, LookupError, TypeError):
+    except (OSError, ValueError, LookupError, TypeError, RecursionError):
         return None
 
 

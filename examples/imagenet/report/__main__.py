@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import tyro
-from rich.console import Console
 
 from ..flags import check, check_number, read_flags
+from ..terminal import Terminal, printable
 from .figures import curve, plot_layers, plot_logs
 from .page import ABSENT, Part, Table, duration, markdown, show
 from .runs import Run, labels, read_runs
@@ -56,33 +56,41 @@ def main(arguments: Sequence[str] | None = None) -> None:
             arguments,
             description="Report on training runs, from their logs alone.",
         )
-        runs, out = read_runs(asked.runs), Path(asked.out)
+        runs = read_runs(asked.runs)
         if not runs:
             raise ValueError(
                 "RUN: got none; give the folder of a run or its .jsonl file"
             )
-        out.mkdir(parents=True, exist_ok=True)
+        parts = _write(runs, Path(asked.out), asked.epochs)
     except OSError as error:
-        reason = f"{error.filename!r} cannot be made a folder: {error.strerror}"
-        raise SystemExit(f"error: --out: {reason}; give another folder") from None
+        what = f"{error.filename or asked.out!r} cannot be written"
+        why = f"--out: {what} ({error.strerror or error}); give another folder"
+        raise SystemExit(printable(f"error: {why}")) from None
     except ValueError as error:
-        raise SystemExit(f"error: {error}") from None
+        raise SystemExit(printable(f"error: {error}")) from None
+    terminal = Terminal()
+    show(parts, terminal)
+    terminal.print(f"report: {asked.out}/report.md, {asked.out}/report.json")
+
+
+def _write(runs: Sequence[Run], out: Path, epochs: float | None) -> list[Part]:
+    """Writes the pictures, report.md and report.json; returns the page."""
+    out.mkdir(parents=True, exist_ok=True)
     labelled = list(zip(runs, labels(runs), strict=True))
-    speeds = cells(runs, asked.epochs)
-    parts = [_overview(runs), "\n".join(_notes(*pair) for pair in labelled)]
+    speeds = cells(runs, epochs)
+    parts = [_overview(runs), *(_notes(*pair) for pair in labelled)]
     parts += _curves(labelled, out)
     for run, label in labelled:
         parts += _layers(run, label, out)
     parts += tables(speeds)
-    (out / "report.md").write_text(markdown(parts))
+    (out / "report.md").write_text(markdown(parts), "utf-8")
     numbers = {
         "runs": [_numbers(run, label) for run, label in labelled],
         "speed": [cell._asdict() for cell in speeds],
         "speedup": [row._asdict() for row in ratios(speeds)],
     }
     (out / "report.json").write_text(json.dumps(numbers, indent=1) + "\n")
-    show(parts, Console())
-    print(f"report: {out / 'report.md'}, {out / 'report.json'}")
+    return parts
 
 
 def _overview(runs: Sequence[Run]) -> Part:

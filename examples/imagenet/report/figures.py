@@ -17,12 +17,14 @@ import optax
 from lars_optax import LayerStats, plot_layer_stats
 
 from ..log import Record, read_log
+from ..terminal import printable
 
 # Values outside are drawn at the bound: a logit axis has neither 0 nor 1, and one huge
 # loss must not hide all others.
 _BOUNDS = {"accuracy": (0.01, 0.999), "loss": (0, 100)}
 _LOST = "diverged"
-_INSIDE = 4  # most lines for which the legend stands inside the axes
+# The most lines, and characters of a line's label, of a legend inside the axes.
+_INSIDE, _SHORT = 4, 50
 _FEW = 24  # most leaves that are all drawn; of more, only the kernels are
 # The three axes of a picture of layers: label, quantity that `plot_layer_stats` draws,
 # and the field of the log that it takes as the trust ratio.
@@ -81,7 +83,7 @@ def plot_logs(runs: Mapping[str, Sequence[Sequence[Record]]], out: Path) -> None
     """
     from matplotlib.figure import Figure
 
-    below = len(runs) > _INSIDE
+    below = len(runs) > _INSIDE or max(map(len, runs), default=0) > _SHORT
     height = 4 + below * len(runs) * 0.18
     figure = Figure(figsize=(10, height), layout="constrained")
     left, right = figure.subplots(1, 2)
@@ -90,13 +92,14 @@ def plot_logs(runs: Mapping[str, Sequence[Sequence[Record]]], out: Path) -> None
         curves = [curve(log) for log in logs]
         finite |= any((c["loss"] > 0).any() for c in curves)
         for axes, key in ((left, "accuracy"), (right, "loss")):
-            _band(axes, curves, key, i, label)
+            _band(axes, curves, key, i, _drawable(label))
             for log, points in zip(logs, curves, strict=True):
                 if any(record["kind"] == "not_finite" for record in log):
                     _mark_end(axes, points["epoch"], _drawn(points, key))
     records = [record for logs in runs.values() for log in logs for record in log]
     splits = {r["split"]: 0 for r in records if r["kind"] == "epoch"}
-    left.set_ylabel(f"{' or '.join(splits) or 'evaluation'} accuracy")
+    evaluated = _drawable(" or ".join(splits), 25) or "evaluation"
+    left.set_ylabel(f"{evaluated} accuracy")
     left.set(xlabel="epoch")
     spread_accuracies(left)
     right.set(xlabel="epoch", ylabel="mean training loss in the epoch")
@@ -107,6 +110,11 @@ def plot_logs(runs: Mapping[str, Sequence[Sequence[Record]]], out: Path) -> None
     _legend(figure, left, below=below)
     out.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(out, dpi=150)
+
+
+def _drawable(text: str, most: int = 120) -> str:
+    """Returns the beginning of a text, in which "$" does not begin a formula."""
+    return printable(text)[:most].replace("$", r"\$")
 
 
 def spread_accuracies(axes: Any) -> None:
@@ -170,12 +178,17 @@ def plot_layers(log: Sequence[Record], heading: str, out: Path) -> None:
     drawn = [n for n in names if len(names) <= _FEW or n.endswith("/kernel")]
     what = "" if len(drawn) == len(names) else f"; kernels of {len(names)} leaves"
     figure = Figure(figsize=(13, 4.2), layout="constrained")
-    figure.suptitle(f"{heading}{what}")
+    figure.suptitle(f"{_drawable(heading)}{what}")
     parts = figure.subplots(1, 3, sharex=True)
     for axes, (label, quantity, ratio) in zip(parts, _PANELS, strict=True):
         keys = ("param_norm", "grad_norm", ratio)
         history = [
-            {n: LayerStats(*(_array(rows[n][k]) for k in keys)) for n in drawn}
+            {
+                _drawable(name[-60:]): LayerStats(
+                    *(_array(rows.get(name, {}).get(key)) for key in keys)
+                )
+                for name in drawn
+            }
             for rows in norms
         ]
         plot_layer_stats(history, at, quantity=quantity, ax=axes)
@@ -195,7 +208,9 @@ def plot_layers(log: Sequence[Record], heading: str, out: Path) -> None:
 
 
 def _array(value: float | None) -> Any:
-    return np.array(value, float)  # None is NaN
+    # The trainer's numbers are of float32; no axis has room for what is far beyond it.
+    drawn = value if value and 1e-50 < abs(value) < 1e50 else None
+    return np.array(drawn, float)  # None is NaN
 
 
 def plot_schedules(

@@ -1,13 +1,16 @@
 """Pages of paragraphs, tables and pictures, written as Markdown or on the terminal."""
 
+import html
+import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from rich.box import SIMPLE_HEAD
-from rich.console import Console
 from rich.table import Table as RichTable
 from rich.text import Text
+
+from ..terminal import Terminal, printable
 
 ABSENT = "?"  # stands in a table for a value that is not in the log
 
@@ -35,15 +38,22 @@ def markdown(parts: Iterable[Part]) -> str:
     return "\n".join(map(_markdown, parts))
 
 
+def _escaped(text: str) -> str:
+    """Returns Markdown that shows a text as it is, without a link, HTML or formula."""
+    shown = html.escape(printable(text), quote=False)
+    return re.sub(r"([\\`\[\]|$])", r"\\\1", shown)
+
+
 def _markdown(part: Part) -> str:
     match part:
         case Path():
             return f"![{part.stem}]({part.name})\n"
         case str():
-            return f"{part}\n"
-    table = markdown_table([part.head, *part.rows], numbers="---:")
-    caption = f"\n{part.caption}\n" if part.caption else ""
-    return f"## {part.title}\n\n{table}{caption}"
+            return f"{_escaped(part)}\n"
+    rows = [list(map(_escaped, row)) for row in (part.head, *part.rows)]
+    table = markdown_table(rows, numbers="---:")
+    caption = f"\n{_escaped(part.caption)}\n" if part.caption else ""
+    return f"## {_escaped(part.title)}\n\n{table}{caption}"
 
 
 def markdown_table(rows: Iterable[Sequence[str]], numbers: str = "---") -> str:
@@ -56,16 +66,15 @@ def markdown_table(rows: Iterable[Sequence[str]], numbers: str = "---") -> str:
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
-def show(parts: Iterable[Part], console: Console) -> None:
+def show(parts: Iterable[Part], console: Terminal) -> None:
     """Prints a page on the terminal, with the path of each picture."""
     for part in parts:
         if not isinstance(part, Table):
-            text = f"picture: {part}" if isinstance(part, Path) else part
-            console.print(text, markup=False, highlight=False, soft_wrap=True)
+            console.print(f"picture: {part}" if isinstance(part, Path) else part)
             continue
         table = RichTable(
-            title=Text(part.title) if part.title else None,
-            caption=Text(part.caption) if part.caption else None,
+            title=Text(printable(part.title)) if part.title else None,
+            caption=Text(printable(part.caption)) if part.caption else None,
             box=SIMPLE_HEAD,
             pad_edge=False,
             collapse_padding=True,
@@ -77,8 +86,8 @@ def show(parts: Iterable[Part], console: Console) -> None:
         for head in others:
             table.add_column(head, justify="right", no_wrap=True)
         for row in part.rows:
-            table.add_row(*map(Text, row))
-        console.print(table)
+            table.add_row(*(Text(printable(cell)) for cell in row))
+        console.print(table, soft_wrap=False)
 
 
 def duration(seconds: float) -> str:

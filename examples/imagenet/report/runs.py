@@ -16,8 +16,10 @@ from ..config import FACTS
 from ..flags import flag
 from ..log import LOG, Record, read_log
 
-_REQUIRED = {"network", "algorithm", "batch_size"}  # with these every label begins
-_UNTOLD = {key for key, facts in FACTS.items() if not facts.result} | _REQUIRED
+_TOLD = {"network", "algorithm", "batch_size"}  # with these every label begins
+_UNTOLD = {key for key, facts in FACTS.items() if not facts.result} | _TOLD
+_LONGEST = 60  # most characters of a run's name, from which files are named
+_MOST = 2**53  # most images; what follows from odd numbers may be beyond
 
 
 @dataclass(frozen=True)
@@ -79,7 +81,7 @@ class Run:
         if not last or not last["epoch"]:
             return None
         images: float = last["step"] * self.settings["batch_size"] / last["epoch"]
-        return round(images)
+        return round(images) if images <= _MOST else None
 
     @property
     def splits(self) -> list[str]:
@@ -118,16 +120,16 @@ def read_runs(arguments: Sequence[str]) -> list[Run]:
     """
     runs: dict[Path, Run] = {}
     for argument in arguments:
-        path = Path(argument).resolve()
-        if path.is_dir():
-            path /= LOG
         try:
+            path = Path(argument).resolve()
+            if path.is_dir():
+                path /= LOG
             log = _read(path)
         except (OSError, ValueError) as error:
             reason = error.strerror if isinstance(error, OSError) else error
             raise ValueError(f"RUN: {argument!r}: {reason}") from None
         stem = path.parent.name + ("" if path.name == LOG else f"-{path.stem}")
-        stem = re.sub(r"[^\w.-]+", "-", stem)
+        stem = re.sub(r"[^\w.-]+", "-", stem)[:_LONGEST]
         taken = {run.name for run in runs.values()}
         tries = chain([stem], (f"{stem}-{i}" for i in count(2)))
         name = next(name for name in tries if name not in taken)
@@ -139,17 +141,12 @@ def _read(path: Path) -> list[Record]:
     remedy = "give the folder of a run or its .jsonl file"
     if not path.is_file():
         raise ValueError(f"there is no log there; {remedy}")
-    try:
-        log = read_log(path)
-    except UnicodeDecodeError:
-        raise ValueError(f"this is not a text file; {remedy}") from None
+    log = read_log(path)
     if not log:
         raise ValueError(
             "the log is empty; wait until it has a first line, or leave this run out"
         )
-    if not all(isinstance(record, dict) and "kind" in record for record in log):
-        raise ValueError(f"this is not a run's log; {remedy}")
-    if not Run("", path, log).settings.keys() >= _REQUIRED:
+    if log[0]["kind"] != "config":
         raise ValueError(
             "the log does not begin with the record of the run's settings; give the"
             " whole log, as the trainer wrote it"

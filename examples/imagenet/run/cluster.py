@@ -21,6 +21,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from ..config import Cluster
+from ..terminal import printable
 
 TRY_AGAIN = 75  # exit status (EX_TEMPFAIL) if another start may succeed
 _T = TypeVar("_T")
@@ -72,7 +73,7 @@ def join(cluster: Cluster) -> None:
     if here.process == 0:
         _check_port(here.coordinator)
         where = f"{here.processes} processes at {here.coordinator}"
-        print(f"waiting for {where}, at most {_MEETING} s", flush=True)
+        print(printable(f"waiting for {where}, at most {_MEETING} s"), flush=True)
     else:
         _await_answer(here.coordinator, cluster.heartbeat_timeout)
     try:

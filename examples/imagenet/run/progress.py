@@ -4,17 +4,17 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
 
 from ..log import Record, Show
+from ..terminal import Terminal
 
 _QUIET = 60.0  # without a terminal, at least one line in this time [s]
 
 
 @contextmanager
 def progress(
-    label: str, steps: int, console: Console, lines: int = 10
+    label: str, steps: int, console: Terminal, lines: int = 10
 ) -> Iterator[Show]:
     """Yields a function that shows progress, to be called with each logged record.
 
@@ -33,7 +33,7 @@ def progress(
                 case "resume":
                     bar.reset(task, completed=record["step"])
                     for text in record["damaged"]:
-                        console.print(text, markup=False)
+                        console.print(text)
                 case "step":
                     loss = f"loss {record['loss']:.3f}"
                     bar.update(task, completed=record["step"] + 1, loss=loss)
@@ -45,7 +45,7 @@ def progress(
         yield show
 
 
-def _lines(label: str, steps: int, console: Console, lines: int) -> Show:
+def _lines(label: str, steps: int, console: Terminal, lines: int) -> Show:
     """Returns a function of a log record that prints progress as plain lines.
 
     It prints about `lines` lines at evaluations, and one a minute in between.
@@ -56,7 +56,7 @@ def _lines(label: str, steps: int, console: Console, lines: int) -> Show:
 
     def say(text: str) -> None:
         nonlocal said
-        console.print(f"{label}: {text}", markup=False, highlight=False, soft_wrap=True)
+        console.print(f"{label}: {text}")
         said = time.monotonic()
 
     def line(record: Record) -> None:
