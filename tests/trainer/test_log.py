@@ -340,4 +340,4 @@ def test_a_log_that_is_deleted_or_replaced_ends_the_run(path):
             log.write(**CONFIG)
             act()
             with assert_raises(message):
-                log.write(**RESULT)
+                log.write(**STOPPED)
