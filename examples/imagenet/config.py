@@ -322,7 +322,9 @@ class Cluster(_Group):
                 " --processes and --process, or none"
             )
         if self.coordinator is not None:
-            match = re.fullmatch(r".+:([0-9]{1,5})", self.coordinator)
+            match = re.fullmatch(
+                r"(?:[^:\[\]]+|\[[0-9a-fA-F:.%]+\]):([0-9]{1,5})", self.coordinator
+            )
             ok = match is not None and 0 < int(match[1]) < 65_536
             remedy = "give HOST:PORT, such as node0:8476"
             check(ok, "coordinator", self.coordinator, remedy)

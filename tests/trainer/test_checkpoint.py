@@ -19,7 +19,7 @@ from steps import state_of
 from trees import assert_refused
 
 from examples.imagenet import cli as command
-from examples.imagenet.run.checkpoint import Checkpoints, exist
+from examples.imagenet.run.checkpoint import Checkpoints, exist, remove
 from examples.imagenet.run.experiment import Experiment
 
 
@@ -270,18 +270,57 @@ def test_with_all_checkpoints_damaged_the_run_does_not_start_anew(tmp_path):
     for step in (1, 2):
         flipped(tmp_path / "checkpoints" / str(step))
     checkpoints = Checkpoints(runs.config(out=str(tmp_path)), *runs.FACTS)
-    unreadable = r"no checkpoint can be read: .* 2 .* 1 is dam"
+    unreadable = r"no checkpoint can be read .* 2 .* 1 is dam"
     assert_refused(unreadable, checkpoints.restore, made_up(0))
+    # A second start does not begin anew either, unless it is told to.
+    again = runs.config(out=str(tmp_path))
+    assert_refused("has the damaged ones", Checkpoints, again, *runs.FACTS)
+    remove(tmp_path)
+    with Checkpoints(again, *runs.FACTS) as fresh:
+        assert fresh.restore(made_up(0)) is None
 
 
 @complaints
-def test_half_deleted_checkpoints_are_removed(tmp_path):
+def test_half_deleted_checkpoints_are_removed_and_told(tmp_path):
     """What a kill leaves while orbax deletes an old one."""
     save_all(tmp_path, (0.1, 0.2, 0.3), 3)
-    (tmp_path / "checkpoints" / "1" / "_CHECKPOINT_METADATA").unlink()
+    half = tmp_path / "checkpoints" / "1"
+    (half / "_CHECKPOINT_METADATA").unlink()
+    shutil.rmtree(half / "state")
     with Checkpoints(runs.config(out=str(tmp_path)), *runs.FACTS) as checkpoints:
-        assert (checkpoints.newest, checkpoints.damaged) == (3, [])
+        assert checkpoints.newest == 3
+        told = f"removed {half}, a checkpoint that was half deleted"
+        assert checkpoints.damaged == [told]
     assert runs.steps_of(tmp_path) == [2, 3]
+
+
+def test_a_checkpoint_that_lacks_one_file_is_kept_aside(tmp_path):
+    save_all(tmp_path, (0.1, 0.2), 3)
+    (tmp_path / "checkpoints" / "2" / "_CHECKPOINT_METADATA").unlink()
+    with Checkpoints(runs.config(out=str(tmp_path)), *runs.FACTS) as checkpoints:
+        assert "_CHECKPOINT_METADATA missing" in checkpoints.damaged[0]
+    assert (tmp_path / "damaged_checkpoints" / "2" / "state" / "_METADATA").is_file()
+
+
+@complaints
+def test_a_disk_that_cannot_be_read_is_no_damage(tmp_path, monkeypatch):
+    save_all(tmp_path, (0.1, 0.2), 3)
+    checkpoints = Checkpoints(runs.config(out=str(tmp_path)), *runs.FACTS)
+    denied = Mock(side_effect=PermissionError(13, "Permission denied"))
+    monkeypatch.setattr(checkpoints._manager, "restore", denied)
+    refused = "--out: the checkpoint of update 2 cannot be read .*Permission denied"
+    assert_refused(refused, checkpoints.restore, made_up(0))
+    assert runs.steps_of(tmp_path) == [1, 2]
+
+
+@pytest.mark.parametrize("name", ["5", "007", "12a", "²"])
+def test_odd_entries_among_checkpoints_are_left_alone(tmp_path, name):
+    save_all(tmp_path, (0.1, 0.2), 3)
+    odd = tmp_path / "checkpoints" / name
+    odd.touch() if name == "5" else odd.mkdir()
+    with Checkpoints(runs.config(out=str(tmp_path)), *runs.FACTS) as checkpoints:
+        assert int(checkpoints.restore(made_up(0))[0].step) == 2
+    assert odd.exists()
 
 
 @complaints

@@ -93,6 +93,9 @@ def test_a_cluster_is_joined_by_flags_or_under_srun_alone(told):
         ("a1,b[2-3]", "a1"),
         ("n-1[2,4],m5", "n-12"),
         ("10.0.0.[1-2]", "10.0.0.1"),
+        ("n[1-2]-ib", "n1-ib"),
+        ("rack[00-01]node[5-6],z", "rack00node5"),
+        ("[1-3]", "1"),
     ],
 )
 def test_the_first_of_slurms_nodes_is_the_coordinator(told, nodes, first):
@@ -101,7 +104,7 @@ def test_the_first_of_slurms_nodes_is_the_coordinator(told, nodes, first):
 
 
 @pytest.mark.parametrize("name", SRUN)
-@pytest.mark.parametrize("value", ["", "[two]"])
+@pytest.mark.parametrize("value", ["", "[,]"])
 def test_an_odd_variable_of_slurm_is_named(told, name, value):
     expected = rf"{name}='{re.escape(value)}', where Slurm"
     assert_refused(expected, told, Cluster(), **SRUN | {name: value})

@@ -255,3 +255,10 @@ def test_what_could_be_waited_for_without_end_is_no_image(tree):
     assert {f"cat/{name}" for name in links} < set(images.names(found.train))
     assert "cat/pipe.jpg" not in images.names(found.train)
     assert any("'cat/pipe.jpg'" in note for note in found.notes)
+
+
+@pytest.mark.parametrize("make", [Path.touch, lambda path: path.symlink_to("gone")])
+def test_a_split_that_is_no_folder_is_refused(tmp_path, make):
+    images.write_classes(tmp_path, {"cat": 1})
+    make(tmp_path / "val")
+    assert_refused("val is not a folder, or is a link", read_index, str(tmp_path))

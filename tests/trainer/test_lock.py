@@ -69,3 +69,16 @@ def test_a_file_system_without_locks_is_warned_of(tmp_path, monkeypatch):
         assert warning.startswith(
             f"--out: {str(tmp_path)!r} cannot be locked (No locks"
         )
+
+
+def test_a_file_of_the_user_is_not_taken_for_a_lock(tmp_path):
+    mine, link = tmp_path / "a" / "lock", tmp_path / "b" / "lock"
+    for path in (mine, link):
+        path.parent.mkdir()
+    mine.write_text("important")
+    link.symlink_to(mine)
+    with pytest.raises(ValueError, match="is a file of yours"), owned(mine.parent):
+        pytest.fail("owned")
+    with pytest.raises(OSError, match="symbolic links"), owned(link.parent):
+        pytest.fail("owned")
+    assert mine.read_text() == "important"

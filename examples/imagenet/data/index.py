@@ -220,7 +220,11 @@ def read_index(folder: str, cache: Path | None = None) -> Index:
     folder, or images of a class that the training folder lacks.
     """
     lister = _Lister(folder, cache or cache_folder())
-    present = _parts(lister.read("").folders)
+    top = lister.read("")
+    present = _parts(top.folders)
+    for name in _find_splits(_parts(top.others) + _parts(top.images)).values():
+        why = f"{name} is not a folder, or is a link to one that is gone"
+        _refuse(folder, f"{why}; bring it back, or remove {name}")
     try:
         splits = _find_splits(present)
     except ValueError as error:

@@ -9,6 +9,7 @@ unnoticed and decodes to wrong pixels.
 
 import io
 import math
+import warnings
 from typing import NamedTuple
 
 import cv2
@@ -34,6 +35,7 @@ _AREA = (0.08, 1.0)  # of a random region, as a share of the image's area
 _ASPECT = (3 / 4, 4 / 3)  # of a random region: width / height
 
 cv2.setNumThreads(0)  # the caller decodes many images in threads of its own
+warnings.filterwarnings("ignore", module=r"PIL\.")  # not of faults, which are raised
 Image.MAX_IMAGE_PIXELS = None  # Pillow would only warn; _check_size refuses
 
 

@@ -31,6 +31,8 @@ from .cluster import PeerLost, collective, gather
 _T = TypeVar("_T")
 _FOLDER = "checkpoints"
 _ASIDE = "damaged_checkpoints"  # beside it
+_LAST_WRITTEN = "_CHECKPOINT_METADATA"  # by orbax
+_FILES = (_LAST_WRITTEN, "metrics/metrics", "run/metadata", "state/_METADATA")
 _ACCURACY = "accuracy"
 # How messages call the facts of the data that must match, besides the flags.
 _NAMES = {
@@ -41,7 +43,7 @@ _NAMES = {
 
 # tensorstore adds details such as " [os_error_code='28']" to its messages; those of an
 # array that could not be opened are pages long.
-_DETAILS = re.compile(r""" \[[\w ]+='(?:[^'\\]|\\.)*'\]""")
+_DETAILS = re.compile(r""" \[[\w \[\]]+='(?:[^'\\]|\\.)*'\]""")
 
 
 class NotSaved(Exception):
@@ -113,7 +115,8 @@ class Checkpoints:
             "evaluated": accuracy is not None,
             "versions": versions(),
         }
-        record["digest"] = _digest(state, record)
+        record["state"] = _digest_of_state(state)
+        record["digest"] = _digest_of_record(record)
         with self._explained():
             self._manager.save(
                 step,
@@ -135,9 +138,9 @@ class Checkpoints:
         def read(step: int) -> tuple[TrainState, dict[str, Any]]:
             record = self._read_record(step)
             state: TrainState = self._manager.restore(step, args=what)["state"]
-            digest = record.pop("digest")
-            if (int(state.step), _digest(state, record)) != (step, digest):
-                raise ValueError("its contents differ from what was saved")
+            found = int(state.step), _digest_of_state(state)
+            if found != (step, record["state"]):
+                raise ValueError("its arrays differ from what was saved")
             return state, record
 
         found = self._from_newest(read)
@@ -158,6 +161,11 @@ class Checkpoints:
                 raise
             # orbax and tensorstore raise many kinds of errors for damaged files.
             except Exception as error:
+                if _of_storage(error) and not _of_absence(error):
+                    raise ValueError(
+                        f"--out: the checkpoint of update {step} cannot be read"
+                        f" ({cause(error)}); remove the cause, and start again"
+                    ) from error
                 problem = cause(error) or type(error).__name__
             problems = gather([problem] if problem else [])
             if not problems:
@@ -167,11 +175,13 @@ class Checkpoints:
                 [_set_aside(self._out, step, problems[0])] if first else []
             )
             self._manager.reload()
-        if self.damaged:
+        aside = self._out / _ASIDE
+        if aside.is_dir() and any(aside.iterdir()):
             raise ValueError(
-                "--existing resume: no checkpoint can be read:"
-                f" {'; '.join(self.damaged)}; give --existing replace to start anew, or"
-                " another --out"
+                "--existing resume: no checkpoint can be read"
+                f" ({'; '.join(self.damaged) or f'{aside} has the damaged ones'}); move"
+                f" a good copy into {self._out / _FOLDER}, or give --existing replace"
+                " to start anew, or another --out"
             )
         return None
 
@@ -225,6 +235,9 @@ class Checkpoints:
     def _read_record(self, step: int) -> dict[str, Any]:
         what = ocp.args.Composite(run=ocp.args.JsonRestore())
         record: dict[str, Any] = self._manager.restore(step, args=what)["run"]
+        digest = record.pop("digest", None) if isinstance(record, dict) else None
+        if digest is None or digest != _digest_of_record(record):
+            raise ValueError("its record differs from what was saved")
         return record
 
     def _compare(self, record: Mapping[str, Any]) -> None:
@@ -270,38 +283,65 @@ def exist(out: str | Path) -> bool:
 
 
 def remove(out: str | Path) -> None:
-    """Deletes a run's checkpoints and log from the folder `out`."""
-    if (folder := Path(out) / _FOLDER).is_dir():
-        shutil.rmtree(folder)
+    """Deletes a run's checkpoints, also damaged ones, and log from the folder `out`."""
+    for name in (_FOLDER, _ASIDE):
+        if (folder := Path(out) / name).is_dir():
+            shutil.rmtree(folder)
     (Path(out) / LOG).unlink(missing_ok=True)
 
 
 def _screen(out: Path) -> Iterator[str]:
-    """Removes half-deleted checkpoints; sets others aside that lack one of their files.
+    """Finds checkpoints without one of their files, on which orbax fails to start.
 
-    Yields a text about each that is set aside. orbax would fail to start on them.
+    One without the file that orbax writes last, and another, is half deleted or half
+    written: it is removed. The others are set aside. Yields a text about each.
     """
     for folder in (out / _FOLDER).glob("*"):
-        if not folder.name.isdigit():
+        if not (re.fullmatch("0|[1-9][0-9]*", folder.name) and folder.is_dir()):
             continue
-        if not (folder / "_CHECKPOINT_METADATA").exists():
-            shutil.rmtree(folder)  # orbax writes this file last
-            continue
-        try:
-            for name in ("metrics/metrics", "run/metadata", "state/_METADATA"):
-                json.loads((folder / name).read_bytes())
-        except (OSError, ValueError) as error:
-            yield _set_aside(out, int(folder.name), f"{name}: {error}")
+        lacks, problem = [], ""
+        for name in _FILES:
+            try:
+                if not isinstance(json.loads((folder / name).read_bytes()), dict):
+                    problem = f"{name} is not a JSON object"
+            except (FileNotFoundError, NotADirectoryError):
+                lacks.append(name)
+            except ValueError as error:
+                problem = f"{name}: {error}"
+            except OSError as error:
+                raise ValueError(f"--out: {error}; allow to read it") from error
+        if _LAST_WRITTEN in lacks and lacks[1:]:
+            shutil.rmtree(folder)
+            yield f"removed {folder}, a checkpoint that was half deleted"
+        elif lacks or problem:
+            problem = problem or f"{' and '.join(lacks)} missing"
+            yield _set_aside(out, int(folder.name), problem)
 
 
 def _set_aside(out: Path, step: int, why: str) -> str:
     """Moves a checkpoint out of those that count, and returns a text about it."""
-    target = out / _ASIDE / f"{step}"
+    source, target = out / _FOLDER / str(step), out / _ASIDE / f"{step}"
     while target.exists():
         target = target.with_name(f"{target.name}_again")
-    target.parent.mkdir(exist_ok=True)
-    (out / _FOLDER / str(step)).rename(target)
+    try:
+        target.parent.mkdir(exist_ok=True)
+        source.rename(target)
+    except OSError as error:
+        raise ValueError(
+            f"--out: {source} is a damaged checkpoint ({why}), and cannot be moved to"
+            f" {target}: {error.strerror}; move it away yourself"
+        ) from error
     return f"the checkpoint of update {step} is damaged ({why}); it is now {target}"
+
+
+def _of_absence(error: BaseException | None) -> bool:
+    """Whether an error of storage says that there is no such file or folder."""
+    while error:
+        known = isinstance(error, FileNotFoundError | NotADirectoryError)
+        if known or re.search(r"os_error_code='(2|20|21)'", str(error)):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 def _of_storage(error: BaseException | None) -> bool:
@@ -314,9 +354,13 @@ def _of_storage(error: BaseException | None) -> bool:
     return False
 
 
-def _digest(state: TrainState, record: Mapping[str, Any]) -> str:
-    """Returns a digest of all that a checkpoint holds."""
-    digest = hashlib.sha256(json.dumps(record, sort_keys=True).encode())
+def _digest_of_record(record: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
+
+
+def _digest_of_state(state: TrainState) -> str:
+    """Returns a digest of the paths, shapes, dtypes and values of all arrays."""
+    digest = hashlib.sha256()
     for path, leaf in jax.tree_util.tree_leaves_with_path(state):
         head = f"{jax.tree_util.keystr(path)} {leaf.dtype} {leaf.shape}"
         digest.update(head.encode())

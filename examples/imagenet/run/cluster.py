@@ -118,19 +118,20 @@ def _slurm_place(environment: Mapping[str, str]) -> _Place | None:
             )
         return int(text)
 
-    if _SLURM_PROCESSES not in environment or number(_SLURM_PROCESSES) == 1:
+    if _SLURM_PROCESSES not in environment or number(_SLURM_PROCESSES) <= 1:
         return None
-    # A list such as node[01-03,7],other5: the first is the coordinator's.
+    # A list such as node[01-03,7]-x,other5: the first is the coordinator's.
     nodes = environment.get("SLURM_STEP_NODELIST", "")
-    first = re.match(r"([^\[,\s]+)(?:\[(\w+))?", nodes)
-    if first is None:
+    entry = re.match(r"(?:[^\[\],\s]|\[\w[^\]]*\])+", nodes)
+    if entry is None or nodes[entry.end() : entry.end() + 1] not in ("", ","):
         raise ValueError(
             f"the environment has SLURM_STEP_NODELIST={nodes!r}, where Slurm's srun"
             " lists its nodes; start all processes with srun"
         )
     port = 61_440 + number("SLURM_JOB_ID") % 4_096
+    first = re.sub(r"\[(\w+)[^\]]*\]", r"\1", entry[0])
     return _Place(
-        f"{first[1]}{first[2] or ''}:{port}",
+        f"{first}:{port}",
         number(_SLURM_PROCESSES),
         number("SLURM_PROCID"),
         number("SLURM_LOCALID"),
@@ -163,11 +164,12 @@ def _await_answer(coordinator: str, patience: int) -> None:
     while True:
         try:
             socket.create_connection(address, timeout=max(1, patience / 4)).close()
-        except OSError as error:
+        except (OSError, UnicodeError) as error:
             if time.monotonic() > end:
+                why = getattr(error, "strerror", None) or error
                 raise TryAgain(
                     f"--coordinator: nothing answers at {coordinator} for {patience} s"
-                    f" ({error.strerror or error}); start process 0 there, or give a"
+                    f" ({why}); start process 0 there, or give a"
                     " larger --heartbeat-timeout if it starts later"
                 ) from error
             time.sleep(0.5)

@@ -5,9 +5,11 @@ system releases it when the process ends, however it ends, so a dead owner never
 the folder. Over NFS the lock also holds between machines, if the server has locks.
 """
 
+import errno
 import fcntl
 import os
 import socket
+import stat
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -29,7 +31,7 @@ def owned(folder: Path) -> Iterator[str]:
     path, warning = folder / _FILE, ""
     while True:
         # Opened without truncation: the file describes the present owner.
-        with path.open("a+") as file:
+        with open(path, "a+", opener=_open_file) as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
@@ -48,6 +50,12 @@ def owned(folder: Path) -> Iterator[str]:
             # Between opening and locking, an owner that ended may have deleted it.
             if not same_file(file, path):
                 continue
+            file.seek(0)
+            if (text := file.read(80)) and not text.startswith("process "):
+                raise ValueError(
+                    f"--out: {str(path)!r} is a file of yours, and the trainer needs"
+                    " this name for its lock; rename it, or give another --out"
+                )
             file.truncate(0)
             since = time.strftime("%Y-%m-%d %H:%M:%S %z")
             file.write(f"process {os.getpid()} on {socket.gethostname()} since {since}")
@@ -57,3 +65,12 @@ def owned(folder: Path) -> Iterator[str]:
             finally:
                 path.unlink(missing_ok=True)
             return
+
+
+def _open_file(path: str, flags: int) -> int:
+    """Opens a regular file, and nothing that a link or a pipe leads to."""
+    number = os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)
+    if not stat.S_ISREG(os.fstat(number).st_mode):
+        os.close(number)
+        raise OSError(errno.EINVAL, "not a file", path)
+    return number

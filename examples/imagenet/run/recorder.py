@@ -66,9 +66,10 @@ class Recorder:
         if broken and self.experiment.data.broken == "stop":
             path, reason = broken[0]
             raise DataLost(
-                f"cannot read the image {path!r}: {reason}; put back a good copy (the"
-                " data must not change during a run), or give --broken blank; python"
-                " -m examples.imagenet.prepare DIR lists all such images"
+                f"cannot read the image {path!r}: {reason}; put back the same"
+                " file (the data must not change during a run), or start another run"
+                " with --broken blank; python -m examples.imagenet.prepare DIR lists"
+                " all such images"
             )
 
     def log_broken(self, done: int) -> None:
