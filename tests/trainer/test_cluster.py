@@ -144,6 +144,9 @@ def test_what_a_collective_call_raises_is_a_lost_peer(monkeypatch):
     for act in (gather, lambda texts: cluster.raise_everywhere(lambda: texts)):
         with pytest.raises(PeerLost, match=expected):
             act(["text"])
+    bug = engine.CopiesDiffer("the copies differ")
+    with pytest.raises(engine.CopiesDiffer), cluster.collective("comparing"):
+        raise bug
 
 
 def test_srun_tasks_find_each_other_by_slurms_variables():

@@ -21,6 +21,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from ..config import Cluster
+from ..step.devices import CopiesDiffer
 from ..terminal import printable
 
 TRY_AGAIN = 75  # exit status (EX_TEMPFAIL) if another start may succeed
@@ -51,7 +52,7 @@ def collective(doing: str) -> Iterator[None]:
         yield
     # JAX, orbax and Gloo raise many kinds of errors here.
     except Exception as error:
-        if jax.process_count() == 1 or isinstance(error, PeerLost):
+        if jax.process_count() == 1 or isinstance(error, PeerLost | CopiesDiffer):
             raise
         raise PeerLost(doing, error) from error
 

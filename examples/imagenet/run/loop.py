@@ -18,7 +18,7 @@ from ..provenance import versions
 from ..step.devices import assert_replicated
 from ..step.step import TrainState
 from .checkpoint import Checkpoints
-from .cluster import StopSignals, Watchdog
+from .cluster import StopSignals, Watchdog, collective
 from .experiment import Experiment, Scores
 from .profile import Profile
 from .recorder import Recorder
@@ -193,7 +193,8 @@ class TrainingRun:
             self._evaluate(self.epochs[self.done])
 
     def _evaluate(self, epoch: float) -> None:
-        assert_replicated(self.state)
+        with collective("processes compared their states"):
+            assert_replicated(self.state)
         self.scores = self.experiment.evaluate(self.state, self.recorder.watch)
         self.recorder.log_broken(self.done)
         self.recorder.log.write(
