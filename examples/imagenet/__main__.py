@@ -1,8 +1,8 @@
 """Runs `python -m examples.imagenet` and sets its exit status.
 
 Status 0 is success, 1 a failure, 2 an invalid flag or data, which would fail again, 3 a
-training that diverged, 75 a failed process, which may succeed when started again, and
-128 + n an end by signal n.
+training that diverged, 75 a failure that another start may avoid, and 128 + n an end
+by signal n.
 """
 
 import sys
@@ -15,9 +15,9 @@ DIVERGED = 3
 
 
 def _report(lost: Any) -> None:
-    """Prints an error that no code can handle, unless it follows from a failed save.
+    """Prints an error that no code can handle, except "Event loop is closed".
 
-    tensorstore then hands its other results to an event loop that has ended.
+    tensorstore raises that after a failed read or save.
     """
     if str(lost.exc_value) != "Event loop is closed":
         sys.__unraisablehook__(lost)

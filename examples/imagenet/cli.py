@@ -70,7 +70,7 @@ def main(arguments: Sequence[str] | None = None) -> Result | None:
     """
     # orbax logs a traceback for each thread of a failed save; NotSaved is one line.
     logging.getLogger("absl").setLevel(logging.CRITICAL)
-    # It leaves a failed task behind when it cannot read a damaged array.
+    # orbax leaves a failed asyncio task behind if an array is damaged.
     logging.getLogger("asyncio").setLevel(logging.CRITICAL)
     try:
         return run(parse(arguments))
@@ -128,7 +128,9 @@ def run(config: Config) -> Result | None:
     check_agreement(shared | identity)
     with ExitStack() as stack:
         # The first process owns the folder for all, from before it looks into it.
-        raise_everywhere(lambda: stack.enter_context(_out(config.run)) if first else "")
+        raise_everywhere(
+            lambda: stack.enter_context(_out(config.run)) if first else None
+        )
         checkpoints: Checkpoints | None = None
         if config.run.checkpoints:
             checkpoints = raise_everywhere(
@@ -165,7 +167,7 @@ def bind(config: Config) -> Experiment:
 
 @contextmanager
 def _out(run: Run) -> Iterator[None]:
-    """Owns the folder --out; deletes an earlier run in it if --existing says so."""
+    """Owns --out in a context; deletes or refuses an earlier run by --existing."""
     with ExitStack() as stack:
         try:
             warning = stack.enter_context(owned(Path(run.out)))

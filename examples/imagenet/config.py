@@ -29,8 +29,8 @@ Network = Literal[
 ]  # fmt: skip
 
 _BOUNDS = {"low", "above", "below", "high"}
-_MANY = 10**9  # steps, that is, more than a run can have
-_RATE = 1e30  # the largest rate or factor; its products with others fit into float32
+_MANY = 10**9  # more steps or images than a run can have
+_RATE = 1e30  # the largest rate or factor; float32 holds it
 _STEP_TIMEOUT = 600  # default for a run of several processes [s]
 
 

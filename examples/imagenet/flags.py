@@ -17,10 +17,11 @@ _NARROWEST = 40  # columns; on a terminal of fewer than 10, tyro's help never en
 def read_flags(
     kind: Any, program: str, arguments: Sequence[str] | None, **more: Any
 ) -> Any:
-    """Returns what the command line of `python -m PROGRAM` says, as `tyro.cli` does.
+    """Returns an instance of the dataclass `kind`, read from flags by `tyro.cli`.
 
-    It is an instance of the dataclass `kind`. `more` are further arguments of
-    `tyro.cli`. A wrong flag or --help raises SystemExit.
+    `program` is the module that the user runs, and `more` are further arguments of
+    `tyro.cli`. A wrong flag or --help raises SystemExit. The help is at least
+    `_NARROWEST` columns wide.
     """
     given, columns = os.environ.get("COLUMNS"), shutil.get_terminal_size().columns
     os.environ["COLUMNS"] = str(max(columns, _NARROWEST))

@@ -1,7 +1,7 @@
 """What the records of a run's log hold: a table of the fields of each kind of record.
 
-Other fields may be present, and mean nothing. Logs of older versions lack the fields
-that the table marks as optional.
+Further fields of a record are ignored. Logs of older versions lack the fields that the
+table marks as optional.
 """
 
 import math
@@ -150,7 +150,7 @@ _RECORD = _object(kind=Holds(f"one of {', '.join(KINDS)}", lambda x: x in list(K
 def check_record(record: Any) -> None:
     """Raises ValueError if a record of a log is not as the table says.
 
-    The message has the field and its value, and what it must be, to follow "the line".
+    The message continues "line N": "has FIELD = VALUE, which must be …".
     """
     _check("", record, _RECORD)
     kind = record["kind"]

@@ -54,7 +54,7 @@ def test_folders_that_are_no_split_are_noted(tmp_path):
     images.write_classes(tmp_path, {"cat": 1})
     others = {"holdout/cat/1.png": b"", ".cache": None, "notes.txt": b""}
     images.write_tree(tmp_path, others)
-    expected = "folders that are no split, not read: 2 ('.cache', 'holdout')"
+    expected = "folders not read, because of their names: 2 ('.cache', 'holdout')"
     assert read(tmp_path).notes == (expected,)
 
 
@@ -262,3 +262,10 @@ def test_a_split_that_is_no_folder_is_refused(tmp_path, make):
     images.write_classes(tmp_path, {"cat": 1})
     make(tmp_path / "val")
     assert_refused("val is not a folder, or is a link", read_index, str(tmp_path))
+
+
+def test_a_ring_of_links_beside_the_splits_is_passed_over(tmp_path):
+    images.write_classes(tmp_path, {"cat": 1})
+    (tmp_path / "a").symlink_to("b")
+    (tmp_path / "b").symlink_to("a")
+    assert is_tree(str(tmp_path))

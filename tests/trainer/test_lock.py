@@ -75,10 +75,22 @@ def test_a_file_of_the_user_is_not_taken_for_a_lock(tmp_path):
     mine, link = tmp_path / "a" / "lock", tmp_path / "b" / "lock"
     for path in (mine, link):
         path.parent.mkdir()
-    mine.write_text("important")
+    mine.write_bytes(b"important \xff")
     link.symlink_to(mine)
-    with pytest.raises(ValueError, match="is a file of yours"), owned(mine.parent):
+    with (
+        pytest.raises(ValueError, match="is not a lock of the trainer"),
+        owned(mine.parent),
+    ):
         pytest.fail("owned")
     with pytest.raises(OSError, match="symbolic links"), owned(link.parent):
         pytest.fail("owned")
-    assert mine.read_text() == "important"
+    assert mine.read_bytes() == b"important \xff"
+
+
+def test_an_owner_whose_folder_was_replaced_leaves_the_new_lock(tmp_path):
+    folder = tmp_path / "out"
+    with owned(folder):
+        folder.rename(tmp_path / "old")
+        folder.mkdir()
+        (folder / "lock").write_text("process 1 on another host")
+    assert (folder / "lock").exists()

@@ -152,7 +152,7 @@ def _unpack_validation(path: Path, folder: Path, truth: list[str]) -> Iterator[b
 def _members(file: IO[bytes], pattern: str) -> Iterator[tuple[str, int, IO[bytes]]]:
     """Yields name, size and content of each file in a tar file, in order.
 
-    Raises tarfile.ReadError at the first name that does not match `pattern`.
+    Raises tarfile.ReadError at a name unlike `pattern`, or a sparse or special file.
     """
     with tarfile.open(fileobj=file, mode="r:") as tar:
         for member in tar:
@@ -178,12 +178,12 @@ def _write(target: Path, size: int, content: IO[bytes]) -> bool:
         beside.replace(target)
     except OSError as error:
         raise OSError(
-            f"{str(target)!r} cannot be written: {error.strerror}; then start again,"
-            " which keeps the images already there"
+            f"{str(target)!r} cannot be written: {error.strerror}; remove the cause and"
+            " start again, which keeps the images already there"
         ) from error
     finally:
         with suppress(OSError):
-            beside.unlink(missing_ok=True)
+            beside.unlink()
     return True
 
 

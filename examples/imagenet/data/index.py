@@ -190,25 +190,23 @@ def _file(cache: Path, name: str) -> Path:
 def is_tree(folder: str) -> bool:
     """Returns whether a folder has a folder of training images."""
     try:
-        found = {entry.name.lower() for entry in os.scandir(folder) if entry.is_dir()}
+        found = {e.name.lower() for e in os.scandir(folder) if os.path.isdir(e)}
     except OSError:
         return False
     return not found.isdisjoint(_NAMES["train"])
 
 
-def _find_splits(folders: Iterable[str]) -> dict[str, str]:
-    """Returns which of these folders is "train", which "val" and which "test".
+def _find_splits(folder: str, entries: Iterable[str]) -> dict[str, str]:
+    """Returns which of these entries is "train", which "val" and which "test".
 
     Raises ValueError if two of them are usual names of the same split.
     """
     found: dict[str, str] = {}
-    for name in sorted(folders):
+    for name in sorted(entries):
         for split, names in _NAMES.items():
             if name.lower() in names and found.setdefault(split, name) != name:
-                raise ValueError(
-                    f"both {found[split]} and {name} are names of its {split} images;"
-                    " rename or remove one"
-                )
+                why = f"both {found[split]} and {name} name the {split} images"
+                _refuse(folder, f"{why}; rename or remove one")
     return found
 
 
@@ -222,13 +220,10 @@ def read_index(folder: str, cache: Path | None = None) -> Index:
     lister = _Lister(folder, cache or cache_folder())
     top = lister.read("")
     present = _parts(top.folders)
-    for name in _find_splits(_parts(top.others) + _parts(top.images)).values():
+    for name in _find_splits(folder, _parts(top.others) + _parts(top.images)).values():
         why = f"{name} is not a folder, or is a link to one that is gone"
         _refuse(folder, f"{why}; bring it back, or remove {name}")
-    try:
-        splits = _find_splits(present)
-    except ValueError as error:
-        _refuse(folder, str(error))
+    splits = _find_splits(folder, present)
     if "train" not in splits:
         _refuse(folder, "it has no folder train; give one with train/CLASS/IMAGE")
     train = splits["train"]
@@ -237,7 +232,7 @@ def read_index(folder: str, cache: Path | None = None) -> Index:
         _refuse(folder, f"{train} has no class folders; give one with {train}/CLASS")
     notes: list[str] = []
     if unread := sorted(set(present) - set(splits.values())):
-        notes.append(f"folders that are no split, not read: {_some(unread)}")
+        notes.append(f"folders not read, because of their names: {_some(unread)}")
     root = Path(folder)
     trees = {
         split: _read_split(lister, root, splits[split], classes, notes)

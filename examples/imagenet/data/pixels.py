@@ -25,7 +25,7 @@ DECODERS = (
     f" OpenCV {cv2.__version__}"
 )
 # What one file may declare; a thread that decodes it needs at most 2 GB.
-MOST_PIXELS = 89_478_485  # Pillow's own limit
+_MOST_PIXELS = 89_478_485  # Pillow's own limit
 
 _JPEG = b"\xff\xd8\xff"
 _COLOURS = {"Gray": "grey JPEG", "CMYK": "CMYK JPEG", "YCCK": "CMYK JPEG"}
@@ -88,9 +88,9 @@ def _decode_other(raw: bytes) -> Decoded:
 
 
 def _check_size(width: int, height: int) -> None:
-    if width * height > MOST_PIXELS:
+    if width * height > _MOST_PIXELS:
         raise BrokenImage(
-            f"its header declares {width}×{height} pixels; at most {MOST_PIXELS:,} are"
+            f"its header declares {width}×{height} pixels; at most {_MOST_PIXELS:,} are"
             " decoded"
         )
 

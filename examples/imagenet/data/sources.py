@@ -40,8 +40,8 @@ def fingerprint(data: Dataset) -> str:
     """Returns a digest of a data set, to tell whether a resumed run has the same data.
 
     It depends on the mean and the standard deviation of the pixels, on the pixels of
-    images in memory, and of image files on the names, sizes and contents of a sample.
-    It does not depend on where the files are.
+    images in memory, and for image files on all names and labels, and on a sample of
+    sizes and contents. It does not depend on where the files are.
     """
     moments = repr((data.pixel_mean, data.pixel_std))
     digest = hashlib.blake2b(moments.encode(), digest_size=8)

@@ -39,7 +39,7 @@ def markdown(parts: Iterable[Part]) -> str:
 
 
 def _escaped(text: str) -> str:
-    """Returns Markdown that shows a text as it is, without a link, HTML or formula."""
+    """Escapes HTML, brackets, code, formulas and the columns of tables in a text."""
     shown = html.escape(printable(text), quote=False)
     return re.sub(r"([\\`\[\]|$])", r"\\\1", shown)
 

@@ -13,6 +13,7 @@ import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -26,7 +27,7 @@ from ..flags import flag
 from ..log import LOG
 from ..provenance import versions
 from ..step.step import TrainState
-from .cluster import PeerLost, collective, gather
+from .cluster import PeerLost, collective, gather, raise_everywhere
 
 _T = TypeVar("_T")
 _FOLDER = "checkpoints"
@@ -63,8 +64,9 @@ class Checkpoints:
     those in the newest checkpoint. Otherwise ValueError is raised with the differences.
     It is also raised if there are checkpoints, but none of them can be read. The values
     in `reported` may differ from those in the checkpoint; the attribute `changes` lists
-    these differences. The attribute `damaged` lists the checkpoints that cannot be
-    read, and the folders they were moved to. Every process must call `save`.
+    these differences. The attribute `damaged` says which damaged checkpoints were
+    moved, and where to, and which half-deleted ones were removed. Every process must
+    call the constructor, `restore` and `save`.
     """
 
     def __init__(
@@ -75,7 +77,9 @@ class Checkpoints:
         self.changes: list[str] = []
         # The first process looks for damage, while the others wait.
         first = jax.process_index() == 0
-        self.damaged = gather(list(_screen(self._out)) if first else [])
+        self.damaged = gather(
+            raise_everywhere(lambda: list(_screen(self._out)) if first else [])
+        )
         newest = policies.LatestN(config.run.checkpoints)
         best = policies.BestN(get_metric_fn=_accuracy, n=1)
         self._manager = ocp.CheckpointManager(
@@ -151,7 +155,8 @@ class Checkpoints:
     def _from_newest(self, read: Callable[[int], _T]) -> _T | None:
         """Returns what `read` makes of the newest checkpoint that it can read.
 
-        Those that it cannot read in every process are moved aside.
+        Moves aside those that some process cannot read. Raises ValueError if the
+        storage fails, or if only damaged checkpoints are left.
         """
         while (step := self.newest) is not None:
             problem, found = "", None
@@ -170,10 +175,8 @@ class Checkpoints:
             problems = gather([problem] if problem else [])
             if not problems:
                 return found
-            first = jax.process_index() == 0
-            self.damaged += gather(
-                [_set_aside(self._out, step, problems[0])] if first else []
-            )
+            move = partial(self._set_aside_once, step, problems[0])
+            self.damaged += gather(raise_everywhere(move))
             self._manager.reload()
         aside = self._out / _ASIDE
         if aside.is_dir() and any(aside.iterdir()):
@@ -184,6 +187,11 @@ class Checkpoints:
                 " to start anew, or another --out"
             )
         return None
+
+    def _set_aside_once(self, step: int, why: str) -> list[str]:
+        """Sets a checkpoint aside if this is the first process; returns what to say."""
+        first = jax.process_index() == 0
+        return [_set_aside(self._out, step, why)] if first else []
 
     @property
     def any(self) -> bool:
@@ -291,10 +299,11 @@ def remove(out: str | Path) -> None:
 
 
 def _screen(out: Path) -> Iterator[str]:
-    """Finds checkpoints without one of their files, on which orbax fails to start.
+    """Finds checkpoints that lack a file, or in which a file is not JSON.
 
-    One without the file that orbax writes last, and another, is half deleted or half
-    written: it is removed. The others are set aside. Yields a text about each.
+    orbax would fail to start. If two files are missing, one of them the file that orbax
+    writes last, the checkpoint is half deleted and is removed. The others are set
+    aside. Yields a text about each.
     """
     for folder in (out / _FOLDER).glob("*"):
         if not (re.fullmatch("0|[1-9][0-9]*", folder.name) and folder.is_dir()):
@@ -309,7 +318,7 @@ def _screen(out: Path) -> Iterator[str]:
             except ValueError as error:
                 problem = f"{name}: {error}"
             except OSError as error:
-                raise ValueError(f"--out: {error}; allow to read it") from error
+                raise ValueError(f"--out: {error}; give read permission") from error
         if _LAST_WRITTEN in lacks and lacks[1:]:
             shutil.rmtree(folder)
             yield f"removed {folder}, a checkpoint that was half deleted"
@@ -320,7 +329,7 @@ def _screen(out: Path) -> Iterator[str]:
 
 def _set_aside(out: Path, step: int, why: str) -> str:
     """Moves a checkpoint out of those that count, and returns a text about it."""
-    source, target = out / _FOLDER / str(step), out / _ASIDE / f"{step}"
+    source, target = out / _FOLDER / str(step), out / _ASIDE / str(step)
     while target.exists():
         target = target.with_name(f"{target.name}_again")
     try:
@@ -335,7 +344,7 @@ def _set_aside(out: Path, step: int, why: str) -> str:
 
 
 def _of_absence(error: BaseException | None) -> bool:
-    """Whether an error of storage says that there is no such file or folder."""
+    """Whether an error says that a path is absent, or of the wrong kind."""
     while error:
         known = isinstance(error, FileNotFoundError | NotADirectoryError)
         if known or re.search(r"os_error_code='(2|20|21)'", str(error)):

@@ -27,7 +27,7 @@ from ..terminal import printable
 TRY_AGAIN = 75  # exit status (EX_TEMPFAIL) if another start may succeed
 _T = TypeVar("_T")
 _SLURM_PROCESSES = "SLURM_STEP_NUM_TASKS"
-_MEETING = 300  # time within which all processes must start [s]
+_MEETING = 300  # how long process 0 waits for the others to start [s]
 
 
 class TryAgain(Exception):
@@ -47,7 +47,10 @@ class PeerLost(TryAgain):
 
 @contextmanager
 def collective(doing: str) -> Iterator[None]:
-    """Raises PeerLost for every error in what all processes do together."""
+    """Turns an error in what all processes do together into PeerLost.
+
+    With one process, and for CopiesDiffer, the error passes unchanged.
+    """
     try:
         yield
     # JAX, orbax and Gloo raise many kinds of errors here.
@@ -141,7 +144,7 @@ def _slurm_place(environment: Mapping[str, str]) -> _Place | None:
 
 def _split(coordinator: str) -> tuple[str, int]:
     host, _, port = coordinator.rpartition(":")
-    return host.strip("[]"), int(port)  # of IPv6 addresses stand in brackets
+    return host.strip("[]"), int(port)  # IPv6 addresses stand in brackets
 
 
 def _check_port(coordinator: str) -> None:

@@ -31,7 +31,7 @@ def owned(folder: Path) -> Iterator[str]:
     path, warning = folder / _FILE, ""
     while True:
         # Opened without truncation: the file describes the present owner.
-        with open(path, "a+", opener=_open_file) as file:
+        with open(path, "a+", errors="replace", opener=_open_file) as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
@@ -53,7 +53,7 @@ def owned(folder: Path) -> Iterator[str]:
             file.seek(0)
             if (text := file.read(80)) and not text.startswith("process "):
                 raise ValueError(
-                    f"--out: {str(path)!r} is a file of yours, and the trainer needs"
+                    f"--out: {str(path)!r} is not a lock of the trainer, which needs"
                     " this name for its lock; rename it, or give another --out"
                 )
             file.truncate(0)
@@ -63,12 +63,13 @@ def owned(folder: Path) -> Iterator[str]:
             try:
                 yield warning
             finally:
-                path.unlink(missing_ok=True)
+                if same_file(file, path):
+                    path.unlink(missing_ok=True)
             return
 
 
 def _open_file(path: str, flags: int) -> int:
-    """Opens a regular file, and nothing that a link or a pipe leads to."""
+    """Opens a regular file; raises OSError for a link, a pipe or a device."""
     number = os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)
     if not stat.S_ISREG(os.fstat(number).st_mode):
         os.close(number)

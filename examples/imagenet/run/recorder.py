@@ -66,10 +66,10 @@ class Recorder:
         if broken and self.experiment.data.broken == "stop":
             path, reason = broken[0]
             raise DataLost(
-                f"cannot read the image {path!r}: {reason}; put back the same"
-                " file (the data must not change during a run), or start another run"
-                " with --broken blank; python -m examples.imagenet.prepare DIR lists"
-                " all such images"
+                f"cannot read the image {path!r}: {reason}; put back the"
+                " file as it was when the run began, or give --broken blank; the run"
+                " can resume if the data is the same as at its start; python -m"
+                " examples.imagenet.prepare DIR lists all such images"
             )
 
     def log_broken(self, done: int) -> None:
