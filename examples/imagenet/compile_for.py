@@ -1,0 +1,69 @@
+"""Devices to compile for that this machine need not have: the GPUs of one host.
+
+JAX compiles for them as for any other device, but nothing can run on them.
+"""
+
+import os
+from importlib.metadata import version
+from typing import Literal
+
+import jax
+from jax.experimental import topologies
+
+Gpu = Literal["h100"]
+# What XLA asks of a GPU, in the text form of its message GpuTargetConfigProto.
+_TARGETS: dict[Gpu, str] = {
+    "h100": """
+        gpu_device_info {
+          threads_per_block_limit: 1024
+          threads_per_warp: 32
+          shared_memory_per_block: 49152
+          shared_memory_per_block_optin: 232448
+          shared_memory_per_core: 233472
+          threads_per_core_limit: 2048
+          core_count: 132
+          fpus_per_core: 128
+          block_dim_limit_x: 2147483647
+          block_dim_limit_y: 65535
+          block_dim_limit_z: 65535
+          registers_per_core_limit: 65536
+          registers_per_block_limit: 65536
+          clock_rate_ghz: 1.98
+          l2_cache_size: 52428800
+          memory_bandwidth: 3352320000000
+          device_memory_size: 84929347584
+          cuda_compute_capability { major: 9 }
+        }
+        platform_name: "CUDA"
+        runtime_version { major: 13 }
+        dnn_version_info { major: 9 minor: 12 }
+        device_description_str: "NVIDIA H100 80GB HBM3"
+    """,
+}
+
+
+def gpus(name: Gpu, count: int) -> list[jax.Device]:
+    """Returns `count` GPUs of one host, for which JAX can compile but not run.
+
+    Raises ValueError if JAX cannot compile for NVIDIA GPUs here. The devices that JAX
+    runs on stay the same, so `jax.default_backend()` does not name these GPUs.
+    """
+    # JAX otherwise refuses to load the plugin where cuDNN, which compiling does not
+    # use, is missing. It looks at this variable when it first looks for devices.
+    os.environ.setdefault("JAX_SKIP_CUDA_CONSTRAINTS_CHECK", "1")
+    try:
+        topology = topologies.get_topology_desc(
+            name,
+            "cuda",
+            target_config=_TARGETS[name],
+            topology=f"1x1x{count}",  # that is 1 partition of 1 host
+        )
+    except NotImplementedError:
+        jaxlib = version("jaxlib")
+        raise ValueError(
+            f"cannot compile for {count} {name}: JAX loaded no CUDA plugin; install it"
+            f" by `pip install --no-deps jax-cuda13-plugin=={jaxlib}"
+            f" jax-cuda13-pjrt=={jaxlib} nvidia-cuda-nvcc nvidia-nvvm`, or set"
+            " JAX_PLATFORMS=cpu if it is installed"
+        ) from None
+    return list(topology.devices)
