@@ -1,150 +1,153 @@
 """Reads the text of a program that XLA compiled: its kernels and the bytes they move.
 
-`parse` takes what `as_text()` of a compiled JAX function returns. A kernel here is an
+`parse` takes what `as_text()` of a compiled JAX function returns. A kernel is an
 instruction that launches work on the device. A convolution, matrix product or
-collective of a library counts as one kernel, although the library may launch several.
+collective is one kernel, although the library that does it may launch several.
 """
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from math import prod
 from typing import NamedTuple
 
-# These instructions name values, or run other computations, and launch nothing.
-_NO_KERNEL = frozenset(
-    "add-dependency after-all bitcast call conditional constant get-tuple-element"
-    " opt-barrier parameter partition-id replica-id tuple while".split()
-)
-_SLICES = ("slice", "dynamic-slice", "gather")
+# These instructions only name values.
+_NO_KERNEL = {"after-all", "bitcast", "constant", "get-tuple-element", "opt-barrier",
+              "parameter", "partition-id", "replica-id", "tuple"}  # fmt: skip
+_SLICES = {"dynamic-slice", "gather", "slice"}
 _ARRAY = re.compile(r"([a-z]+\d*\w*)\[([\d,]*)\](?:\{([\d,]*)[^}]*\})?")
-_INSTRUCTION = re.compile(r"\s+(ROOT )?%?([^\s=]+) = (.*)")
 _COMPUTATION = re.compile(r"(ENTRY )?%?([^\s(]+) \(.*\{$")
-_NAME = re.compile(r"%([\w.\-]+)")
+_INSTRUCTION = re.compile(r"\s+(ROOT )?%?([^\s=]+) = (.*)")
 
 
 class Array(NamedTuple):
-    """The dtype, shape and layout of an array; the layout begins with the minor axis."""
+    """An array's dtype, shape and layout, which lists its axes from minor to major."""
 
     dtype: str
     shape: tuple[int, ...]
     layout: tuple[int, ...]
 
     @property
+    def size(self) -> int:
+        """The number of elements."""
+        return prod(self.shape)
+
+    @property
     def bytes(self) -> int:
-        """The size in bytes; a dtype such as bf16 has its number of bits in its name."""
+        """The size in bytes. A dtype such as bf16 names its number of bits."""
         bits = re.search(r"\d+", self.dtype)
-        return -(-prod(self.shape) * (int(bits[0]) if bits else 8) // 8)
+        return -(-self.size * (int(bits[0]) if bits else 8) // 8)
 
 
 @dataclass(frozen=True)
 class Instruction:
-    """An instruction: `name = outputs opcode(operands), attributes`."""
+    """An instruction, whose line is `name = outputs opcode(operands), attributes`."""
 
     name: str
     opcode: str
     outputs: tuple[Array, ...]
-    operands: tuple[str, ...]
+    operands: tuple[str, ...]  # the names of instructions of the same computation
     attributes: str
     is_root: bool
 
-    def called(self, attribute: str) -> str:
-        """Returns the name of the computation that an attribute names, "" if none."""
-        found = re.search(rf"\b{attribute}=%([\w.\-]+)", self.attributes)
-        return found[1] if found else ""
-
     @property
     def bytes(self) -> int:
-        """The size of its outputs in bytes."""
+        """The size of the outputs in bytes."""
         return sum(array.bytes for array in self.outputs)
+
+    def attribute(self, pattern: str) -> str:
+        """Returns group 1 of a pattern in the attributes, or "" if it is not there."""
+        found = re.search(pattern, self.attributes)
+        return found[1] if found else ""
 
 
 Computation = Mapping[str, Instruction]
 
 
-@dataclass(frozen=True)
-class Kernel:
-    """An instruction that launches work, and what it does in one run of the program."""
+class Kernel(NamedTuple):
+    """An instruction that launches work, and how often one run launches it."""
 
     instruction: Instruction
-    times: int  # how often the program launches it
-    bytes: int  # what one launch reads and writes
+    operands: tuple[Instruction, ...]
+    fused: Computation  # the instructions of a fusion, or {}
+    times: int
+
+    @property
+    def bytes(self) -> int:
+        """The bytes that one launch reads and writes.
+
+        An operand counts once. If a fusion reads only slices of an operand, or updates
+        only a slice of an output in place, the size of the slices counts.
+        """
+        read = sum(operand.bytes for operand in set(self.operands))
+        if self.instruction.opcode.endswith("-start"):
+            return 2 * read  # the outputs of copy-start and all-reduce-start name more
+        if self.instruction.opcode != "fusion":
+            return read + self.instruction.bytes
+        return _read(self.fused) + _written(self.fused)
 
 
-@dataclass(frozen=True)
-class Program:
-    """The computations of a program by name, and the name of the first to run."""
+class Program(NamedTuple):
+    """The computations of a program by name, and the name of its first one."""
 
     computations: Mapping[str, Computation]
     entry: str
 
     def kernels(self) -> list[Kernel]:
-        """Returns the kernels in the order of the text, those in loops only once."""
+        """Returns the kernels. One in a loop is listed once, with its `times`."""
         return list(self._kernels(self.entry, 1))
 
     def _kernels(self, name: str, times: int) -> Iterator[Kernel]:
-        computation = self.computations[name]
-        for step in computation.values():
+        steps = self.computations[name]
+        for step in steps.values():
+            if step.opcode == "conditional":
+                raise ValueError(f"{step.name} is a branch, which may not always run")
             if step.opcode == "while":
-                trips = re.search(r'"known_trip_count":\{"n":"(\d+)"', step.attributes)
+                trips = step.attribute(r'"known_trip_count":\{"n":"(\d+)"')
                 if not trips:
                     raise ValueError(f"the loop {step.name} has no known trip count")
-                yield from self._kernels(step.called("body"), times * int(trips[1]))
+                body = step.attribute(r"body=%([^\s,]+)")
+                yield from self._kernels(body, times * int(trips))
             elif step.opcode == "call":
-                yield from self._kernels(step.called("to_apply"), times)
-            elif step.opcode == "conditional":
-                raise ValueError(f"{step.name} is a branch, which may or may not run")
+                called = step.attribute(r"to_apply=%([^\s,]+)")
+                yield from self._kernels(called, times)
             elif step.opcode not in _NO_KERNEL and not step.opcode.endswith("-done"):
-                yield Kernel(step, times, self._bytes_moved(step, computation))
-
-    def _bytes_moved(self, step: Instruction, computation: Computation) -> int:
-        """Returns the bytes that an instruction reads and writes.
-
-        Each operand counts once. Of an operand from which a fusion only takes slices
-        the slices count, and of an output of which it updates a slice in place the
-        slice counts.
-        """
-        fused = self.computations.get(step.called("calls"), {})
-        if step.opcode != "fusion" or not fused:
-            operands = set(step.operands)
-            return step.bytes + sum(computation[name].bytes for name in operands)
-        return _read(fused.values()) + _written(fused)
+                operands = tuple(steps[name] for name in step.operands)
+                fused = self.computations.get(step.attribute(r"calls=%([^\s,]+)"), {})
+                yield Kernel(step, operands, fused, times)
 
 
-def _read(fused: Iterable[Instruction]) -> int:
-    """Returns the bytes that a fused computation reads from its parameters."""
-    steps = list(fused)
+def _read(fused: Computation) -> int:
+    """Returns the bytes that a fusion reads from its operands."""
     total = 0
-    for parameter in steps:
-        if parameter.opcode != "parameter":
+    for operand in fused.values():
+        if operand.opcode != "parameter":
             continue
-        users = [step for step in steps if parameter.name in step.operands]
-        if users and all(user.operands[0] == parameter.name for user in users):
-            if all(user.opcode in _SLICES for user in users):
-                total += sum(user.bytes for user in users)
-                continue
-            if all(user.opcode == "dynamic-update-slice" for user in users):
-                continue
-        total += parameter.bytes
+        users = [step for step in fused.values() if operand.name in step.operands]
+        first = all(operand.name not in step.operands[1:] for step in users)
+        opcodes = {step.opcode for step in users}
+        if users and first and opcodes <= _SLICES:
+            total += sum(step.bytes for step in users)
+        elif not (first and opcodes == {"dynamic-update-slice"}):
+            total += operand.bytes
     return total
 
 
 def _written(fused: Computation) -> int:
-    """Returns the bytes that a fused computation writes to its outputs."""
+    """Returns the bytes that a fusion writes to its outputs."""
     (root,) = (step for step in fused.values() if step.is_root)
     outputs = [fused[x] for x in root.operands] if root.opcode == "tuple" else [root]
-    return sum(_written_by(step, fused) for step in outputs)
-
-
-def _written_by(step: Instruction, fused: Computation) -> int:
-    while step.opcode == "bitcast":
-        step = fused[step.operands[0]]
-    in_place = step.opcode == "dynamic-update-slice"
-    return fused[step.operands[1]].bytes if in_place else step.bytes
+    total = 0
+    for output in outputs:
+        while output.opcode == "bitcast":
+            output = fused[output.operands[0]]
+        in_place = output.opcode == "dynamic-update-slice"
+        total += fused[output.operands[1]].bytes if in_place else output.bytes
+    return total
 
 
 def parse(text: str) -> Program:
-    """Returns the program whose text XLA printed."""
+    """Returns the program that a text of XLA describes."""
     computations: dict[str, dict[str, Instruction]] = {}
     entry = name = ""
     for line in text.splitlines():
@@ -152,29 +155,29 @@ def parse(text: str) -> Program:
             name = head[2]
             computations[name] = {}
             entry = name if head[1] else entry
-        elif name and (found := _INSTRUCTION.match(line)):
-            step = _instruction(bool(found[1]), found[2], found[3])
-            computations[name][step.name] = step
         elif line.startswith("}"):
             name = ""
+        elif name and (found := _INSTRUCTION.match(line)):
+            step = _instruction(found[2], found[3], is_root=bool(found[1]))
+            computations[name][step.name] = step
     if not entry:
         raise ValueError("the text has no ENTRY computation")
     return Program(computations, entry)
 
 
-def _instruction(is_root: bool, name: str, rest: str) -> Instruction:
-    """Parses the part after `name = ` of an instruction's line."""
-    rest = re.sub(r"/\*.*?\*/", "", rest)
-    end = _closing(rest, 0) if rest[0] == "(" else rest.index(" ")
-    outputs, rest = rest[:end], rest[end:].lstrip()
-    opcode, _, _ = rest.partition("(")
-    end = _closing(rest, len(opcode))
-    operands = _NAME.findall(rest[len(opcode) : end])
+def _instruction(name: str, text: str, is_root: bool) -> Instruction:
+    """Returns the instruction whose line has `text` after `name = `."""
+    text = re.sub(r"/\*.*?\*/", "", text)
+    end = _closing(text, 0) if text[0] == "(" else text.index(" ")
+    outputs, text = text[:end], text[end:].lstrip()
+    opcode = text[: text.index("(")]
+    end = _closing(text, len(opcode))
     arrays = tuple(
         Array(dtype, _integers(shape), _integers(layout))
         for dtype, shape, layout in _ARRAY.findall(outputs)
     )
-    return Instruction(name, opcode, arrays, tuple(operands), rest[end:], is_root)
+    operands = tuple(re.findall(r"%([^\s,)]+)", text[len(opcode) : end]))
+    return Instruction(name, opcode, arrays, operands, text[end:], is_root)
 
 
 def _closing(text: str, start: int) -> int:

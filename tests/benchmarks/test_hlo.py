@@ -1,0 +1,138 @@
+"""Counting kernels and bytes in small programs in the text form of XLA."""
+
+import pytest
+
+from benchmarks.speed.hlo import Array, parse
+
+MODULE = """\
+HloModule jit_f, is_scheduled=true, entry_computation_layout={(f32[8]{0})->f32[8]{0}}
+
+%half (p: f32[8,4]) -> f32[2,4] {
+  %p = f32[8,4]{1,0} parameter(0)
+  ROOT %s = f32[2,4]{1,0} slice(%p), slice={[0:2], [0:4]}
+}
+
+%whole (p.1: f32[8,4], q.1: bf16[4]) -> (f32[8,4], pred[8,4]) {
+  %p.1 = f32[8,4]{0,1:T(8)} parameter(0)
+  %q.1 = bf16[4]{0} parameter(1)
+  %s.1 = f32[2,4]{1,0} slice(%p.1), slice={[0:2], [0:4]}
+  %n.1 = f32[8,4]{0,1} negate(%p.1)
+  %c.1 = pred[8,4]{0,1} compare(%n.1, %p.1), direction=LT
+  ROOT %t.1 = (f32[8,4]{0,1}, pred[8,4]{0,1}) tuple(%n.1, /*index=1*/%c.1)
+}
+
+%in_place (p.2: f32[8,4], q.2: f32[1,4], i.2: s32[]) -> f32[8,4] {
+  %p.2 = f32[8,4]{1,0} parameter(0)
+  %q.2 = f32[1,4]{1,0} parameter(1)
+  %i.2 = s32[] parameter(2)
+  %u.2 = f32[8,4]{1,0} dynamic-update-slice(%p.2, %q.2, %i.2, %i.2)
+  ROOT %b.2 = f32[8,4]{1,0} bitcast(%u.2)
+}
+
+%body (v: (s32[], f32[8,4])) -> (s32[], f32[8,4]) {
+  %v = (s32[], f32[8,4]{1,0}) parameter(0)
+  %i = s32[] get-tuple-element(%v), index=0
+  %x = f32[8,4]{1,0} get-tuple-element(%v), index=1
+  %c = f32[8,4]{1,0} copy(%x)
+  %k = f32[8,4]{1,0} call(%c), to_apply=%inner
+  ROOT %t = (s32[], f32[8,4]{1,0}) tuple(%i, %k)
+}
+
+%inner (y: f32[8,4]) -> f32[8,4] {
+  %y = f32[8,4]{1,0} parameter(0)
+  ROOT %d = f32[8,4]{1,0} dot(%y, %y), metadata={op_name="a(b)"}
+}
+
+ENTRY %main (a: f32[8,4], b: f32[4,8]) -> f32[8,4] {
+"""
+
+
+def kernels(*entry):
+    lines = ("%a = f32[8,4]{1,0} parameter(0)", "%b = f32[4,8]{1,0} parameter(1)")
+    return parse(MODULE + "".join(f"  {x}\n" for x in lines + entry) + "}\n").kernels()
+
+
+def bytes_of(*entry):
+    (kernel,) = kernels(*entry)
+    return kernel.bytes
+
+
+def test_kernel_reads_its_operands_and_writes_its_outputs():
+    assert bytes_of("ROOT %r = f32[8,8]{1,0} dot(%a, %b)") == 4 * (32 + 32 + 64)
+
+
+def test_operand_used_twice_is_read_once():
+    assert bytes_of("ROOT %r = f32[8,8]{1,0} dot(%a, %a)") == 4 * (32 + 64)
+
+
+def test_fusion_reads_a_slice_where_it_uses_no_more():
+    fusion = "ROOT %r = f32[2,4]{1,0} fusion(%a), kind=kLoop, calls=%half"
+    assert bytes_of(fusion) == 4 * (8 + 8)
+
+
+def test_fusion_reads_an_operand_that_it_slices_and_uses_whole():
+    entry = (
+        "%c = bf16[4]{0} constant({...})",
+        "ROOT %r = (f32[8,4]{0,1}, pred[8,4]{0,1}) fusion(%a, %c), calls=%whole",
+    )
+    assert bytes_of(*entry) == 4 * 32 + 2 * 4 + 4 * 32 + 32
+
+
+def test_update_in_place_moves_the_slice_alone():
+    entry = (
+        "%u = f32[1,4]{1,0} parameter(2)",
+        "%i = s32[] parameter(3)",
+        "ROOT %r = f32[8,4]{1,0} fusion(%a, %u, %i), calls=%in_place, kind=kLoop",
+    )
+    assert bytes_of(*entry) == 4 * 4 + 4 + 4 * 4
+
+
+def test_asynchronous_kernel_counts_once():
+    done = "ROOT %r = f32[8,4]{1,0} all-reduce-done(%s)"
+    start = "%s = ((f32[8,4]{1,0}), f32[8,4]{1,0}) all-reduce-start(%a), to_apply=%add"
+    assert bytes_of(start, done) == 2 * 4 * 32
+
+
+def test_kernels_of_a_loop_count_in_each_iteration():
+    loop = (
+        "%w = (s32[], f32[8,4]{1,0}) while(%t), condition=%until, body=%body,"
+        ' backend_config={"known_trip_count":{"n":"16"},"x":[]}'
+    )
+    found = kernels(loop, "ROOT %r = f32[4,8]{1,0} copy(%b)")
+    assert [(k.instruction.name, k.times) for k in found] == [
+        ("c", 16),
+        ("d", 16),
+        ("r", 1),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("%w = s32[] while(%t), condition=%until, body=%body", "w has no known trip"),
+        ("%c = s32[] conditional(%p, %a, %b), true_computation=%x", "c is a branch"),
+    ],
+)
+def test_what_runs_an_unknown_number_of_times_is_refused(line, message):
+    with pytest.raises(ValueError, match=message):
+        kernels(line)
+
+
+def test_text_without_a_program_is_refused():
+    with pytest.raises(ValueError, match="no ENTRY"):
+        parse("HloModule jit_f\n")
+
+
+@pytest.mark.parametrize(
+    ("dtype", "size"),
+    [("f32", 24), ("bf16", 12), ("pred", 6), ("s4", 3), ("f8e4m3fn", 6), ("c64", 48)],
+)
+def test_size_of_a_dtype(dtype, size):
+    assert Array(dtype, (2, 3), (1, 0)).bytes == size
+
+
+def test_layout_and_name_are_read():
+    (kernel,) = kernels("ROOT %copy.1-x_2 = u8[8,4]{0,1:T(8,128)S(1)} copy(%a)")
+    assert kernel.instruction.name == "copy.1-x_2"
+    assert kernel.instruction.outputs == (Array("u8", (8, 4), (0, 1)),)
+    assert [operand.name for operand in kernel.operands] == ["a"]
