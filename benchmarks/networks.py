@@ -13,6 +13,7 @@ Network = Literal["resnet50", "alexnet", "vit_b"]
 NETWORKS: tuple[Network, ...] = get_args(Network)
 TITLES = {
     "resnet50": "ResNet-50",
+    "resnet50_v1.5": "ResNet-50 v1.5",
     "alexnet": "AlexNet",
     "alexnet_bn": "AlexNet-BN",
     "vit_b": "ViT-B/16",

@@ -47,6 +47,7 @@ OPTIMIZERS: dict[str, Any] = {
     "optax.lars": optax.lars(RATE, DECAY, by_role, trust_ratio_mask=by_role),
     "optax.lars, all leaves": optax.lars(RATE, DECAY),
     "optax.lamb": optax.lamb(RATE, weight_decay=DECAY),
+    "optax.adamw": optax.adamw(RATE, weight_decay=DECAY),
 }
 # The optimizers in the README's table.
 MAIN = (BASE, "lars_optax.lars", "optax.lars", "optax.lamb", "timm Lars",
@@ -79,20 +80,25 @@ def draw(tree: Any, scale: float) -> Any:
     return jax.tree.map(one, tree)
 
 
-def build(tx: Any, tree: Any) -> tuple[Any, Record]:
-    """Compiles a step of the optimizer `tx` on parameters with the shapes of `tree`.
-
-    Returns the compiled step, and a record: the seconds to trace and to compile it, and
-    what XLA reports of the memory that it accesses and of its reductions.
-    """
+def lower(tx: Any, tree: Any) -> Any:
+    """Lowers a step of the optimizer `tx` on parameters with the shapes of `tree`."""
 
     def update(params: Any, state: Any, grads: Any) -> Any:
         updates, state = tx.update(grads, state, params)
         return optax.apply_updates(params, updates), state
 
     step = jax.jit(update, donate_argnums=(0, 1))
+    return step.lower(tree, jax.eval_shape(tx.init, tree), tree)
+
+
+def build(tx: Any, tree: Any) -> tuple[Any, Record]:
+    """Compiles a step of the optimizer `tx` on parameters with the shapes of `tree`.
+
+    Returns the compiled step, and a record: the seconds to trace and to compile it, and
+    what XLA reports of the memory that it accesses and of its reductions.
+    """
     start = time.perf_counter()
-    lowered = step.lower(tree, jax.eval_shape(tx.init, tree), tree)
+    lowered = lower(tx, tree)
     traced = time.perf_counter()
     compiled: Any = lowered.compile()
     end = time.perf_counter()

@@ -1,0 +1,255 @@
+"""Counts kernels, bytes and memory of steps that are compiled for a GPU but not run.
+
+    make gpu-program
+
+XLA compiles for an NVIDIA H100 on a machine without one, if JAX's CUDA plugin is
+installed. The steps are those of the optimizers on the leaves of whole networks, and
+the trainer's own, run by its `pmap` on 1 and on 8 GPUs. `hlo.py` says what counts as a
+kernel and as a byte moved. Writes benchmarks/results/gpu_program.json after each step.
+"""
+
+import time
+from collections import Counter
+from collections.abc import Collection, Iterable, Sequence
+from functools import partial
+from itertools import product
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import tyro
+
+from benchmarks import results
+from benchmarks.networks import NETWORKS, TITLES, Network, shapes
+from benchmarks.results import BENCHMARKS, Record, Table
+from benchmarks.speed import hlo
+from benchmarks.speed.optimizer_step import (
+    BASE,
+    OPTIMIZERS,
+    bytes_of,
+    full_title,
+    lower,
+)
+from benchmarks.speed.training import Dtype
+from examples.imagenet import config
+from examples.imagenet.compile_for import Gpu, gpus
+from examples.imagenet.data.dataset import Batch
+from examples.imagenet.models import image_pixels, make_model, published_pixel_std
+from examples.imagenet.step.devices import parallelize
+from examples.imagenet.step.step import init_state, train_step
+
+LARS = "lars_optax.lars"
+FILE = "gpu_program.json"
+IMAGES = 256  # of a micro-batch on each device
+NOTE = "\nCompiled for an H100, not run.\n"
+LAYOUTS = {"b01f": "NHWC", "bf01": "NCHW"}  # by XLA's name
+UPDATE_COLUMNS = {
+    "kernels": ("kernels", 1, "{:,}"),
+    "passes": ("passes", 1, "{:.2f}"),
+    "temporary, MB": ("temporary_bytes", 1e-6, "{:.2f}"),
+    "compile, s": ("compile_seconds", 1, "{:.1f}"),
+}
+STEP_COLUMNS = {
+    "arguments, GiB": ("argument_bytes", 2**-30, "{:.2f}"),
+    "temporary, GiB": ("temporary_bytes", 2**-30, "{:.2f}"),
+    "kernels": ("kernels", 1, "{:,}"),
+    "GB moved": ("bytes", 1e-9, "{:,.1f}"),
+    "convolutions": ("convolutions", 1, "{}"),
+    "activations transposed or copied, GB": ("transposed_bytes", 1e-9, "{:.2f}"),
+    "all-reduces": ("all_reduces", 1, "{}"),
+    "all-reduced ÷ gradients": ("all_reduced_over_gradients", 1, "{:.4f}"),
+    "compile, s": ("compile_seconds", 1, "{:.0f}"),
+}
+
+
+def compile_and_count(lowered: Any) -> tuple[list[hlo.Kernel], Record]:
+    """Compiles a lowered step, and returns its kernels and a record of it."""
+    start = time.perf_counter()
+    compiled = lowered.compile()
+    seconds = time.perf_counter() - start
+    kernels = hlo.parse(compiled.as_text()).kernels()
+    memory = compiled.memory_analysis()
+    return kernels, {
+        "kernels": sum(kernel.times for kernel in kernels),
+        "bytes": sum(kernel.times * kernel.bytes for kernel in kernels),
+        "argument_bytes": memory.argument_size_in_bytes,
+        "temporary_bytes": memory.temp_size_in_bytes,
+        "compile_seconds": seconds,
+    }
+
+
+def measure_update(tx: Any, network: str, dtype: str, gpu: jax.Device) -> Record:
+    """Measures a step of an optimizer on the parameters of a network.
+
+    One pass moves as many bytes as the parameters have.
+    """
+    on_gpu = jax.sharding.SingleDeviceSharding(gpu)
+    tree = jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, dtype, sharding=on_gpu),
+        shapes(network),
+    )
+    record = compile_and_count(lower(tx, tree))[1]
+    return record | {"passes": record["bytes"] / bytes_of(tree)}
+
+
+def measure_step(
+    tx: Any,
+    network: str,
+    devices: Sequence[jax.Device],
+    micro_batches: int,
+    images: int = IMAGES,
+    side: int | None = None,
+    **options: Any,
+) -> Record:
+    """Measures the trainer's step in bfloat16, run on the devices by its `pmap`.
+
+    Each micro-batch has `images` square images of `side` pixels on each device; None is
+    the full size. `options` are further ones of `make_model`.
+    """
+    side = side or image_pixels(network)
+    pixels: Any = {
+        "pixel_mean": 128.0,
+        "pixel_std": published_pixel_std(network) or 1.0,
+    }
+    model = make_model(network, classes=1000, dtype="bfloat16", **pixels, **options)
+    state = jax.eval_shape(partial(init_state, 0, model, tx, (side, side, 3)))
+    step = partial(train_step, model=model, tx=tx, accumulate=micro_batches)
+    on_gpu = partial(step, platform=devices[0].platform)
+    parallel = parallelize(on_gpu, devices, donate_state=True)
+    rows = len(devices) * micro_batches * images
+    batch = Batch(
+        images=jax.ShapeDtypeStruct((rows, side, side, 3), jnp.uint8),
+        labels=jax.ShapeDtypeStruct((rows,), jnp.int32),
+        mirror=jax.ShapeDtypeStruct((rows,), jnp.bool_),
+    )
+    spread = jax.eval_shape(parallel.spread, batch)
+    kernels, record = compile_and_count(parallel.mapped.lower(state, spread))
+    sizes = {leaf.size for leaf in jax.tree.leaves(state.params)}
+    reduces = [k for k in kernels if k.instruction.opcode.startswith("all-reduce")]
+    return record | {
+        "gradient_bytes": bytes_of(state.params),
+        "batch_stats_bytes": bytes_of(state.batch_stats),
+        "all_reduces": sum(kernel.times for kernel in reduces),
+        "all_reduced_bytes": sum(
+            kernel.times * sum(operand.bytes for operand in kernel.operands)
+            for kernel in reduces
+        ),
+        "convolutions": convolutions(kernels),
+        "transposed_bytes": transposed_bytes(kernels, images, sizes),
+    }
+
+
+def convolutions(kernels: Iterable[hlo.Kernel]) -> dict[str, int]:
+    """Returns how many convolutions have each dtype and layout, such as "bf16 NHWC".
+
+    If the two operands and the output differ in their dtypes, all of these are named.
+    """
+    found: Counter[str] = Counter()
+    for kernel in kernels:
+        layout = kernel.instruction.attribute(r"dim_labels=\S+->(\w+)")
+        if layout:
+            arrays = (*kernel.operands[:2], kernel.instruction)
+            dtypes = sorted({array.outputs[0].dtype for array in arrays})
+            found[f"{'/'.join(dtypes)} {LAYOUTS.get(layout, layout)}"] += kernel.times
+    return dict(found)
+
+
+def transposed_bytes(
+    kernels: Iterable[hlo.Kernel], images: int, parameter_sizes: Collection[int]
+) -> int:
+    """Returns the bytes moved by kernels that copy or transpose an activation.
+
+    An activation has the same number of elements for each image, and not as many in all
+    as a parameter.
+    """
+    total = 0
+    for kernel in kernels:
+        steps = (kernel.instruction, *kernel.fused.values())
+        moved = [s.outputs[0].size for s in steps if s.opcode in ("copy", "transpose")]
+        if any(n % images == 0 and n not in parameter_sizes for n in moved):
+            total += kernel.times * kernel.bytes
+    return total
+
+
+def update_page(record: Record) -> str:
+    """Returns the Markdown tables of the optimizers' steps."""
+    text = NOTE
+    for title, result in record["updates"].items():
+        text += f"\n{full_title(title)}: {result['leaves']} leaves,"
+        text += f" {result['bytes'] / 1e6:.0f} MB\n\n"
+        text += results.table(result["optimizers"], UPDATE_COLUMNS)
+    return text
+
+
+def step_page(record: Record) -> str:
+    """Returns the Markdown tables of the trainer's step."""
+    text = NOTE
+    for network, steps in record["steps"].items():
+        text += f"\n{TITLES[network]}, bfloat16,"
+        text += f" {record['images']} images in a micro-batch on each GPU\n\n"
+        text += results.table({k: row(step) for k, step in steps.items()}, STEP_COLUMNS)
+    return text
+
+
+def row(step: Record) -> Record:
+    """Returns the record of a trainer's step with what the table has in other words."""
+    kinds = (f"{n:,} {kind}" for kind, n in step["convolutions"].items())
+    ratio = step["all_reduced_bytes"] / step["gradient_bytes"] or None
+    return step | {
+        "all_reduces": step["all_reduces"] or None,
+        "all_reduced_over_gradients": ratio,
+        "convolutions": ", ".join(kinds),
+    }
+
+
+TABLES = (
+    Table(BENCHMARKS, "gpu_program_updates", FILE, update_page),
+    Table(BENCHMARKS, "gpu_program_steps", FILE, step_page),
+)
+
+
+def main(
+    gpu: Gpu = "h100",
+    networks: tuple[Network, ...] = NETWORKS,
+    dtypes: tuple[Dtype, ...] = ("float32", "bfloat16"),
+    trained: tuple[config.Network, ...] = ("resnet50_v1.5", "alexnet_bn"),
+    devices: tuple[int, ...] = (1, 8),
+    micro_batches: tuple[int, ...] = (1, 16),
+) -> None:
+    """Compiles each step and saves what its program has.
+
+    Args:
+      gpu: the GPU to compile for.
+      networks: the networks whose parameters the optimizers update.
+      dtypes: the dtypes of the parameters.
+      trained: the networks that the trainer's step trains.
+      devices: the numbers of GPUs that run the trainer's step.
+      micro_batches: the numbers of micro-batches in the trainer's step.
+    """
+    record: Record = {"gpu": gpu, "images": IMAGES, "updates": {}, "steps": {}}
+    packages = ("jax-cuda13-plugin", "nvidia-cuda-nvcc")
+    for network, dtype in product(networks, dtypes):
+        tree = shapes(network)
+        size = sum(leaf.size for leaf in jax.tree.leaves(tree))
+        found = {
+            "leaves": len(jax.tree.leaves(tree)),
+            "bytes": size * jnp.dtype(dtype).itemsize,
+            "optimizers": {
+                name: measure_update(tx, network, dtype, *gpus(gpu, 1))
+                for name, tx in OPTIMIZERS.items()
+            },
+        }
+        record["updates"][f"{network} {dtype}"] = found
+        results.save(FILE, record, packages)
+    tasks = product(trained, devices, micro_batches, (BASE, LARS))
+    for trainee, count, parts, name in tasks:
+        title = f"{count} GPU{'s' * (count > 1)}, {parts} micro-batch"
+        title += f"{'es' * (parts > 1)}, {name}"
+        step = measure_step(OPTIMIZERS[name], trainee, gpus(gpu, count), parts)
+        record["steps"].setdefault(trainee, {})[title] = step
+        results.save(FILE, record, packages)
+    print(update_page(record), step_page(record))
+
+
+if __name__ == "__main__":
+    tyro.cli(main, description=__doc__)
