@@ -228,6 +228,7 @@ def main(
     """
     record: Record = {"gpu": gpu, "images": IMAGES, "updates": {}, "steps": {}}
     packages = ("jax-cuda13-plugin", "nvidia-cuda-nvcc")
+    chips = {count: gpus(gpu, count) for count in {1, *devices}}
     for network, dtype in product(networks, dtypes):
         tree = shapes(network)
         size = sum(leaf.size for leaf in jax.tree.leaves(tree))
@@ -235,7 +236,7 @@ def main(
             "leaves": len(jax.tree.leaves(tree)),
             "bytes": size * jnp.dtype(dtype).itemsize,
             "optimizers": {
-                name: measure_update(tx, network, dtype, *gpus(gpu, 1))
+                name: measure_update(tx, network, dtype, *chips[1])
                 for name, tx in OPTIMIZERS.items()
             },
         }
@@ -245,7 +246,7 @@ def main(
     for trainee, count, parts, name in tasks:
         title = f"{count} GPU{'s' * (count > 1)}, {parts} micro-batch"
         title += f"{'es' * (parts > 1)}, {name}"
-        step = measure_step(OPTIMIZERS[name], trainee, gpus(gpu, count), parts)
+        step = measure_step(OPTIMIZERS[name], trainee, chips[count], parts)
         record["steps"].setdefault(trainee, {})[title] = step
         results.save(FILE, record, packages)
     print(update_page(record), step_page(record))

@@ -45,11 +45,12 @@ _TARGETS: dict[Gpu, str] = {
 def gpus(name: Gpu, count: int) -> list[jax.Device]:
     """Returns `count` GPUs of one host, for which JAX can compile but not run.
 
-    Raises ValueError if JAX cannot compile for NVIDIA GPUs here. The devices that JAX
-    runs on stay the same, so `jax.default_backend()` does not name these GPUs.
+    JAX still runs on the devices of this machine, so `jax.default_backend()` names
+    those. Call it before anything else uses JAX, unless JAX_PLATFORMS is "cpu". Raises
+    ValueError if JAX cannot compile for NVIDIA GPUs here.
     """
-    # JAX otherwise refuses to load the plugin where cuDNN, which compiling does not
-    # use, is missing. It looks at this variable when it first looks for devices.
+    # JAX otherwise loads the plugin only with cuDNN, which compiling does not use. JAX
+    # looks at this variable, and loads plugins, when it first looks for devices.
     os.environ.setdefault("JAX_SKIP_CUDA_CONSTRAINTS_CHECK", "1")
     try:
         topology = topologies.get_topology_desc(
@@ -63,7 +64,7 @@ def gpus(name: Gpu, count: int) -> list[jax.Device]:
         raise ValueError(
             f"cannot compile for {count} {name}: JAX loaded no CUDA plugin; install it"
             f" by `pip install --no-deps jax-cuda13-plugin=={jaxlib}"
-            f" jax-cuda13-pjrt=={jaxlib} nvidia-cuda-nvcc nvidia-nvvm`, or set"
-            " JAX_PLATFORMS=cpu if it is installed"
+            f" jax-cuda13-pjrt=={jaxlib} nvidia-cuda-nvcc nvidia-nvvm`; if it is"
+            " installed, set JAX_PLATFORMS=cpu"
         ) from None
     return list(topology.devices)
