@@ -160,6 +160,13 @@ def bind(config: Config) -> Experiment:
     dataset = load(
         data.source, data.validation_images, pixels, data.augment, data.workers
     )
+    if dataset.broken and data.broken == "stop":
+        path, reason = dataset.broken[0]
+        raise ValueError(
+            f"--data: cannot read the image {path!r}: {reason}; repair the file, remove"
+            " it, or give --broken blank; python -m examples.imagenet.prepare DIR lists"
+            " all such images"
+        )
     experiment = Experiment(config, dataset, some)
     check_run(experiment, config.run)
     return experiment
