@@ -24,8 +24,8 @@ from .flags import flag, read_flags
 from .log import LOG, Record, read_log, tensorboard
 from .models import image_pixels
 from .recipe import changes, configure
-from .report.figures import plot_runs
-from .run.checkpoint import Checkpoints, NotSaved, exist, remove
+from .report.figures import plot_logs
+from .run.checkpoint import CHECKPOINTS, Checkpoints, NotSaved, exist, remove
 from .run.cluster import (
     TRY_AGAIN,
     PeerLost,
@@ -160,6 +160,13 @@ def bind(config: Config) -> Experiment:
     dataset = load(
         data.source, data.validation_images, pixels, data.augment, data.workers
     )
+    if dataset.broken and data.broken == "stop":
+        path, reason = dataset.broken[0]
+        raise ValueError(
+            f"--data: cannot read the image {path!r}: {reason}; repair the file, remove"
+            " it, or give --broken blank; python -m examples.imagenet.prepare DIR lists"
+            " all such images"
+        )
     experiment = Experiment(config, dataset, some)
     check_run(experiment, config.run)
     return experiment
@@ -171,6 +178,7 @@ def _out(run: Run) -> Iterator[None]:
     with ExitStack() as stack:
         try:
             warning = stack.enter_context(owned(Path(run.out)))
+            _check_kinds(Path(run.out))
             earlier = exist(run.out)
             if earlier and run.existing == "replace":
                 remove(run.out)
@@ -189,6 +197,17 @@ def _out(run: Run) -> Iterator[None]:
         if warning:
             print(printable(warning), file=sys.stderr)
         yield
+
+
+def _check_kinds(out: Path) -> None:
+    """Raises ValueError if something else stands where a run writes."""
+    for name in (LOG, _PNG, CHECKPOINTS):
+        path, folder = out / name, name == CHECKPOINTS
+        if os.path.lexists(path) and path.is_dir() != folder:
+            raise ValueError(
+                f"--out: {str(path)!r} is not a {'folder' if folder else 'file'}, which"
+                " the run needs there; remove it, or give another --out"
+            )
 
 
 def _train(
@@ -219,15 +238,15 @@ def _train(
             for each in shows:
                 each(record)
 
-        result = fit(experiment, run, on_record, checkpoints, config.cluster)
-    if experiment.process == 0:
-        plot_runs({f"{algorithm}, batch {batch}": [out / LOG]}, out / _PNG)
-    return result
+        return fit(experiment, run, on_record, checkpoints, config.cluster)
 
 
 def _report(result: Result, config: Config, console: Terminal) -> None:
+    """Draws the curves of a run that ended, and prints how it ended."""
     out = Path(config.run.out)
     log = read_log(out / LOG)
+    label = f"{config.optimizer.algorithm}, batch {config.batching.batch_size}"
+    plot_logs({label: [log]}, out / _PNG)
     if broken := {record["path"] for record in log if record["kind"] == "broken"}:
         console.print(f"{len(broken)} images could not be read; {out / LOG} names them")
     if result.diverged:

@@ -275,6 +275,9 @@ class Run(_Group):
     def __post_init__(self) -> None:
         super().__post_init__()
         check(self.out != "", "out", self.out, "give a folder, such as runs/imagenet")
+        ok = self.out == self.out.encode(errors="replace").decode()
+        remedy = "checkpoints need a folder whose name is UTF-8; give another"
+        check(ok, "out", self.out, remedy)
         ok = self.profile is None or self.profiled is not None
         check(ok, "profile", self.profile, "give two steps, 0 ≤ A < B, such as 20:30")
 

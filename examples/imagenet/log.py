@@ -10,7 +10,7 @@ import os
 import socket
 import time
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import IO, Any
 
@@ -37,25 +37,21 @@ class Log:
         self._show, self._file = show, None
         if path is None:
             return
-        path.parent.mkdir(parents=True, exist_ok=True)
-        if resume_at is None:
-            self._file = path.open("w")
-        else:
-            _cut(path, resume_at)
-            self._file = path.open("a")
+        with _explained(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            if resume_at is not None:
+                _cut(path, resume_at)
+            self._file = path.open("w" if resume_at is None else "a")
 
     def write(self, **record: Any) -> None:
         if self._file is None:
             return
         self._show(record)
         name = self._file.name
-        try:
+        with _explained(Path(name)):
             self._file.write(strict_json(record) + "\n")
             self._file.flush()
             there = same_file(self._file, Path(name))
-        except OSError as error:
-            why = error.strerror
-            raise OSError(f"--out: cannot write to {name}: {why}") from error
         if not there:
             raise OSError(f"--out: {name} was deleted or replaced during the run")
 
@@ -67,6 +63,16 @@ class Log:
         with suppress(OSError) if kind else nullcontext():
             if self._file:
                 self._file.close()
+
+
+@contextmanager
+def _explained(path: Path) -> Iterator[None]:
+    """Names the flag and the file in an error of the file system."""
+    try:
+        yield
+    except OSError as error:
+        name, why = error.filename or path, error.strerror
+        raise OSError(f"--out: cannot write to {name}: {why}") from error
 
 
 def same_file(file: IO[str], path: Path) -> bool:

@@ -108,7 +108,7 @@ def flags(folder, out):
 
 
 # Code that comes first where no picture is looked at: drawing takes a second.
-UNDRAWN = "import examples.imagenet.cli as m\nm.plot_runs = lambda *_: None\n"
+UNDRAWN = "import examples.imagenet.cli as m\nm.plot_logs = lambda *_: None\n"
 
 
 def begin_python(*arguments, **environment):

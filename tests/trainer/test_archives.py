@@ -171,6 +171,10 @@ def sparse(name):
         tar_of({"ILSVRC2012_val_0000000١.JPEG": b"x"}),
         "every name must match",
     ),
+    twice=(
+        2 * FILES[VAL_TAR][: 15 * 512] + bytes(1024),  # the first image, twice
+        "contains 'ILSVRC2012_val_00000001.JPEG' twice",
+    ),
 )
 def test_odd_members_are_refused(official, out, raw, reason):
     (official / VAL_TAR).write_bytes(raw)

@@ -90,6 +90,19 @@ def test_an_unreadable_file_ends_the_run_with_a_checkpoint(start):
     assert runs.steps_logged(start.out) == list(range(12))
 
 
+def test_a_file_that_is_unreadable_at_the_start_ends_the_run_before_it(start):
+    photo = start.folder / "train" / "china" / "3.jpg"
+    whole = photo.read_bytes()
+    photo.write_bytes(whole[: len(whole) // 2])
+    message = r"--data: cannot read the image '.*china/3\.jpg': .*--broken blank"
+    for _ in range(2):  # also when the pixel statistics could be in the cache
+        with pytest.raises(ValueError, match=message):
+            start()
+    assert not start.out.exists()
+    photo.write_bytes(whole)
+    assert start().updates == 12
+
+
 def test_unreadable_files_are_each_named_when_the_run_goes_on(start):
     for name in ("train/flower/1.jpg", "test/china/24.jpg"):
         (start.folder / name).write_bytes(b"\xff\xd8 no more")

@@ -333,6 +333,15 @@ def test_tensorboard_on_a_full_disk_is_one_error(tmp_path, capfd):
     assert shown.out + shown.err == ""
 
 
+def test_a_log_that_cannot_be_written_is_named(path):
+    with Log(path, lambda record: None) as log:
+        log.write(**CONFIG)
+    beside = path.with_suffix(".cut")
+    beside.mkdir()
+    with assert_raises(f"--out: cannot write to {re.escape(str(beside))}: Is a dir"):
+        Log(path, lambda record: None, 0)
+
+
 def test_a_log_that_is_deleted_or_replaced_ends_the_run(path):
     message = f"--out: {re.escape(str(path))} was deleted or replaced during the run"
     for act in (path.unlink, lambda: path.rename(path.with_suffix(".old"))):

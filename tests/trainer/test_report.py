@@ -118,7 +118,7 @@ def test_a_report_holds_what_the_logs_hold_and_says_what_they_do_not(tmp_path, c
         "unfinished; read from",
         "evaluation not in the log; norms not in the log\n",
         "## Speed: alexnet_bn, LARS, cpu\n",
-        "| 512 | 4 | 20 | 5 | 25% | 1* | 100 | ? | ? |",
+        r"| 512 | 4 | 20 | 5 | 25% | 1\* | 100 | ? | ? |",
     ):
         assert line in text, line
     cpu, gpu = text.split("## Speed: ")[1:]
@@ -167,7 +167,7 @@ def test_runs_of_one_name_get_files_of_their_own(tmp_path):
 
 def test_text_of_a_log_is_no_markup_in_a_report(tmp_path, capsys):
     """Nor HTML, a formula in a picture, another line or a control character."""
-    odd = "<b>x</b> & `c` [l](u) | a\n# h \x1b[31m $\\frac$ \ud800"
+    odd = "<b>x</b> & `c` [l](u) | *i* _i_ a_b\n# h \x1b[31m $\\frac$ \ud800"
     settings = config(odd=odd) | {"platform": odd}
     settings["model"]["network"] = settings["optimizer"]["algorithm"] = odd
     done = epoch(1, 0.5, 1) | {"split": odd}
@@ -178,9 +178,8 @@ def test_text_of_a_log_is_no_markup_in_a_report(tmp_path, capsys):
     out = tmp_path / "out"
     report.main([write(tmp_path / "a", *log, where), "--out", str(out)])
     text = (out / "report.md").read_text("utf-8")
-    shown = (
-        r"&lt;b&gt;x&lt;/b&gt; &amp; \`c\` \[l\](u) \| a\\n# h \\x1b\[31m \$\\frac\$"
-    )
+    shown = r"&lt;b&gt;x&lt;/b&gt; &amp; \`c\` \[l\](u) \| \*i\* \_i\_ a_b\\n# h"
+    shown += r" \\x1b\[31m \$\\frac\$"
     assert text.count(shown) >= 5
     assert "<" not in text
     assert "\n# " not in text

@@ -193,6 +193,34 @@ def test_bad_input_ends_with_one_line_that_names_the_flag(flags, message, tmp_pa
     assert not out.exists()
 
 
+@pytest.mark.parametrize("name", ["log.jsonl", "curves.png", "checkpoints"])
+def test_what_stands_where_a_run_writes_is_refused_at_its_start(name, tmp_path):
+    path = tmp_path / name
+    if name == "checkpoints":
+        path.write_text("mine")
+        kind = "folder"
+    else:
+        path.mkdir()
+        kind = "file"
+    for existing in ("refuse", "resume", "replace"):
+        message = f"--out: '{path}' is not a {kind}, which the run needs there; remove"
+        assert_line(message, f"--out {tmp_path} --existing {existing}")
+        assert path.exists()
+
+
+def test_a_folder_whose_name_is_not_utf_8_is_refused(capsys):
+    assert_usage(
+        r"--out: got '/tmp/a\udcff'; checkpoints need", "--out /tmp/a\udcff", capsys
+    )
+
+
+def test_images_that_are_all_one_grey_are_refused_by_their_flag(tmp_path):
+    grey = Split(np.full((40, 12, 12), 7, np.uint8), np.arange(40) % 10)
+    write_idx_folder(tmp_path, "", train=grey, t10k=grey)
+    flags = f"--data {tmp_path} --validation-images 8 --network alexnet_bn_small"
+    assert_line("--data: the pixels of all training images are the same", flags)
+
+
 OUT_OF_BOUNDS = """--momentum 1
 --dropout 1
 --epochs 0

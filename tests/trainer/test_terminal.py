@@ -48,7 +48,7 @@ def lines(text):
 def test_the_trainer_prints_brackets_in_paths_as_they_are(
     odd, tmp_path, monkeypatch, capsys
 ):
-    monkeypatch.setattr(cli, "plot_runs", lambda *_: None)
+    monkeypatch.setattr(cli, "plot_logs", lambda *_: None)
     out = tmp_path / "r6/exp [lars] 1"
     words = "--network alexnet_bn_small --width 0.25 --pixels 28 --epochs 1"
     words += " --warmup-epochs 0 --batch-size 4 --devices 1 --broken blank"

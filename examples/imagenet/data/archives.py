@@ -152,8 +152,10 @@ def _unpack_validation(path: Path, folder: Path, truth: list[str]) -> Iterator[b
 def _members(file: IO[bytes], pattern: str) -> Iterator[tuple[str, int, IO[bytes]]]:
     """Yields name, size and content of each file in a tar file, in order.
 
-    Raises tarfile.ReadError at a name unlike `pattern`, or a sparse or special file.
+    Raises tarfile.ReadError at a name unlike `pattern`, a name that the archive has
+    twice, or a sparse or special file.
     """
+    seen: set[str] = set()
     with tarfile.open(fileobj=file, mode="r:") as tar:
         for member in tar:
             plain = member.isreg() and not member.issparse()
@@ -163,6 +165,9 @@ def _members(file: IO[bytes], pattern: str) -> Iterator[tuple[str, int, IO[bytes
                     f"it contains {member.name!r}, but every name must match {pattern},"
                     " and no file may be sparse"
                 )
+            if member.name in seen:
+                raise tarfile.ReadError(f"it contains {member.name!r} twice")
+            seen.add(member.name)
             yield member.name, member.size, content
 
 

@@ -171,27 +171,33 @@ def load_folder(
     if validation is None:
         kept, rest = hold_out(train.size, validation_images)
         train, validation = train.take(kept), train.take(rest)
-    mean, std = _moments(train, pixels, augment)
+    mean, std, broken = _moments(train, pixels, augment)
     trees = train, validation, test or train.take(np.arange(0))
     options = pixels, augment, tuple(map(round, mean)), workers
     training, held, testing = (ImageFolder(tree, *options) for tree in trees)
     shape = (pixels, pixels, 3)
-    return Dataset(training, held, testing, len(classes), shape, mean, std, notes)
+    return Dataset(
+        training, held, testing, len(classes), shape, mean, std, notes, broken
+    )
 
 
-def _moments(tree: Tree, pixels: int, augment: Augment) -> tuple[Colour, Colour]:
+def _moments(
+    tree: Tree, pixels: int, augment: Augment
+) -> tuple[Colour, Colour, tuple[Broken, ...]]:
     """Returns mean and standard deviation of each colour channel of the images.
 
-    They are taken over a sample that is spread evenly over the images. The result is
-    cached until a file of the sample changes or another decoder is installed.
+    They are taken over a sample that is spread evenly over the images. Also returns the
+    images of the sample that cannot be read. If there are none, the result is cached
+    until a file of the sample changes or another decoder is installed.
     """
     n = min(tree.size, _SAMPLE)
     sample = tree.take(np.arange(n) * tree.size // n)
     cache, key = cache_folder(), _fingerprint(sample)
-    name = f"moments 2 {os.path.abspath(tree.folder)} {pixels} {augment}"
+    name = f"moments 3 {os.path.abspath(tree.folder)} {pixels} {augment}"
     found = recall(cache, name, key)
+    broken: tuple[Broken, ...] = ()
     if not _are_moments(found):
-        counts = _histogram(sample, pixels, augment)
+        counts, broken = _histogram(sample, pixels, augment)
         if not counts.any():
             raise ValueError(
                 f"--data: none of {n} images in {str(tree.folder)!r} can be read; run"
@@ -203,9 +209,10 @@ def _moments(tree: Tree, pixels: int, augment: Augment) -> tuple[Colour, Colour]
         squares = counts * (value - mean[:, None]) ** 2
         std = np.sqrt(squares.sum(axis=1) / total)
         found = mean.tolist(), std.tolist()
-        remember(cache, name, key, found)
+        if not broken:
+            remember(cache, name, key, found)
     mean, std = map(tuple, found)
-    return mean, std
+    return mean, std, broken
 
 
 def _are_moments(value: Any) -> bool:
@@ -232,17 +239,27 @@ def _fingerprint(tree: Tree) -> str:
     return digest.hexdigest()
 
 
-def _histogram(tree: Tree, pixels: int, augment: Augment) -> np.ndarray:
-    """Counts each pixel value in each colour channel of the images, int64 [3, 256]."""
+def _histogram(
+    tree: Tree, pixels: int, augment: Augment
+) -> tuple[np.ndarray, tuple[Broken, ...]]:
+    """Counts each pixel value in each colour channel of the images, int64 [3, 256].
 
-    def count(i: int) -> np.ndarray:
+    Also returns the images that cannot be read.
+    """
+
+    def count(i: int) -> np.ndarray | Broken:
         try:
             image = for_evaluation(read_image(tree, i).pixels, pixels, augment)
         except (OSError, BrokenImage) as error:
-            explain(tree, error)
-            return np.zeros((3, 256), np.int64)
+            return Broken(tree.path(i), explain(tree, error))
         channels = np.moveaxis(image, -1, 0)
         return np.stack([np.bincount(c.ravel(), minlength=256) for c in channels])
 
+    total, broken = np.zeros((3, 256), np.int64), []
     with ThreadPoolExecutor() as pool:
-        return sum(pool.map(count, range(tree.size)), np.zeros((3, 256), np.int64))
+        for found in pool.map(count, range(tree.size)):
+            if isinstance(found, Broken):
+                broken.append(found)
+            else:
+                total += found
+    return total, tuple(broken)

@@ -39,9 +39,10 @@ def markdown(parts: Iterable[Part]) -> str:
 
 
 def _escaped(text: str) -> str:
-    """Escapes HTML, brackets, code, formulas and the columns of tables in a text."""
+    """Escapes HTML and the characters that mean something in Markdown."""
     shown = html.escape(printable(text), quote=False)
-    return re.sub(r"([\\`\[\]|$])", r"\\\1", shown)
+    # An underscore between two letters means nothing.
+    return re.sub(r"([\\`\[\]|$*~]|^#|(?<![^\W_])_|_(?![^\W_]))", r"\\\1", shown)
 
 
 def _markdown(part: Part) -> str:

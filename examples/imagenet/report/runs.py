@@ -16,8 +16,9 @@ from ..config import FACTS
 from ..flags import flag
 from ..log import LOG, Record, read_log
 
-_TOLD = {"network", "algorithm", "batch_size"}  # with these every label begins
-_UNTOLD = {key for key, facts in FACTS.items() if not facts.result} | _TOLD
+_IN_GROUP = {"network", "algorithm", "batch_size"}  # with these every label begins
+# Settings that a label does not list, even if they differ.
+_UNLISTED = {key for key, facts in FACTS.items() if not facts.result} | _IN_GROUP
 _LONGEST = 60  # most characters of a run's name, from which files are named
 _MOST = 2**53  # most images; what follows from odd numbers may be beyond
 
@@ -161,7 +162,7 @@ def labels(runs: Sequence[Run]) -> list[str]:
     optimizer and batch size. Runs that differ only in their seed have the same label.
     """
     groups = [f"{group(run)}, batch {run.settings['batch_size']:,}" for run in runs]
-    found = with_differences(groups, [run.settings for run in runs], _UNTOLD)
+    found = with_differences(groups, [run.settings for run in runs], _UNLISTED)
     return [
         label if run.status == "finished" else f"{label}, {run.status}"
         for run, label in zip(runs, found, strict=True)
@@ -174,21 +175,23 @@ def group(run: Run) -> str:
 
 
 def with_differences(
-    groups: Sequence[str], settings: Sequence[Mapping[str, Any]], untold: Iterable[str]
+    groups: Sequence[str],
+    settings: Sequence[Mapping[str, Any]],
+    unlisted: Iterable[str],
 ) -> list[str]:
     """Returns each run's group name and the settings that differ within its group.
 
-    The settings named in `untold` are left out. A setting that one log lacks is taken
+    The settings named in `unlisted` are left out. A setting that one log lacks is taken
     to be the same as in the others.
     """
 
     def label(group: str, own: Mapping[str, Any]) -> str:
         alike = [s for s, g in zip(settings, groups, strict=True) if g == group]
-        told = [
+        listed = [
             f"{flag(key)[2:]} {f'{value:g}' if isinstance(value, float) else value}"
             for key, value in own.items()
-            if key not in untold and any(s.get(key, value) != value for s in alike)
+            if key not in unlisted and any(s.get(key, value) != value for s in alike)
         ]
-        return ", ".join([group, *told])
+        return ", ".join([group, *listed])
 
     return list(map(label, groups, settings))

@@ -30,7 +30,7 @@ from ..step.step import TrainState
 from .cluster import PeerLost, collective, gather, raise_everywhere
 
 _T = TypeVar("_T")
-_FOLDER = "checkpoints"
+CHECKPOINTS = "checkpoints"
 _ASIDE = "damaged_checkpoints"  # beside it
 _LAST_WRITTEN = "_CHECKPOINT_METADATA"  # by orbax
 _FILES = (_LAST_WRITTEN, "metrics/metrics", "run/metadata", "state/_METADATA")
@@ -83,7 +83,7 @@ class Checkpoints:
         newest = policies.LatestN(config.run.checkpoints)
         best = policies.BestN(get_metric_fn=_accuracy, n=1)
         self._manager = ocp.CheckpointManager(
-            self._out / _FOLDER,
+            self._out / CHECKPOINTS,
             options=ocp.CheckpointManagerOptions(
                 preservation_policy=policies.AnyPreservationPolicy([newest, best]),
                 # Makes orbax keep the metrics on disk, for a run that resumes.
@@ -96,7 +96,7 @@ class Checkpoints:
         self._folder: int | None = None
         if first:
             # While it is open, the system gives its inode to no other folder.
-            self._folder = os.open(self._out / _FOLDER, os.O_RDONLY)
+            self._folder = os.open(self._out / CHECKPOINTS, os.O_RDONLY)
             self._stat = os.fstat(self._folder)
         self._record = self._from_newest(self._read_record)
         if self._record:
@@ -158,10 +158,10 @@ class Checkpoints:
         Moves aside those that some process cannot read. Raises ValueError if the
         storage fails, or if only damaged checkpoints are left.
         """
-        while (step := self.newest) is not None:
-            problem, found = "", None
+
+        def attempt(step: int) -> tuple[_T | None, list[str]]:
             try:
-                found = read(step)
+                return read(step), []
             except (jax.errors.JaxRuntimeError, PeerLost):
                 raise
             # orbax and tensorstore raise many kinds of errors for damaged files.
@@ -171,8 +171,11 @@ class Checkpoints:
                         f"--out: the checkpoint of update {step} cannot be read"
                         f" ({cause(error)}); remove the cause, and start again"
                     ) from error
-                problem = cause(error) or type(error).__name__
-            problems = gather([problem] if problem else [])
+                return None, [cause(error) or type(error).__name__]
+
+        while (step := self.newest) is not None:
+            found, problems = raise_everywhere(partial(attempt, step))
+            problems = gather(problems)
             if not problems:
                 return found
             move = partial(self._set_aside_once, step, problems[0])
@@ -183,8 +186,8 @@ class Checkpoints:
             raise ValueError(
                 "--existing resume: no checkpoint can be read"
                 f" ({'; '.join(self.damaged) or f'{aside} has the damaged ones'}); move"
-                f" a good copy into {self._out / _FOLDER}, or give --existing replace"
-                " to start anew, or another --out"
+                f" a good copy into {self._out / CHECKPOINTS}, or give"
+                " --existing replace to start anew, or another --out"
             )
         return None
 
@@ -220,8 +223,8 @@ class Checkpoints:
                     raise
             if not self._there():
                 raise NotSaved(
-                    f"--out: {self._out / _FOLDER} was deleted or replaced during the"
-                    " run, so that a checkpoint could not be saved"
+                    f"--out: {self._out / CHECKPOINTS} was deleted or replaced during"
+                    " the run, so that a checkpoint could not be saved"
                 ) from error
             names = os.listdir(self._manager.directory)
             left = max((int(name) for name in names if name.isdigit()), default="none")
@@ -236,7 +239,7 @@ class Checkpoints:
         if self._folder is None:
             return True  # The first process looks.
         try:
-            return os.path.samestat(self._stat, os.stat(self._out / _FOLDER))
+            return os.path.samestat(self._stat, os.stat(self._out / CHECKPOINTS))
         except OSError:
             return False
 
@@ -286,13 +289,13 @@ def exist(out: str | Path) -> bool:
 
     They need not be complete.
     """
-    folder, log = Path(out) / _FOLDER, Path(out) / LOG
+    folder, log = Path(out) / CHECKPOINTS, Path(out) / LOG
     return log.exists() or (folder.is_dir() and any(folder.iterdir()))
 
 
 def remove(out: str | Path) -> None:
     """Deletes a run's checkpoints, also damaged ones, and log from the folder `out`."""
-    for name in (_FOLDER, _ASIDE):
+    for name in (CHECKPOINTS, _ASIDE):
         if (folder := Path(out) / name).is_dir():
             shutil.rmtree(folder)
     (Path(out) / LOG).unlink(missing_ok=True)
@@ -305,7 +308,7 @@ def _screen(out: Path) -> Iterator[str]:
     writes last, the checkpoint is half deleted and is removed. The others are set
     aside. Yields a text about each.
     """
-    for folder in (out / _FOLDER).glob("*"):
+    for folder in (out / CHECKPOINTS).glob("*"):
         if not (re.fullmatch("0|[1-9][0-9]*", folder.name) and folder.is_dir()):
             continue
         lacks, problem = [], ""
@@ -329,7 +332,7 @@ def _screen(out: Path) -> Iterator[str]:
 
 def _set_aside(out: Path, step: int, why: str) -> str:
     """Moves a checkpoint out of those that count, and returns a text about it."""
-    source, target = out / _FOLDER / str(step), out / _ASIDE / str(step)
+    source, target = out / CHECKPOINTS / str(step), out / _ASIDE / str(step)
     while target.exists():
         target = target.with_name(f"{target.name}_again")
     try:
@@ -343,24 +346,29 @@ def _set_aside(out: Path, step: int, why: str) -> str:
     return f"the checkpoint of update {step} is damaged ({why}); it is now {target}"
 
 
-def _of_absence(error: BaseException | None) -> bool:
+# tensorstore turns errors of the system into others, with their number.
+def _of_absence(error: BaseException) -> bool:
     """Whether an error says that a path is absent, or of the wrong kind."""
-    while error:
-        known = isinstance(error, FileNotFoundError | NotADirectoryError)
-        if known or re.search(r"os_error_code='(2|20|21)'", str(error)):
-            return True
-        error = error.__cause__ or error.__context__
-    return False
+    return any(
+        isinstance(each, FileNotFoundError | NotADirectoryError)
+        or re.search(r"os_error_code='(2|20|21)'", str(each))
+        for each in _causes(error)
+    )
 
 
-def _of_storage(error: BaseException | None) -> bool:
+def _of_storage(error: BaseException) -> bool:
     """Whether an error, or one that it came from, is of a file or a disk."""
+    return any(
+        isinstance(each, OSError) or "os_error_code" in str(each)
+        for each in _causes(error)
+    )
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    """Yields an error, the one that it came from, and so on."""
     while error:
-        # tensorstore turns errors of the system into others, with their number.
-        if isinstance(error, OSError) or "os_error_code" in str(error):
-            return True
+        yield error
         error = error.__cause__ or error.__context__
-    return False
 
 
 def _digest_of_record(record: Mapping[str, Any]) -> str:

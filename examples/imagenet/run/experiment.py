@@ -49,8 +49,8 @@ class Schedule(NamedTuple):
 def make_schedule(recipe: Recipe, images: int) -> Schedule:
     """Returns the schedule of a recipe for a number of training images.
 
-    Raises ValueError if the run would have no update, or too many to plan, or if the
-    warm-up ends after them or after the first boundary.
+    Raises ValueError if the run would have no update, or too many to plan. Raises it,
+    too, if the warm-up does not end before the last update and by the first boundary.
     """
 
     def steps(epochs: float) -> int:
@@ -69,7 +69,10 @@ def make_schedule(recipe: Recipe, images: int) -> Schedule:
 
 
 def _check_warmup(recipe: Recipe, images: int, updates: int) -> None:
-    """Raises ValueError if the run or its first boundary ends before the warm-up."""
+    """Raises ValueError unless the warm-up ends before the last update of the run.
+
+    It must also end by the first boundary of a piecewise constant rate.
+    """
     warmup = recipe.warmup_epochs or 0
     done = epochs_to_steps(warmup, images, recipe.batch_size)
     # Rounded down, as a few more than six digits are of no use.
@@ -241,17 +244,24 @@ def build_model(model: Model, dataset: Dataset) -> nn.Module:
     """Returns the network, which normalizes the pixels of the data set.
 
     It subtracts the data's mean and divides by the published standard deviation of the
-    network, or by the data's own if there is none. Raises ValueError for a flag that
-    the network does not have.
+    network, or by the data's own if there is none. Raises ValueError if that is 0, and
+    for a flag that the network does not have.
     """
     axes = {"local": None, "sync": (AXIS, SOLVERS)}[model.bn]
+    pixel_std = published_pixel_std(model.network) or dataset.pixel_std
+    if not np.all(pixel_std):
+        raise ValueError(
+            "--data: the pixels of all training images are the same in some colour"
+            " channel, so that they cannot be divided by their standard deviation of 0;"
+            " give other images"
+        )
     try:
         return make_model(
             model.network,
             classes=dataset.classes,
             width=model.width,
             pixel_mean=dataset.pixel_mean,
-            pixel_std=published_pixel_std(model.network) or dataset.pixel_std,
+            pixel_std=pixel_std,
             dtype=model.dtype,
             dropout=model.dropout,
             zero_init_last_bn=model.zero_init_last_bn,
