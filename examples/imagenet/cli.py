@@ -16,11 +16,13 @@ from pathlib import Path
 import jax
 import tyro
 
+from .compile_for import gpus
 from .config import FACTS, Config, Run, settings
 from .data.dataset import DataLost
 from .data.sources import load
 from .dry_run import describe
 from .flags import flag, read_flags
+from .gpu_memory import describe_memory
 from .log import LOG, Record, read_log, tensorboard
 from .models import image_pixels
 from .recipe import changes, configure
@@ -121,6 +123,9 @@ def run(config: Config) -> Result | None:
     console = Terminal(quiet=not first)
     if config.dry_run:
         console.print(*describe(experiment, changes(config)), sep="\n")
+        if config.compile_for:
+            for line in describe_memory(experiment, config.compile_for):
+                console.print(line)
         return None
     values = settings(config).items()
     shared = {flag(FACTS[k].name): v for k, v in values if FACTS[k].shared}
@@ -152,10 +157,12 @@ def bind(config: Config) -> Experiment:
     Raises ValueError if settings, data and devices do not fit together.
     """
     data, devices = config.data, config.batching.devices
-    if config.dry_run and devices:
+    if config.dry_run and (devices or config.compile_for):
         # A dry run has as many devices as it asks for, on any machine.
         jax.config.update("jax_platforms", "cpu")
     some = start_devices(devices)
+    if config.compile_for:
+        some = gpus(config.compile_for, len(some))
     pixels = data.pixels or image_pixels(config.model.network)
     dataset = load(
         data.source, data.validation_images, pixels, data.augment, data.workers

@@ -4,6 +4,7 @@ JAX compiles for them as for any other device, but nothing can run on them.
 """
 
 import os
+import re
 from importlib.metadata import version
 from typing import Literal
 
@@ -42,6 +43,13 @@ _TARGETS: dict[Gpu, str] = {
 }
 
 
+def memory(name: Gpu) -> int:
+    """Returns the bytes of memory that a GPU has."""
+    found = re.search(r"device_memory_size: (\d+)", _TARGETS[name])
+    assert found
+    return int(found[1])
+
+
 def gpus(name: Gpu, count: int) -> list[jax.Device]:
     """Returns `count` GPUs of one host, for which JAX can compile but not run.
 
@@ -62,7 +70,7 @@ def gpus(name: Gpu, count: int) -> list[jax.Device]:
     except NotImplementedError:
         jaxlib = version("jaxlib")
         raise ValueError(
-            f"cannot compile for {count} {name}: JAX loaded no CUDA plugin; install it"
+            f"--compile-for: got {name!r}, but JAX loaded no CUDA plugin; install it"
             f" by `pip install --no-deps jax-cuda13-plugin=={jaxlib}"
             f" jax-cuda13-pjrt=={jaxlib} nvidia-cuda-nvcc nvidia-nvvm`; if it is"
             " installed, set JAX_PLATFORMS=cpu"

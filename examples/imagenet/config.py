@@ -18,6 +18,7 @@ import tyro
 
 from lars_optax.recipes import Recipe
 
+from .compile_for import Gpu
 from .flags import check, check_number, flag
 
 Split = Literal["validation", "test"]
@@ -355,6 +356,11 @@ class Config:
     #: Train nothing. Print the network's size, the number of updates, how the batch is
     #: split, an estimate of the memory, and the learning rates.
     dry_run: bool = option(False, resume=True)
+    #: With --dry-run: compile the training step for GPUs of this kind, which the
+    #: machine need not have, and print the memory that the step takes and the largest
+    #: batch that fits. Takes minutes, and needs JAX's plugin for CUDA. If not given,
+    #: nothing is compiled.
+    compile_for: Gpu | None = option(None, resume=True)
     data: Data = field(default_factory=Data)
     model: Model = field(default_factory=Model, metadata={"recipe": True})
     optimizer: Optimizer = field(default_factory=Optimizer, metadata={"recipe": True})
@@ -363,6 +369,8 @@ class Config:
     cluster: Cluster = field(default_factory=Cluster, metadata={"resume": True})
 
     def __post_init__(self) -> None:
+        ok = self.dry_run or self.compile_for is None
+        check(ok, "compile_for", self.compile_for, "give --dry-run too")
         warmup, epochs = self.optimizer.warmup_epochs, self.batching.epochs
         ok = warmup is None or warmup < epochs
         check(ok, "warmup_epochs", warmup, f"give fewer than --epochs, {epochs:g}")

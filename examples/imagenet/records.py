@@ -105,6 +105,7 @@ KINDS = {
     "config": _object(
         recipe=_optional(_or_null(_TEXT)),
         dry_run=_optional(_FLAG),
+        compile_for=_optional(_or_null(_TEXT)),
         data=_section(),
         model=_section("network"),
         optimizer=_section("algorithm"),

@@ -18,7 +18,7 @@ from ..step.step import TrainState
 from .cluster import gather
 from .experiment import Experiment
 
-_IN_FLIGHT = 2  # steps that may be unfinished when the next one begins
+IN_FLIGHT = 2  # steps that may be unfinished when the next one begins
 
 
 @dataclass
@@ -56,8 +56,8 @@ class Recorder:
         """Keeps the metrics of an update, which the devices may still be computing."""
         self._pending.append((step, metrics))
         # Steps that wait for a GPU hold their images in its memory.
-        if len(self._pending) > _IN_FLIGHT:
-            jax.block_until_ready(self._pending[-1 - _IN_FLIGHT][1])
+        if len(self._pending) > IN_FLIGHT:
+            jax.block_until_ready(self._pending[-1 - IN_FLIGHT][1])
 
     def watch(self, broken: tuple[Broken, ...]) -> None:
         """Notes unreadable images of a batch; raises DataLost if --broken is stop."""

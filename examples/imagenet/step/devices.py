@@ -64,7 +64,12 @@ class Parallel:
     mapped: Any  # the function that pmap or jit returned
     place: Callable[[Any], Any]  # copies a state to every device, as `mapped` takes it
     spread: Callable[[Any], Any]  # cuts a batch into parts, as `mapped` takes it
+    spread_shapes: Callable[[Any], Any]  # does the same with shapes of arrays
     devices: Sequence[jax.Device]
+
+    def lower(self, state: Any, batch: Any) -> Any:
+        """Lowers the function for shapes of a state and a batch, to compile it."""
+        return self.mapped.lower(state, self.spread_shapes(batch))
 
     def __call__(self, state: Any, batch: Any) -> Any:
         return one_in_flight(self.mapped(state, self.spread(batch)), self.devices)
@@ -99,6 +104,7 @@ def parallelize(
         # Each array [images, …] becomes [devices, images / devices, …].
         spread = partial(jax.tree.map, lambda x: x.reshape(n, -1, *x.shape[1:]))
         place = partial(replicate, devices=here)
+        spread_shapes: Callable[[Any], Any] = partial(jax.eval_shape, spread)
     else:
         whole, shared = _layout(devices, PartitionSpec()), _layout(devices, _SHARED)
         # With check_vma the gradient of replicated parameters is already summed over
@@ -114,8 +120,13 @@ def parallelize(
         # The shares of all processes become one array, and stay where they are.
         join = partial(jax.make_array_from_process_local_data, shared)
         spread = partial(jax.tree.map, join)
+        spread_shapes = _unchanged  # `mapped` takes whole arrays
         place = partial(replicate, devices=devices)
-    return Parallel(mapped, place, spread, devices)
+    return Parallel(mapped, place, spread, spread_shapes, devices)
+
+
+def _unchanged(batch: Any) -> Any:
+    return batch
 
 
 def _layout(devices: Sequence[jax.Device], spec: PartitionSpec) -> NamedSharding:

@@ -1,0 +1,110 @@
+"""Finds the memory that a training step takes on a GPU, by compiling it for the GPU.
+
+The machine needs no GPU. The memory is that which XLA assigns to the program. On a GPU
+cuDNN may take more, because XLA tries its convolutions there and takes the fastest.
+"""
+
+import time
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import jax
+
+from .compile_for import Gpu, memory
+from .data.dataset import Share
+from .dry_run import size
+from .run.experiment import Experiment
+from .run.recorder import IN_FLIGHT
+
+_GIB = 2**30
+_RESERVED = 0.75  # the share of a GPU's memory that JAX reserves by default
+_MOST_COMPILATIONS = 6  # that look for the largest batch
+
+
+class Memory(NamedTuple):
+    """The bytes that a step takes on one device."""
+
+    state: int  # the old state, whose memory the new one takes
+    batches: int  # the batch of this step and those of the steps that wait
+    temporary: int  # gradients, activations and all else that only the step needs
+
+    @property
+    def total(self) -> int:
+        return sum(self)
+
+
+def describe_memory(experiment: Experiment, gpu: Gpu) -> Iterator[str]:
+    """Yields lines about the memory that a step takes on each device.
+
+    The devices of the experiment are those of `compile_for.gpus`. The lines say whether
+    the step fits into what JAX reserves of the GPU's memory, and the largest batch that
+    does. They take about four compilations.
+    """
+    plan, limit = experiment.plan, int(_RESERVED * memory(gpu))
+    start = time.monotonic()
+    found = compile_step(experiment, plan.images_per_slot)
+    seconds = time.monotonic() - start
+    yield f"compiled   for {plan.devices} × {gpu} in {seconds:.0f} s, not run"
+    parts = (f"{part / _GIB:,.1f} of {name}" for name, part in found._asdict().items())
+    verdict = "fits" if found.total <= limit else "does not fit"
+    yield (
+        f"           {found.total / _GIB:,.1f} GiB on each GPU: {', '.join(parts)}"
+        f" arrays; it {verdict} into the {limit / _GIB:.1f} GiB that JAX reserves"
+    )
+    largest = largest_fit(
+        lambda images: compile_step(experiment, images).total,
+        (plan.images_per_slot, found.total),
+        limit,
+    )
+    if largest is None:
+        yield "largest    no batch fits, not even with one image per slot"
+        return
+    images, taken = largest
+    each = images * plan.solvers * plan.accumulate
+    yield (
+        f"largest    {each:,} images on each GPU, {images:,} per slot, which take"
+        f" {taken / _GIB:,.1f} GiB"
+    )
+
+
+def compile_step(experiment: Experiment, images_per_slot: int) -> Memory:
+    """Compiles the step for so many images per slot, and returns its memory."""
+    plan, state = experiment.plan, experiment.shapes
+    each = images_per_slot * plan.solvers * plan.accumulate
+    one, _ = next(experiment.dataset.train.training(0, range(1), Share(1)))
+
+    def rows(x: Any) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct((plan.devices * each, *x.shape[1:]), x.dtype)
+
+    compiled = experiment.step.lower(state, jax.tree.map(rows, one)).compile()
+    found: Any = compiled.memory_analysis()
+    # The new state takes the memory of the old one; the metrics need their own.
+    metrics = found.output_size_in_bytes - found.alias_size_in_bytes
+    batches = (1 + IN_FLIGHT) * each * size(one)
+    return Memory(size(state), batches, found.temp_size_in_bytes + metrics)
+
+
+def largest_fit(
+    measure: Callable[[int], int], first: tuple[int, int], limit: int
+) -> tuple[int, int] | None:
+    """Returns the largest n with measure(n) ≤ limit that it finds, and measure(n).
+
+    `first` is an n ≥ 1 and its measure, which should grow almost linearly with n. The
+    next n is where a line through the two measures nearest to the limit reaches it.
+    Returns None if it finds no n ≥ 1 that fits.
+    """
+    known = dict([first])
+    n = max(1, int(first[0] * limit / first[1]))
+    if n == first[0] and first[1] <= limit:
+        n += 1  # a line needs two points
+    for _ in range(_MOST_COMPILATIONS):
+        if n in known:
+            break
+        known[n] = measure(n)
+        near = sorted(known.items(), key=lambda found: abs(found[1] - limit))[:2]
+        (a, at_a), (b, at_b) = sorted(near)
+        slope = (at_b - at_a) / (b - a)
+        if slope <= 0:
+            break
+        n = max(1, int(a + (limit - at_a) / slope))
+    return max((x for x in known.items() if x[1] <= limit), default=None)
