@@ -20,6 +20,4 @@ locked_venv gpu 12 13 "python3.13 python3.12 python3" requirements.lock \
 if [ "$1" = program ]; then
     exec "$python" -m benchmarks.speed.gpu_program
 fi
-# Without a GPU to compile for, all of these tests would skip.
-"$python" -c 'from examples.imagenet.compile_for import gpus; print(gpus("h100", 1))'
 exec "$python" -m pytest -p no:cacheprovider tests/benchmarks/test_gpu_program.py
