@@ -4,7 +4,7 @@ VENV := .venv
 PY := $(VENV)/bin/python
 STAMP := $(VENV)/.ready-$(JAX)
 
-.PHONY: help train test floor newest lint docs format report clean
+.PHONY: help train test floor newest gpu-program gpu-test lint docs format report clean
 .DEFAULT_GOAL := help
 
 help:
@@ -13,6 +13,8 @@ help:
 	@echo "make floor   run the package's tests on the oldest jax and optax it supports"
 	@echo "make newest  run the package's tests, those with Flax, Haiku and Equinox, and a short"
 	@echo "             training run on the newest jax (skipped without Python 3.12 or 3.13)"
+	@echo "make gpu-test     run the tests that compile for an NVIDIA H100; no GPU is needed"
+	@echo "make gpu-program  count kernels and memory of steps compiled for an NVIDIA H100"
 	@echo "make lint    check format, style, types and who imports whom"
 	@echo "make docs    build the documentation into site/"
 	@echo "make report  put the benchmarks' results into the tables of the pages"
@@ -29,6 +31,9 @@ test: $(STAMP)
 
 floor newest:
 	tools/test_package.sh $@
+
+gpu-program gpu-test:
+	tools/compile_for_gpu.sh $(@:gpu-%=%)
 
 lint: $(STAMP)
 	$(PY) -m ruff format --check .
@@ -52,4 +57,4 @@ $(STAMP): requirements.lock requirements-cuda.lock tools/make_venv.sh
 	@touch $@
 
 clean:
-	rm -rf $(VENV) .venv-floor .venv-newest .venv-peers runs .pytest_cache .mypy_cache .ruff_cache site
+	rm -rf $(VENV) .venv-floor .venv-newest .venv-gpu .venv-peers runs .pytest_cache .mypy_cache .ruff_cache site

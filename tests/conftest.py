@@ -40,8 +40,11 @@ def pytest_collection_finish():
 
 @pytest.fixture(scope="module", autouse=True)
 def compile_fast(request):
-    """Tests take longer to compile than to run, but for those of whole AlexNets."""
-    fast = request.path.name != "test_models.py"
+    """Tests take longer to compile than to run, but for those of whole AlexNets.
+
+    Those of programs for a GPU need all optimizations.
+    """
+    fast = request.path.name not in ("test_models.py", "test_gpu_program.py")
     jax.config.update("jax_disable_most_optimizations", fast)
 
 

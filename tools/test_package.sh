@@ -6,31 +6,13 @@
 # Every warning is an error. If no suitable Python is found, it says so and succeeds.
 set -eu
 cd "$(dirname "$0")/.."
-. tools/find_python.sh
+. tools/locked_venv.sh
 name=${1:-nothing}
 case $name in
-    floor) locked=requirements-floor.lock lowest=11 highest=12
-        pythons="python3.11 python3.12 python3" ;;
-    newest) locked=requirements.lock lowest=12 highest=13
-        pythons="python3.13 python3.12 python3" ;;
+    floor) locked_venv floor 11 12 "python3.11 python3.12 python3" requirements-floor.lock ;;
+    newest) locked_venv newest 12 13 "python3.13 python3.12 python3" requirements.lock ;;
     *) echo "got $name; give floor or newest" >&2; exit 2 ;;
 esac
-# shellcheck disable=SC2086
-if ! base=$(find_python "$lowest" "$highest" $pythons); then
-    echo "make $name: skipped, because no Python 3.$lowest or 3.$highest with the venv module" \
-        "was found on the PATH or in pyenv; install one to run these tests"
-    exit 0
-fi
-
-venv=.venv-$name
-python=$venv/bin/python
-if [ ! -e "$venv/ready" ] || [ "$locked" -nt "$venv/ready" ] ||
-    [ tools/test_package.sh -nt "$venv/ready" ]; then
-    rm -rf "$venv"
-    "$base" -m venv "$venv"
-    "$python" -m pip install -qq --disable-pip-version-check -r "$locked"
-    touch "$venv/ready"
-fi
 "$python" - <<'PY'
 import platform, jax, numpy, optax
 print(f"Python {platform.python_version()}, jax {jax.__version__},"
