@@ -38,7 +38,7 @@ def describe_memory(experiment: Experiment, gpu: Gpu) -> Iterator[str]:
 
     The devices of the experiment are those of `compile_for.gpus`. The lines say whether
     the step fits into what JAX reserves of the GPU's memory, and the largest batch that
-    does. They take about four compilations.
+    does. They take about three compilations.
     """
     plan, limit = experiment.plan, int(_RESERVED * memory(gpu))
     start = time.monotonic()
@@ -87,24 +87,24 @@ def compile_step(experiment: Experiment, images_per_slot: int) -> Memory:
 def largest_fit(
     measure: Callable[[int], int], first: tuple[int, int], limit: int
 ) -> tuple[int, int] | None:
-    """Returns the largest n with measure(n) ≤ limit that it finds, and measure(n).
+    """Returns a large n with measure(n) ≤ limit, and measure(n); None if 1 is too much.
 
-    `first` is an n ≥ 1 and its measure, which should grow almost linearly with n. The
-    next n is where a line through the two measures nearest to the limit reaches it.
-    Returns None if it finds no n ≥ 1 that fits.
+    If the measure is linear, n is within 1 % of the largest. `first` is an n ≥ 1 and
+    its measure. The next n is where a line through the two measures nearest to the
+    limit reaches it, unless that contradicts what is known.
     """
     known = dict([first])
-    n = max(1, int(first[0] * limit / first[1]))
-    if n == first[0] and first[1] <= limit:
-        n += 1  # a line needs two points
     for _ in range(_MOST_COMPILATIONS):
-        if n in known:
+        fits = max((n for n in known if known[n] <= limit), default=0)
+        fails = min((n for n in known if n > fits), default=0)
+        (a, at_a), *others = sorted(
+            known.items(), key=lambda found: abs(found[1] - limit)
+        )
+        b, at_b = others[0] if others else (0, 0)
+        n = int(a + (limit - at_a) * (b - a) / (at_b - at_a)) if at_a != at_b else 0
+        if n <= fits or (fails and n >= fails):
+            n = (fits + fails) // 2 if fails else 2 * fits
+        if n <= 1.01 * fits and others:
             break
         known[n] = measure(n)
-        near = sorted(known.items(), key=lambda found: abs(found[1] - limit))[:2]
-        (a, at_a), (b, at_b) = sorted(near)
-        slope = (at_b - at_a) / (b - a)
-        if slope <= 0:
-            break
-        n = max(1, int(a + (limit - at_a) / slope))
     return max((x for x in known.items() if x[1] <= limit), default=None)

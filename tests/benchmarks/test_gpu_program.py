@@ -3,6 +3,7 @@
 `make gpu-test` runs these tests, in an environment where JAX can compile for a GPU.
 """
 
+import re
 from functools import cache
 from importlib.util import find_spec
 
@@ -13,7 +14,8 @@ from benchmarks.networks import shapes
 from benchmarks.results import read
 from benchmarks.speed.gpu_program import FILE, LARS, measure_step, measure_update
 from benchmarks.speed.optimizer_step import BASE, OPTIMIZERS
-from examples.imagenet.compile_for import gpus
+from examples.imagenet.cli import main
+from examples.imagenet.compile_for import gpus, memory
 
 if find_spec("jax_cuda13_plugin") is None:
     reason = "JAX has no CUDA plugin here; make gpu-test runs these tests with it"
@@ -90,3 +92,14 @@ def test_convolutions_stay_in_bfloat16_and_activations_in_place(step, network):
     record = step(network, 1)
     assert list(record["convolutions"]) == ["bf16 NHWC"]
     assert record["transposed_bytes"] == 0
+
+
+def test_a_dry_run_tells_the_largest_batch_that_fits(capsys):
+    flags = "--network alexnet_bn_small --devices 2 --dry-run --compile-for h100"
+    main([*flags.split(), "--optimizer", "sgd"])
+    *_, compiled, parts, largest = capsys.readouterr().out.splitlines()
+    assert re.fullmatch(r"compiled   for 2 × h100 in \d+ s, not run", compiled)
+    limit = 0.75 * memory("h100") / 2**30
+    assert f"it fits into the {limit:.1f} GiB that JAX reserves" in parts
+    taken = float(re.search(r" per slot, which take ([\d.]+) GiB$", largest)[1])
+    assert 0.8 * limit < taken <= limit + 0.05  # the last digit is rounded
