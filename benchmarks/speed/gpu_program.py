@@ -93,30 +93,27 @@ def measure_update(tx: Any, network: str, dtype: str, gpu: jax.Device) -> Record
 
 
 def measure_step(
-    tx: Any,
-    network: str,
-    devices: Sequence[jax.Device],
-    micro_batches: int,
-    images: int = IMAGES,
-    side: int | None = None,
-    **options: Any,
+    tx: Any, network: str, devices: Sequence[jax.Device], micro_batches: int
 ) -> Record:
     """Measures the trainer's step in bfloat16, run on the devices by its `pmap`.
 
-    Each micro-batch has `images` square images of `side` pixels on each device; None is
-    the full size. `options` are further ones of `make_model`.
+    Each micro-batch has `IMAGES` images on each device, of the network's full size.
     """
-    side = side or image_pixels(network)
-    pixels: Any = {
-        "pixel_mean": 128.0,
-        "pixel_std": published_pixel_std(network) or 1.0,
-    }
-    model = make_model(network, classes=1000, dtype="bfloat16", **pixels, **options)
+    side = image_pixels(network)
+    platform = devices[0].platform
+    model = make_model(
+        network,
+        classes=1000,
+        pixel_mean=128.0,
+        pixel_std=published_pixel_std(network) or 1.0,
+        dtype="bfloat16",
+        platform=platform,
+    )
     state = jax.eval_shape(partial(init_state, 0, model, tx, (side, side, 3)))
     step = partial(train_step, model=model, tx=tx, accumulate=micro_batches)
-    on_gpu = partial(step, platform=devices[0].platform)
+    on_gpu = partial(step, platform=platform)
     parallel = parallelize(on_gpu, devices, donate_state=True)
-    rows = len(devices) * micro_batches * images
+    rows = len(devices) * micro_batches * IMAGES
     batch = Batch(
         images=jax.ShapeDtypeStruct((rows, side, side, 3), jnp.uint8),
         labels=jax.ShapeDtypeStruct((rows,), jnp.int32),
@@ -135,7 +132,7 @@ def measure_step(
             for kernel in reduces
         ),
         "convolutions": convolutions(kernels),
-        "transposed_bytes": transposed_bytes(kernels, images, sizes),
+        "transposed_bytes": transposed_bytes(kernels, IMAGES, sizes),
     }
 
 

@@ -51,6 +51,13 @@ def step(eight_gpus):
     return measured
 
 
+def test_gpus_are_of_one_host_and_leave_the_backend(eight_gpus):
+    assert [gpu.id for gpu in eight_gpus] == list(range(8))
+    assert {gpu.process_index for gpu in eight_gpus} == {jax.process_index()}
+    assert {gpu.platform for gpu in eight_gpus} == {"gpu"}
+    assert jax.default_backend() == "cpu"
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_sgd_takes_five_passes_and_a_kernel_for_each_leaf(update, dtype):
     sgd = update(BASE, dtype)

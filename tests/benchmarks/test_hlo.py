@@ -1,7 +1,8 @@
-"""Counting kernels and bytes in small programs in the text form of XLA."""
+"""Counts of kernels, bytes and convolutions in small programs, written by hand."""
 
 import pytest
 
+from benchmarks.speed.gpu_program import convolutions, transposed_bytes
 from benchmarks.speed.hlo import Array, parse
 
 MODULE = """\
@@ -41,6 +42,12 @@ HloModule jit_f, is_scheduled=true, entry_computation_layout={(f32[8]{0})->f32[8
 %inner (y: f32[8,4]) -> f32[8,4] {
   %y = f32[8,4]{1,0} parameter(0)
   ROOT %d = f32[8,4]{1,0} dot(%y, %y), metadata={op_name="a(b)"}
+}
+
+%turned (p.3: f32[8,4]) -> f32[4,8] {
+  %p.3 = f32[8,4]{1,0} parameter(0)
+  %n.3 = f32[8,4]{1,0} negate(%p.3)
+  ROOT %t.3 = f32[4,8]{1,0} transpose(%n.3), dimensions={1,0}
 }
 
 ENTRY %main (a: f32[8,4], b: f32[4,8]) -> f32[8,4] {
@@ -136,3 +143,31 @@ def test_layout_and_name_are_read():
     assert kernel.instruction.name == "copy.1-x_2"
     assert kernel.instruction.outputs == (Array("u8", (8, 4), (0, 1)),)
     assert [operand.name for operand in kernel.operands] == ["a"]
+
+
+def test_convolutions_are_counted_by_dtype_and_layout():
+    target = 'custom_call_target="__cudnn$convForward"'
+    entry = (
+        "%x = bf16[8,4]{1,0} parameter(2)",
+        f"%c = (bf16[8,4]{{1,0}}, u8[0]) custom-call(%x, %x), {target},"
+        " dim_labels=b01f_o01i->b01f, window={size=3x3}",
+        f"%d = (bf16[8,4]{{1,0}}, u8[0]) custom-call(%x, %b, %a), {target},"
+        " dim_labels=b01f_o01i->b01f",
+        "%e = f32[8,4]{1,0} convolution(%a, %b), dim_labels=bf01_oi01->bf01",
+        "ROOT %f = f32[8,4]{1,0} dot(%a, %b)",
+    )
+    counts = {"bf16 NHWC": 1, "bf16/f32 NHWC": 1, "f32 NCHW": 1}
+    assert convolutions(kernels(*entry)) == counts
+
+
+def test_kernels_that_transpose_or_copy_an_activation_count_whole():
+    entry = (
+        "%c = f32[8,4]{1,0} copy(%a)",
+        "%d = f32[4,8]{1,0} fusion(%a), kind=kInput, calls=%turned",
+        "%e = f32[2,4]{1,0} fusion(%a), kind=kLoop, calls=%half",
+        "ROOT %r = f32[8,8]{1,0} dot(%a, %b)",
+    )
+    found = kernels(*entry)
+    assert transposed_bytes(found, images=8, parameter_sizes={64}) == 2 * 2 * 4 * 32
+    assert transposed_bytes(found, images=8, parameter_sizes={32}) == 0
+    assert transposed_bytes(found, images=5, parameter_sizes={64}) == 0

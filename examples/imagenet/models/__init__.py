@@ -55,6 +55,7 @@ def make_model(
     dropout: float | None = None,
     zero_init_last_bn: bool = False,
     bn_axis_name: AxisName = None,
+    platform: str | None = None,
 ) -> Network:
     """Returns the network of this name as a Flax module, without parameters.
 
@@ -75,6 +76,8 @@ def make_model(
         starts at 0 instead of 1, for ResNets.
       bn_axis_name: mapped axes over which BatchNorm takes its moments together, for
         networks with BatchNorm; None for the moments of each device's own images.
+      platform: platform of the devices that run the network, such as "gpu", for which
+        some operations have another form; None for `jax.default_backend()`.
     """
     entry = _entry(network)
     check_number("classes", classes, low=1)
@@ -98,7 +101,14 @@ def make_model(
         check_number("dropout", dropout, low=0, below=1)
     compute = _compute_dtype(dtype)
     return entry.build(
-        classes, pixel_mean, pixel_std, width, compute, **entry.fixed, **given
+        classes,
+        pixel_mean,
+        pixel_std,
+        width,
+        compute,
+        platform=platform,
+        **entry.fixed,
+        **given,
     )
 
 

@@ -81,7 +81,12 @@ class AlexNet(Network):
         form = FORMS[self.form]
         affine = {"use_scale": form.affine, "use_bias": form.affine}
         norm = partial(batch_norm, train, self.dtype, self.bn_axis_name, **affine)
-        conv = partial(Conv, kernel_init=nn.initializers.normal(0.01), dtype=self.dtype)
+        conv = partial(
+            Conv,
+            kernel_init=nn.initializers.normal(0.01),
+            dtype=self.dtype,
+            platform=self.platform,
+        )
         x = self.normalized(images, _SMALLEST)
         rows = zip(_CONVOLUTIONS, form.conv_bias, form.after, strict=True)
         for i, (layer, bias, after) in enumerate(rows, start=1):

@@ -35,6 +35,7 @@ class Network(nn.Module):
     # Mapped axes over which BatchNorm takes its moments together; None for the images
     # of one call alone.
     bn_axis_name: AxisName = None
+    platform: str | None = None  # of the devices that run it; None for JAX's default
 
     def normalized(self, images: jax.Array, smallest: int = 1) -> jax.Array:
         """Returns the images less `pixel_mean`, divided by `pixel_std`, in `dtype`.
@@ -89,6 +90,7 @@ class Conv(nn.Module):
     bias: float | None = None  # initial value; None for no bias
     kernel_init: Any = HE
     dtype: Any = jnp.float32  # of activations and products
+    platform: str | None = None  # of the devices that run it; None for JAX's default
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -96,7 +98,8 @@ class Conv(nn.Module):
         kernel: jax.Array = self.param("kernel", self.kernel_init, shape)
         weights = kernel.astype(self.dtype)
         form = self.groups, self.stride, self.padding
-        y = grouped_conv(x, weights, *form, as_slices=_grouped_convolution_is_slow())
+        as_slices = _grouped_convolution_is_slow(self.platform)
+        y = grouped_conv(x, weights, *form, as_slices=as_slices)
         if self.bias is None:
             return y
         init = nn.initializers.constant(self.bias)
@@ -133,9 +136,9 @@ def grouped_conv(
     )
 
 
-def _grouped_convolution_is_slow() -> bool:
+def _grouped_convolution_is_slow(platform: str | None) -> bool:
     """Returns True on CPUs, where one convolution for each group is much faster."""
-    return jax.default_backend() == "cpu"
+    return (platform or jax.default_backend()) == "cpu"
 
 
 def local_response_norm(x: jax.Array) -> jax.Array:

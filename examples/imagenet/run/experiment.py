@@ -122,7 +122,8 @@ class Experiment:
         # Rounded up, so that every device gets as many images.
         self.eval_batch = -(-batching.eval_batch_size // len(devices)) * len(devices)
         self.schedule = make_schedule(self.recipe, images)
-        self.model = build_model(config.model, dataset)
+        platform = devices[0].platform
+        self.model = build_model(config.model, dataset, platform)
         self.tx = make_optimizer(self.recipe, images)
         update = partial(
             train_step,
@@ -132,7 +133,7 @@ class Experiment:
             solvers=batching.solvers_per_device,
             label_smoothing=self.recipe.label_smoothing,
             layer_stats=self.recipe.layer_stats,
-            platform=devices[0].platform,
+            platform=platform,
         )
         spread = partial(parallelize, devices=devices, engine=batching.engine)
         self.step = spread(update, donate_state=True)
@@ -240,8 +241,12 @@ class Experiment:
         return Scores(loss, accuracy, top5, count)
 
 
-def build_model(model: Model, dataset: Dataset) -> nn.Module:
+def build_model(
+    model: Model, dataset: Dataset, platform: str | None = None
+) -> nn.Module:
     """Returns the network, which normalizes the pixels of the data set.
+
+    `platform` is that of the devices that run it; None is JAX's default.
 
     It subtracts the data's mean and divides by the published standard deviation of the
     network, or by the data's own if there is none. Raises ValueError if that is 0, and
@@ -266,6 +271,7 @@ def build_model(model: Model, dataset: Dataset) -> nn.Module:
             dropout=model.dropout,
             zero_init_last_bn=model.zero_init_last_bn,
             bn_axis_name=axes,
+            platform=platform,
         )
     except ValueError as error:
         # Name the flag: "bn_axis_name: …" becomes "--bn: …".
