@@ -7,11 +7,11 @@ from lars_optax import recipes as recipes
 from lars_optax._larc import larc as larc
 from lars_optax._lars import lars as lars
 from lars_optax._lars import scale_by_lars as scale_by_lars
-from lars_optax._layer_stats import LayerStats as LayerStats
 from lars_optax._layer_stats import layer_stats as layer_stats
 from lars_optax._masks import exclude_bias_and_norm as exclude_bias_and_norm
 from lars_optax._masks import match_paths as match_paths
 from lars_optax._plots import plot_layer_stats as plot_layer_stats
+from lars_optax._rule import LayerStats as LayerStats
 from lars_optax._schedules import epochs_to_steps as epochs_to_steps
 from lars_optax._schedules import linear_scaling as linear_scaling
 from lars_optax._schedules import sqrt_scaling as sqrt_scaling

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from lars_optax._layer_stats import LayerStats
+from lars_optax._rule import LayerStats
 from lars_optax._tables import layer_name
 from lars_optax._transform import ScaleByLarsState
 from lars_optax._tree import Path, flatten, is_empty, list_some, path_string, quote

@@ -5,7 +5,7 @@ state.
 """
 
 import functools
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -14,20 +14,8 @@ import optax
 from lars_optax._axes import resolve_stacked_axes
 from lars_optax._masks import BY_ROLE, Mask
 from lars_optax._norms import norm_dtype, sum_of_squares
-from lars_optax._rule import FALLBACK_RATIO, Layer, Settings, norms_of
+from lars_optax._rule import FALLBACK_RATIO, LayerStats, Settings
 from lars_optax._tree import flatten, is_empty, replace_leaves
-
-
-class LayerStats(NamedTuple):
-    """The norms and the trust ratio of one leaf.
-
-    Each field is a scalar, or a vector over the layers that the leaf stacks. Its dtype
-    is float32, or float64 for float64 parameters.
-    """
-
-    param_norm: jax.Array  # ‖w‖
-    grad_norm: jax.Array  # ‖g‖
-    trust_ratio: jax.Array  # λ or fallback_ratio, the factor of g + βw
 
 
 def layer_stats(
@@ -117,39 +105,27 @@ def layer_stats(
             "weight_decay(count), its value at the current step."
         )
     layers = settings.layers(grads, params)
-    return stats_tree(grads, layers, settings.trust_ratios(layers))
+    return stats_tree(grads, settings.layer_stats(layers))
 
 
-def stats_tree(
-    grads: optax.Updates, layers: list[Layer], ratios: list[jax.Array]
-) -> Any:
-    """Returns a tree like `grads` with the norms and the trust ratio of each layer.
+def stats_tree(grads: optax.Updates, stats: list[LayerStats]) -> Any:
+    """Returns a tree like `grads` with the statistics of each layer as leaves.
 
-    Each leaf is a `LayerStats`, or None if the gradient is None. `layers` and `ratios`
-    have one entry for each gradient that is not None.
+    `stats` has one entry for each gradient that is not None.
     """
-    arrays = [x.param for x in layers] + [x.grad for x in layers]
-    norms = norms_of(arrays, layers + layers)
-    pairs = zip(norms[: len(layers)], norms[len(layers) :], strict=True)
-    stats = (
-        LayerStats(w, g, ratio if x.adapted else jnp.full_like(w, ratio))
-        for x, (w, g), ratio in zip(layers, pairs, ratios, strict=True)
-    )
-    leaves = flatten(grads)[1]
-    return replace_leaves(grads, (x if is_empty(x) else next(stats) for x in leaves))
+    rest, leaves = iter(stats), flatten(grads)[1]
+    return replace_leaves(grads, (x if is_empty(x) else next(rest) for x in leaves))
 
 
-def newest_stats(
-    old: Any, grads: optax.Updates, layers: list[Layer], ratios: list[jax.Array]
-) -> Any:
-    """Returns the statistics of each layer for these gradients.
+def newest_stats(old: Any, grads: optax.Updates, stats: list[LayerStats]) -> Any:
+    """Returns a tree like `grads` with the statistics of each layer as leaves.
 
     A leaf whose gradient is None keeps its statistics from `old`.
     """
     return jax.tree.map(
         lambda before, now: before if now is None else now,
         old,
-        stats_tree(grads, layers, ratios),
+        stats_tree(grads, stats),
         is_leaf=lambda x: isinstance(x, LayerStats),
     )
 

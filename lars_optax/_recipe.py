@@ -369,7 +369,7 @@ class Recipe:
         self._require("weight_decay")
         settings = self._settings(stacked_axes, axis_name)
         layers = settings.layers(grads, params)
-        return stats_tree(grads, layers, settings.trust_ratios(layers))
+        return stats_tree(grads, settings.layer_stats(layers))
 
     def _settings(self, stacked_axes: Any, axis_name: Any) -> Settings:
         decayed = adapted = self.mask

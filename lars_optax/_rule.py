@@ -5,6 +5,9 @@ XLA also finds the same reductions in both and computes them once.
 """
 
 import dataclasses
+import functools
+import itertools
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -18,7 +21,7 @@ from lars_optax._axes import (
     shapes_for_roles,
 )
 from lars_optax._masks import Mask, check_mask, refuse_empty_default, resolve_mask
-from lars_optax._norms import layer_norms, norm_dtype
+from lars_optax._norms import layer_sums, norm_dtype, per_platform, safe_sqrt
 from lars_optax._tree import check_parameter, check_updates, flatten, is_empty
 from lars_optax._validate import check_number, is_zero
 
@@ -36,6 +39,18 @@ class Layer(NamedTuple):
     adapted: bool  # whether λ is computed; otherwise fallback_ratio replaces it
     stacked: int | None  # the axis along which the leaf stacks layers
     axis_names: AxisNames  # the mesh axes over which the leaf is sharded
+
+
+class LayerStats(NamedTuple):
+    """The norms and the trust ratio of one leaf.
+
+    Each field is a scalar, or a vector over the layers that the leaf stacks. Its dtype
+    is float32, or float64 for float64 parameters.
+    """
+
+    param_norm: jax.Array  # ‖w‖
+    grad_norm: jax.Array  # ‖g‖
+    trust_ratio: jax.Array  # λ or fallback_ratio, the factor of g + βw
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -163,57 +178,133 @@ class Settings:
         Leaves that the trust ratio mask excludes have `fallback_ratio`. The factor is a
         scalar, or a vector with one value for each layer that the leaf stacks.
         """
-        joint = self.denominator == "joint"
-        adapted = [x for x in layers if x.adapted]
-        grads = [x.decayed_grad if joint else x.grad for x in adapted]
-        norms = norms_of([x.param for x in adapted] + grads, adapted + adapted)
-        pairs = zip(norms[: len(adapted)], norms[len(adapted) :], strict=True)
-        ratios = (
-            trust_ratio(w, g, 0 if joint else x.weight_decay, self)
-            for x, (w, g) in zip(adapted, pairs, strict=True)
-        )
+        stats = iter(self._measure([x for x in layers if x.adapted]))
         fallback = jnp.asarray(self.fallback_ratio)
-        return [next(ratios) if x.adapted else fallback for x in layers]
+        return [next(stats).trust_ratio if x.adapted else fallback for x in layers]
+
+    def layer_stats(self, layers: list[Layer], kept: bool = False) -> list[LayerStats]:
+        """Returns the norms and the factor of each leaf, as in `trust_ratios`.
+
+        `kept` says that each number becomes an array of an optimizer's state.
+        """
+        return self._measure(layers, grad_norms=True, kept=kept)
+
+    def _measure(
+        self, layers: list[Layer], grad_norms: bool = False, kept: bool = False
+    ) -> list[LayerStats]:
+        joint = self.denominator == "joint"
+        arrays = []
+        for x in layers:
+            in_denominator = x.decayed_grad if joint and x.adapted else x.grad
+            arrays.append([x.param, in_denominator])
+            if joint and x.adapted and grad_norms:
+                arrays[-1].append(x.grad)
+        stacked, names = [x.stacked for x in layers], [x.axis_names for x in layers]
+        sums, numbers = layer_sums(arrays, stacked, names), self._numbers()
+
+        def stats(layer: Layer, sums: Sequence[jax.Array]) -> Any:
+            weight_decay = 0 if joint else layer.weight_decay
+            return _stats(list(sums), layer.adapted, weight_decay, numbers)
+
+        def measure(on_gpu: bool) -> list[LayerStats]:
+            if on_gpu:
+                return _at_once(stats, layers, sums, kept)
+            return list(map(stats, layers, sums))
+
+        found: list[LayerStats] = per_platform(measure)
+        return found
+
+    def _numbers(self) -> "Numbers":
+        values = (getattr(self, name) for name in Numbers._fields)
+        # float accepts a Fraction or a large int, which jax.jit does not.
+        return Numbers(
+            *(x if x is None or isinstance(x, jax.Array) else float(x) for x in values)
+        )
 
 
-def norms_of(arrays: list[jax.Array], layers: list[Layer]) -> list[jax.Array]:
-    """Returns the norms of arrays that belong to layers, such as their gradients.
+class Numbers(NamedTuple):
+    """The settings that are numbers and in the formula of the trust ratio."""
 
-    `arrays[i]` belongs to `layers[i]`, and is stacked and sharded in the same way.
+    trust_coefficient: Any
+    eps: Any
+    fallback_ratio: Any
+    max_ratio: Any
+    clip_at: Any
+
+
+# JAX traces this function once for all layers with sums of one type, which is faster.
+@functools.partial(jax.jit, static_argnames="adapted", inline=True)
+def _stats(
+    sums: list[jax.Array], adapted: bool, weight_decay: Any, numbers: Numbers
+) -> LayerStats:
+    """Returns the statistics of a layer from the sums of squares of its arrays.
+
+    The arrays are w, the one whose norm is in the denominator, and g if that is
+    another.
     """
-    return layer_norms(
-        arrays, [x.stacked for x in layers], [x.axis_names for x in layers]
-    )
+    param_norm, norm, *rest = map(safe_sqrt, sums)
+    if adapted:
+        ratio = trust_ratio(param_norm, norm, weight_decay, numbers)
+    else:
+        ratio = jnp.full_like(param_norm, numbers.fallback_ratio)
+    return LayerStats(param_norm, rest[0] if rest else norm, ratio)
+
+
+def _at_once(
+    stats: Callable[[Layer, Sequence[jax.Array]], LayerStats],
+    layers: list[Layer],
+    sums: list[list[jax.Array]],
+    kept: bool,
+) -> list[LayerStats]:
+    """Returns `stats` of each layer, computed by one kernel for layers of one kind.
+
+    These layers have equal settings, and sums of equal types. Their sums are stacked.
+    """
+    found: dict[int, LayerStats] = {}
+    groups: dict[Any, list[int]] = {}
+    for i, (x, row) in enumerate(zip(layers, sums, strict=True)):
+        kind = x.adapted, type(x.weight_decay), x.axis_names, *map(jax.typeof, row)
+        groups.setdefault(kind, []).append(i)
+    for members in groups.values():
+        stats_of = functools.partial(stats, layers[members[0]])
+        columns = zip(*(sums[i] for i in members), strict=True)
+        vectors = [jnp.stack(column) for column in columns]
+        if kept:
+            # XLA computes many scalars from one array by one kernel, but it copies
+            # them out of a vector by a kernel each. The barrier keeps the array.
+            rows = zip(*jax.lax.optimization_barrier(vectors), strict=True)
+            found.update(zip(members, map(stats_of, rows), strict=True))
+        else:
+            rows = zip(*stats_of(vectors), strict=True)
+            found.update(zip(members, itertools.starmap(LayerStats, rows), strict=True))
+    return [found[i] for i in range(len(layers))]
 
 
 def trust_ratio(
-    param_norm: jax.Array, grad_norm: jax.Array, weight_decay: Any, settings: Settings
+    param_norm: jax.Array, grad_norm: jax.Array, weight_decay: Any, numbers: Numbers
 ) -> jax.Array:
     """Returns the trust ratio of a layer with weights w and gradient g.
 
     It is λ = η‖w‖ / (‖g‖ + β‖w‖ + ε), where ‖w‖ is `param_norm`, ‖g‖ is `grad_norm`
-    and β is `weight_decay`. The settings have the trust coefficient η and ε, which is
+    and β is `weight_decay`. The numbers have the trust coefficient η and ε, which is
     `eps`. For the joint denominator pass ‖g + βw‖ as `grad_norm` and 0 as
     `weight_decay`.
 
-    If `settings.clip_at` is a learning rate γ, the result is LARC's factor min(λ/γ, 1).
-    Where a norm is 0, the result is `settings.fallback_ratio`. Where a norm is not
+    If `numbers.clip_at` is a learning rate γ, the result is LARC's factor min(λ/γ, 1).
+    Where a norm is 0, the result is `numbers.fallback_ratio`. Where a norm is not
     finite, it is NaN.
     """
-    eta, eps, fallback = (
-        jnp.asarray(x, param_norm.dtype)
-        for x in (settings.trust_coefficient, settings.eps, settings.fallback_ratio)
-    )
+    eta, eps, fallback = (jnp.asarray(x, param_norm.dtype) for x in numbers[:3])
     # w = 0 in a layer initialised to zero. g = 0 in a layer that does not affect the
     # loss.
     undefined = (param_norm == 0) | (grad_norm == 0)
     # A quotient 0/0 would make the derivative NaN, although `where` discards its value.
     denominator = jnp.where(undefined, 1, grad_norm + weight_decay * param_norm + eps)
     ratio = eta * param_norm / denominator
-    if settings.max_ratio is not None:
-        ratio = jnp.minimum(ratio, jnp.asarray(settings.max_ratio, ratio.dtype))
-    if settings.clip_at is not None:
-        gamma = jnp.asarray(settings.clip_at, ratio.dtype)
+    if numbers.max_ratio is not None:
+        ratio = jnp.minimum(ratio, jnp.asarray(numbers.max_ratio, ratio.dtype))
+    if numbers.clip_at is not None:
+        gamma = jnp.asarray(numbers.clip_at, ratio.dtype)
         # A warm-up may start at γ = 0. The update is then 0 for any finite factor.
         is_zero = gamma == 0
         factor = jnp.minimum(ratio / jnp.where(is_zero, 1, gamma), 1)

@@ -12,8 +12,8 @@ from lars_optax._axes import (
     resolve_stacked_axes,
     shapes_for_roles,
 )
-from lars_optax._layer_stats import LayerStats
 from lars_optax._masks import Mask, resolve_mask
+from lars_optax._rule import LayerStats
 from lars_optax._tree import Path, check_parameter, flatten, is_empty, path_string
 
 

@@ -60,10 +60,13 @@ def transform(
         if has_state:
             state = state._replace(count=optax.safe_increment(state.count))
         layers = now.layers(updates, params)
-        ratios = now.trust_ratios(layers)
         if keep_layer_stats and layers:
-            stats = newest_stats(state.layer_stats, updates, layers, ratios)
-            state = state._replace(layer_stats=stats)
+            stats = now.layer_stats(layers, kept=True)
+            ratios = [x.trust_ratio for x in stats]
+            newest = newest_stats(state.layer_stats, updates, stats)
+            state = state._replace(layer_stats=newest)
+        else:
+            ratios = now.trust_ratios(layers)
         scaled = (_scale(x, ratio) for x, ratio in zip(layers, ratios, strict=True))
         _, old, structure = flatten(updates)
         # None and MaskedNode stay unchanged.

@@ -74,6 +74,15 @@ def strict():
         yield
 
 
+@pytest.fixture(params=[False, True], ids=["for_cpu", "for_gpu"])
+def for_gpu(request, monkeypatch):
+    """The form of the package's program. A CPU runs that for a GPU too."""
+    if request.param:
+        choose = "platform_dependent"
+        monkeypatch.setattr(jax.lax, choose, lambda *, default, cuda, rocm: cuda())
+    return request.param
+
+
 @pytest.fixture
 def tree(tmp_path):
     """The path of class folders of two classes."""

@@ -20,7 +20,10 @@ from trees import assert_equal, learning_rate, train_step
 import lars_optax
 
 REASON = "jax has neither jax.shard_map nor check_vma before 0.6.1"
-pytestmark = pytest.mark.skipif(not hasattr(jax, "shard_map"), reason=REASON)
+pytestmark = [
+    pytest.mark.skipif(not hasattr(jax, "shard_map"), reason=REASON),
+    pytest.mark.usefixtures("for_gpu"),
+]
 
 N, AXIS = 8, "batch"
 SHARE = 4  # examples of a batch on each device

@@ -12,6 +12,8 @@ from trees import GRADS, PARAMS, RECORDED, assert_equal, assert_refused, each_st
 import lars_optax
 from lars_optax import LayerStats
 
+pytestmark = pytest.mark.usefixtures("for_gpu")
+
 OPTIONS = {"weight_decay": 0.003, "trust_coefficient": 0.01}
 KEEPS = partial(lars_optax.scale_by_lars, keep_layer_stats=True)
 

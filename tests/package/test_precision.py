@@ -9,6 +9,8 @@ from trees import GRADS, PARAMS, assert_equal, each_step, train_step, update
 
 import lars_optax
 
+pytestmark = pytest.mark.usefixtures("for_gpu")
+
 
 def cast(dtype):
     return jax.tree.map(lambda x: x.astype(dtype), (PARAMS, GRADS))
@@ -90,6 +92,7 @@ def optimized():
 
 
 @pytest.mark.skipif(jax.__version_info__ < (0, 10), reason="its XLA keeps a wide copy")
+@pytest.mark.parametrize("for_gpu", [False], indirect=True)
 def test_a_step_in_bfloat16_keeps_no_wide_copy_in_memory(optimized):
     w = jnp.ones((256, 256), jnp.bfloat16)
     tx = lars_optax.lars(0.5, 0.01)

@@ -14,6 +14,8 @@ from trees import assert_equal, assert_refused, train_step
 
 import lars_optax
 
+pytestmark = pytest.mark.usefixtures("for_gpu")
+
 LAYERS, INPUTS, WIDTH, CLASSES = 3, 5, 4, 2
 RATE = optax.exponential_decay(0.05, 1, 0.6)
 RULE = {"weight_decay": 0.02, "trust_coefficient": 0.3}

@@ -13,6 +13,8 @@ from trees import GRADS, PARAMS, RECORDED, assert_equal, each_step, train_step, 
 
 import lars_optax
 
+pytestmark = pytest.mark.usefixtures("for_gpu")
+
 LARS = lars_optax.lars(0.3, 0.01, True, 0.01, 0.0, True)
 
 
