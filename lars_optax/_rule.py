@@ -278,7 +278,7 @@ def _at_once(
         if kept:
             # By one kernel XLA computes many scalars from vectors, but it copies only
             # one scalar out of a vector. The barrier keeps the vectors of sums.
-            rows = zip(*jax.lax.optimization_barrier(vectors), strict=True)
+            rows = zip(*map(jax.lax.optimization_barrier, vectors), strict=True)
             found.update(zip(members, map(stats_of, rows), strict=True))
         else:
             rows = zip(*stats_of(vectors), strict=True)
