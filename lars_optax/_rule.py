@@ -192,6 +192,10 @@ class Settings:
     def _measure(
         self, layers: list[Layer], grad_norms: bool = False, kept: bool = False
     ) -> list[LayerStats]:
+        """Returns the statistics of each layer.
+
+        Without `grad_norms`, and with the joint denominator, `grad_norm` is ‖g + βw‖.
+        """
         joint = self.denominator == "joint"
         arrays = []
         for x in layers:
@@ -223,7 +227,7 @@ class Settings:
 
 
 class Numbers(NamedTuple):
-    """The settings that are numbers and in the formula of the trust ratio."""
+    """The settings on which `trust_ratio` depends, as numbers or traced arrays."""
 
     trust_coefficient: Any
     eps: Any
@@ -232,15 +236,15 @@ class Numbers(NamedTuple):
     clip_at: Any
 
 
-# JAX traces this function once for all layers with sums of one type, which is faster.
+# With jit, JAX traces this function once for all layers whose sums have equal types.
 @functools.partial(jax.jit, static_argnames="adapted", inline=True)
 def _stats(
     sums: list[jax.Array], adapted: bool, weight_decay: Any, numbers: Numbers
 ) -> LayerStats:
     """Returns the statistics of a layer from the sums of squares of its arrays.
 
-    The arrays are w, the one whose norm is in the denominator, and g if that is
-    another.
+    These arrays are w, the array whose norm is in the denominator of the trust ratio,
+    and g if that is another array.
     """
     param_norm, norm, *rest = map(safe_sqrt, sums)
     if adapted:
@@ -256,13 +260,15 @@ def _at_once(
     sums: list[list[jax.Array]],
     kept: bool,
 ) -> list[LayerStats]:
-    """Returns `stats` of each layer, computed by one kernel for layers of one kind.
+    """Returns the statistics of each layer, by one kernel for all layers of a kind.
 
-    These layers have equal settings, and sums of equal types. Their sums are stacked.
+    Layers are of one kind if their settings and the types of their sums are equal.
+    Their sums are stacked to vectors.
     """
     found: dict[int, LayerStats] = {}
     groups: dict[Any, list[int]] = {}
     for i, (x, row) in enumerate(zip(layers, sums, strict=True)):
+        # The weight decay of a layer is 0.0 or the same array as in other layers.
         kind = x.adapted, type(x.weight_decay), x.axis_names, *map(jax.typeof, row)
         groups.setdefault(kind, []).append(i)
     for members in groups.values():
@@ -270,9 +276,9 @@ def _at_once(
         columns = zip(*(sums[i] for i in members), strict=True)
         vectors = [jnp.stack(column) for column in columns]
         if kept:
-            # XLA computes many scalars from one array by one kernel, but it copies
-            # them out of a vector by a kernel each. The barrier keeps the array.
-            rows = zip(*jax.lax.optimization_barrier(vectors), strict=True)
+            # By one kernel XLA computes many scalars from vectors, but it copies only
+            # one scalar out of a vector. The barrier keeps the vectors of sums.
+            rows = zip(*map(jax.lax.optimization_barrier, vectors), strict=True)
             found.update(zip(members, map(stats_of, rows), strict=True))
         else:
             rows = zip(*stats_of(vectors), strict=True)

@@ -20,7 +20,7 @@ print(f"Python {platform.python_version()}, jax {jax.__version__},"
 PY
 
 tests="against_reference chains contracts data_parallel diagnostics equivalence errors
-    keep_layer_stats larc precision published recipes schedules sharding transform
+    keep_layer_stats kernels larc precision published recipes schedules sharding transform
     wrappers"
 processes=
 if [ "$name" = newest ]; then

@@ -105,12 +105,13 @@ def test_a_masked_leaf_has_none():
     assert isinstance(stats["conv"], LayerStats)
 
 
-def test_a_scheduled_weight_decay_counts_by_itself():
+def test_a_scheduled_weight_decay_counts_by_itself(for_gpu):
     tx = KEEPS(lambda count: 0.1 * count, True, 0.01)
     for count, (_, state) in enumerate(each_step(tx, [GRADS] * 3)):
         decay = jnp.float32(0.1) * count
         expected = lars_optax.layer_stats(GRADS, PARAMS, decay, True, 0.01)
-        assert_equal(kept(state), expected)
+        # For a GPU one is computed by scalars, the other by vectors: one rounding.
+        assert_equal(kept(state), expected, rtol=2e-7 if for_gpu else 0)
 
 
 def test_wrong_arguments_are_refused():

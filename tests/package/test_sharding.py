@@ -174,6 +174,34 @@ def test_each_set_of_axes_has_one_psum(places, psums, denominator):
     assert not reshapes_a_leaf(lowered.as_text())
 
 
+@pytest.mark.skipif(not hasattr(jax, "shard_map"), reason="types name no mesh axis")
+@pytest.mark.parametrize("kind", ["lars", "joint"])
+def test_each_device_may_have_its_own_gradient_of_a_replicated_weight(kind):
+    """‖w‖ is that of all devices, also beside a leaf whose gradient is of all."""
+    params = {k: PARAMS[k] for k in ("full", "rows", "bias")}
+    tx = optimizer(kind, keep_layer_stats=True)
+
+    @jax.jit
+    @in_shard_map(in_specs=(P(XY), P()), out_specs=(P(XY), P()))
+    def step(scale, params):
+        own = jax.tree.map(lambda w: (w + 1) * scale[0], params)
+        grads = own | {"rows": jax.lax.pmean(own["rows"], XY)}
+        updates, state = tx.update(grads, tx.init(params), params)
+        norms = {
+            k: x.param_norm for k, x in optax.tree.get(state, "layer_stats").items()
+        }
+        return jax.tree.map(lambda x: x[None], updates), norms
+
+    updates, norms = step(jnp.arange(1.0, 5.0), params)
+    assert_equal(norms, jax.tree.map(jnp.linalg.norm, params), rtol=2e-6)
+    for i, found in enumerate(updates["full"]):
+        grads = {
+            k: (w + 1) * (2.5 if k == "rows" else i + 1) for k, w in params.items()
+        }
+        expected = update(optimizer(kind), grads, params)["full"]
+        assert_equal(found, expected, rtol=2e-6)
+
+
 @pytest.mark.parametrize("kind", ["lars", "joint"])
 @pytest.mark.parametrize(("specs", "grads", "trace"), [
     (FSDP, FSDP, FSDP), (TENSOR, TENSOR, TENSOR),
