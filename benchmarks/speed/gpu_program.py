@@ -37,6 +37,7 @@ from examples.imagenet.data.dataset import Batch
 from examples.imagenet.models import image_pixels, make_model, published_pixel_std
 from examples.imagenet.step.devices import parallelize
 from examples.imagenet.step.step import init_state, train_step
+from lars_optax import LayerStats
 
 LARS = "lars_optax.lars"
 FILE = "gpu_program.json"
@@ -56,9 +57,24 @@ STEP_COLUMNS = {
     "GB moved": ("bytes", 1e-9, "{:,.1f}"),
     "convolutions": ("convolutions", 1, "{}"),
     "activations transposed or copied, GB": ("transposed_bytes", 1e-9, "{:.2f}"),
+    "copies": ("copies", 1, "{}"),
     "all-reduces": ("all_reduces", 1, "{}"),
     "all-reduced ÷ gradients": ("all_reduced_over_gradients", 1, "{:.4f}"),
     "compile, s": ("compile_seconds", 1, "{:.0f}"),
+}
+
+
+def no_statistics(grads: Any, params: Any) -> Any:
+    """Returns zeros as the statistics of each layer, which costs the step nothing."""
+    return jax.tree.map(lambda _: LayerStats(*jnp.zeros(3)), params)
+
+
+# The trainer's steps, and the options of `train_step` for each. Without statistics only
+# the loss is checked, and the log has no norms.
+STEPS: dict[str, Record] = {
+    f"{BASE}, no statistics": {"layer_stats": no_statistics},
+    BASE: {},
+    LARS: {},
 }
 
 
@@ -93,11 +109,16 @@ def measure_update(tx: Any, network: str, dtype: str, gpu: jax.Device) -> Record
 
 
 def measure_step(
-    tx: Any, network: str, devices: Sequence[jax.Device], micro_batches: int
+    tx: Any,
+    network: str,
+    devices: Sequence[jax.Device],
+    micro_batches: int,
+    **options: Any,
 ) -> Record:
     """Measures the trainer's step in bfloat16, run on the devices by its `pmap`.
 
     Each micro-batch has `IMAGES` images on each device, of the network's full size.
+    `options` are further arguments of the trainer's `train_step`.
     """
     side = image_pixels(network)
     platform = devices[0].platform
@@ -110,8 +131,8 @@ def measure_step(
         platform=platform,
     )
     state = jax.eval_shape(partial(init_state, 0, model, tx, (side, side, 3)))
-    step = partial(train_step, model=model, tx=tx, accumulate=micro_batches)
-    on_gpu = partial(step, platform=platform)
+    options |= {"model": model, "tx": tx, "accumulate": micro_batches}
+    on_gpu = partial(train_step, platform=platform, **options)
     parallel = parallelize(on_gpu, devices, donate_state=True)
     rows = len(devices) * micro_batches * IMAGES
     batch = Batch(
@@ -119,8 +140,7 @@ def measure_step(
         labels=jax.ShapeDtypeStruct((rows,), jnp.int32),
         mirror=jax.ShapeDtypeStruct((rows,), jnp.bool_),
     )
-    spread = jax.eval_shape(parallel.spread, batch)
-    kernels, record = compile_and_count(parallel.mapped.lower(state, spread))
+    kernels, record = compile_and_count(parallel.lower(state, batch))
     sizes = {leaf.size for leaf in jax.tree.leaves(state.params)}
     reduces = [k for k in kernels if k.instruction.opcode.startswith("all-reduce")]
     return record | {
@@ -133,6 +153,7 @@ def measure_step(
         ),
         "convolutions": convolutions(kernels),
         "transposed_bytes": transposed_bytes(kernels, IMAGES, sizes),
+        "copies": sum(k.times for k in kernels if k.instruction.opcode == "copy"),
     }
 
 
@@ -239,11 +260,12 @@ def main(
         }
         record["updates"][f"{network} {dtype}"] = found
         results.save(FILE, record, packages)
-    tasks = product(trained, devices, micro_batches, (BASE, LARS))
-    for trainee, count, parts, name in tasks:
+    tasks = product(trained, devices, micro_batches, STEPS.items())
+    for trainee, count, parts, (name, options) in tasks:
         title = f"{count} GPU{'s' * (count > 1)}, {parts} micro-batch"
         title += f"{'es' * (parts > 1)}, {name}"
-        step = measure_step(OPTIMIZERS[name], trainee, chips[count], parts)
+        tx = OPTIMIZERS[name.partition(",")[0]]
+        step = measure_step(tx, trainee, chips[count], parts, **options)
         record["steps"].setdefault(trainee, {})[title] = step
         results.save(FILE, record, packages)
     print(update_page(record), step_page(record))

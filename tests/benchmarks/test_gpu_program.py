@@ -101,6 +101,11 @@ def test_convolutions_stay_in_bfloat16_and_activations_in_place(step, network):
     assert record["transposed_bytes"] == 0
 
 
+@pytest.mark.parametrize("network", ["alexnet_bn_small", "resnet_small"])
+def test_neither_weights_nor_momenta_are_copied(step, network):
+    assert step(network, 1)["copies"] <= 1  # of the key from which others are derived
+
+
 def test_a_dry_run_tells_the_largest_batch_that_fits(capsys):
     flags = "--network alexnet_bn_small --devices 2 --dry-run --compile-for h100"
     main([*flags.split(), "--optimizer", "sgd"])

@@ -12,6 +12,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import optax
+from jax.experimental.layout import Layout, with_layout_constraint
 
 import lars_optax
 
@@ -82,7 +83,8 @@ def train_step(
     groups in turn, of `solvers` slots at a time. A slot has its own BatchNorm
     statistics, and a dropout key that depends on its number among the slots of all
     devices. Where and when it is computed changes rounding errors only. On `platform`
-    "cpu" the groups are unrolled, elsewhere they are a loop.
+    "cpu" the groups are unrolled, elsewhere they are a loop and the gradients are put
+    in the memory layout of the parameters.
 
     If the loss or a gradient is not finite, `finite` becomes False and the rest of the
     state stays unchanged, in this update and in all later ones.
@@ -113,7 +115,8 @@ def train_step(
     if axis_name is not None:
         mean = jax.lax.pmean(mean, axis_name)
     loss, (accuracy, moments), grads = mean
-
+    if platform != "cpu":
+        grads = jax.tree.map(_in_order, grads)
     layers = _stack(layer_stats(grads, state.params))
     updates, opt_state = tx.update(grads, state.opt_state, state.params)
     new = state._replace(
@@ -128,6 +131,15 @@ def train_step(
     state = jax.tree.map(partial(jnp.where, finite), new, stays)
     metrics = {"loss": loss, "accuracy": accuracy, "layers": layers, "finite": finite}
     return state, metrics
+
+
+def _in_order(grad: Array) -> Array:
+    """Returns a gradient in the memory layout of its parameter, row-major.
+
+    cuDNN writes the gradient of a kernel in another layout. Without this XLA brings the
+    weights and the momentum into that layout before the update, and back after it.
+    """
+    return with_layout_constraint(grad, Layout(tuple(range(grad.ndim))))
 
 
 def _loss(
