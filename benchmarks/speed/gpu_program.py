@@ -11,7 +11,6 @@ kernel and as a byte moved. Writes benchmarks/results/gpu_program.json after eac
 import time
 from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
-from functools import partial
 from itertools import product
 from typing import Any
 
@@ -25,21 +24,25 @@ from benchmarks.results import BENCHMARKS, Record, Table
 from benchmarks.speed import hlo
 from benchmarks.speed.optimizer_step import (
     BASE,
+    LARS,
     OPTIMIZERS,
     bytes_of,
     full_title,
     lower,
 )
-from benchmarks.speed.training import Dtype
+from benchmarks.speed.training import PLAIN, Dtype, no_stats, trainers_step
 from examples.imagenet import config
 from examples.imagenet.compile_for import Gpu, gpus
 from examples.imagenet.data.dataset import Batch
-from examples.imagenet.models import image_pixels, make_model, published_pixel_std
+from examples.imagenet.models import image_pixels
 from examples.imagenet.step.devices import parallelize
-from examples.imagenet.step.step import init_state, train_step
-from lars_optax import LayerStats
 
-LARS = "lars_optax.lars"
+# The optimizer of each of the trainer's steps, and further arguments of the step.
+STEPS: dict[str, tuple[Any, Record]] = {
+    PLAIN: (OPTIMIZERS[BASE], {"layer_stats": no_stats}),
+    BASE: (OPTIMIZERS[BASE], {}),
+    LARS: (OPTIMIZERS[LARS], {}),
+}
 FILE = "gpu_program.json"
 IMAGES = 256  # of a micro-batch on each device
 NOTE = "\nCompiled for an H100, not run.\n"
@@ -61,20 +64,6 @@ STEP_COLUMNS = {
     "all-reduces": ("all_reduces", 1, "{}"),
     "all-reduced ÷ gradients": ("all_reduced_over_gradients", 1, "{:.4f}"),
     "compile, s": ("compile_seconds", 1, "{:.0f}"),
-}
-
-
-def no_statistics(grads: Any, params: Any) -> Any:
-    """Returns zeros as the statistics of each layer, which costs the step nothing."""
-    return jax.tree.map(lambda _: LayerStats(*jnp.zeros(3)), params)
-
-
-# The trainer's steps, and the options of `train_step` for each. Without statistics only
-# the loss is checked, and the log has no norms.
-STEPS: dict[str, Record] = {
-    f"{BASE}, no statistics": {"layer_stats": no_statistics},
-    BASE: {},
-    LARS: {},
 }
 
 
@@ -120,20 +109,10 @@ def measure_step(
     Each micro-batch has `IMAGES` images on each device, of the network's full size.
     `options` are further arguments of the trainer's `train_step`.
     """
-    side = image_pixels(network)
-    platform = devices[0].platform
-    model = make_model(
-        network,
-        classes=1000,
-        pixel_mean=128.0,
-        pixel_std=published_pixel_std(network) or 1.0,
-        dtype="bfloat16",
-        platform=platform,
-    )
-    state = jax.eval_shape(partial(init_state, 0, model, tx, (side, side, 3)))
-    options |= {"model": model, "tx": tx, "accumulate": micro_batches}
-    on_gpu = partial(train_step, platform=platform, **options)
-    parallel = parallelize(on_gpu, devices, donate_state=True)
+    options |= {"platform": devices[0].platform, "accumulate": micro_batches}
+    init, step = trainers_step(network, "bfloat16", tx, **options)
+    state, side = jax.eval_shape(init), image_pixels(network)
+    parallel = parallelize(step, devices, donate_state=True)
     rows = len(devices) * micro_batches * IMAGES
     batch = Batch(
         images=jax.ShapeDtypeStruct((rows, side, side, 3), jnp.uint8),
@@ -261,10 +240,9 @@ def main(
         record["updates"][f"{network} {dtype}"] = found
         results.save(FILE, record, packages)
     tasks = product(trained, devices, micro_batches, STEPS.items())
-    for trainee, count, parts, (name, options) in tasks:
+    for trainee, count, parts, (name, (tx, options)) in tasks:
         title = f"{count} GPU{'s' * (count > 1)}, {parts} micro-batch"
         title += f"{'es' * (parts > 1)}, {name}"
-        tx = OPTIMIZERS[name.partition(",")[0]]
         step = measure_step(tx, trainee, chips[count], parts, **options)
         record["steps"].setdefault(trainee, {})[title] = step
         results.save(FILE, record, packages)

@@ -35,13 +35,13 @@ from benchmarks.speed.peer import start_peer
 from benchmarks.speed.training import Dtype
 
 RATE, DECAY, MOMENTUM = 1e-3, 5e-4, 0.9  # the weights hardly change at this rate
-BASE = "optax.sgd"
+BASE, LARS = "optax.sgd", "lars_optax.lars"
 
 by_role = lars_optax.exclude_bias_and_norm
 OPTIMIZERS: dict[str, Any] = {
     BASE: optax.sgd(RATE, MOMENTUM),
-    "lars_optax.lars": lars_optax.lars(RATE, DECAY),
-    "lars_optax.lars, all leaves": lars_optax.lars(
+    LARS: lars_optax.lars(RATE, DECAY),
+    f"{LARS}, all leaves": lars_optax.lars(
         RATE, DECAY, weight_decay_mask=True, trust_ratio_mask=True
     ),
     "optax.lars": optax.lars(RATE, DECAY, by_role, trust_ratio_mask=by_role),
@@ -50,7 +50,7 @@ OPTIMIZERS: dict[str, Any] = {
     "optax.adamw": optax.adamw(RATE, weight_decay=DECAY),
 }
 # The optimizers in the README's table.
-MAIN = (BASE, "lars_optax.lars", "optax.lars", "optax.lamb", "timm Lars",
+MAIN = (BASE, LARS, "optax.lars", "optax.lamb", "timm Lars",
         "timm Lars, compiled", "torch.optim.SGD, fused")  # fmt: skip
 COLUMNS = {
     "ratio": ("ratio", 1, "{:.2f}"),

@@ -22,20 +22,23 @@ from typing import Any, NamedTuple
 os.environ["XLA_PYTHON_CLIENT_PREALLOCATE"] = "false"  # leaves PyTorch some memory
 
 import jax
-import numpy as np
 import tyro
 
-import lars_optax
 from benchmarks import results
 from benchmarks.networks import TITLES, shapes
 from benchmarks.results import BENCHMARKS, Record, Table
 from benchmarks.speed import timer
-from benchmarks.speed.optimizer_step import BASE, OPTIMIZERS, make_step
+from benchmarks.speed.optimizer_step import BASE, LARS, OPTIMIZERS, make_step
 from benchmarks.speed.peer import start_peer
-from benchmarks.speed.training import Dtype, Network, TrainingStep, draw_batch
+from benchmarks.speed.training import (
+    PLAIN,
+    Dtype,
+    Network,
+    TrainingStep,
+    draw_batch,
+    no_stats,
+)
 from examples.imagenet.models import image_pixels
-
-PLAIN, LARS = "optax.sgd, no log", "lars_optax.lars"
 
 
 class Options(NamedTuple):
@@ -62,11 +65,6 @@ COLUMNS = {
     "temporary, MB": ("temporary_bytes", 1e-6, "{:.0f}"),
     "out of memory": ("out_of_memory", 1, "yes"),
 }
-
-
-def no_stats(_: Any, params: Any) -> Any:
-    """Replaces the trainer's `layer_stats`: returns constants and computes no norms."""
-    return jax.tree.map(lambda leaf: lars_optax.LayerStats(*np.ones(3, "f")), params)
 
 
 def time_steps(

@@ -4,7 +4,7 @@ import json
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, Literal, get_args
 
@@ -16,10 +16,12 @@ from benchmarks.speed.timer import clock
 from examples.imagenet.data.dataset import Batch
 from examples.imagenet.models import image_pixels, make_model, published_pixel_std
 from examples.imagenet.step.step import init_state, train_step
+from lars_optax import LayerStats
 
 Network = Literal["alexnet", "alexnet_bn", "resnet50"]
 NETWORKS: tuple[Network, ...] = get_args(Network)
 Dtype = Literal["float32", "bfloat16"]
+PLAIN = "optax.sgd, no log"  # the title of a step with `no_stats`
 
 
 def draw_batch(network: str, size: int) -> Any:
@@ -27,6 +29,26 @@ def draw_batch(network: str, size: int) -> Any:
     random, side = np.random.default_rng(0), image_pixels(network)
     images = random.integers(0, 256, (size, side, side, 3), np.uint8)
     return jax.device_put(Batch(images, random.integers(0, 1000, size, np.int32)))
+
+
+def no_stats(_: Any, params: Any) -> Any:
+    """Replaces the trainer's `layer_stats`: returns constants and computes no norms."""
+    return jax.tree.map(lambda leaf: LayerStats(*np.ones(3, "f")), params)
+
+
+def trainers_step(
+    network: str, dtype: Dtype, tx: Any, platform: str, **options: Any
+) -> tuple[Callable[[], Any], Callable[..., Any]]:
+    """Returns functions that make the trainer's state and take its step.
+
+    The images have the network's full size. `options` are further arguments of the
+    trainer's `train_step`.
+    """
+    side, std = image_pixels(network), published_pixel_std(network) or 1.0
+    pixels: Any = {"pixel_mean": 128.0, "pixel_std": std}
+    model = make_model(network, classes=1000, dtype=dtype, platform=platform, **pixels)
+    init = partial(init_state, 0, model, tx, (side, side, 3))
+    return init, partial(train_step, model=model, tx=tx, platform=platform, **options)
 
 
 class TrainingStep:
@@ -39,12 +61,9 @@ class TrainingStep:
     def __init__(
         self, network: str, dtype: Dtype, batch: Any, tx: Any, **options: Any
     ) -> None:
-        std = published_pixel_std(network) or 1.0
-        pixels: Any = {"pixel_mean": 128.0, "pixel_std": std}
-        model = make_model(network, classes=1000, dtype=dtype, **pixels)
+        options |= {"platform": jax.default_backend(), "axis_name": None}
         self.network, self.batch = network, batch
-        self.init = partial(init_state, 0, model, tx, batch.images.shape[1:])
-        step = partial(train_step, model=model, tx=tx, axis_name=None, **options)
+        self.init, step = trainers_step(network, dtype, tx, **options)
         start = time.perf_counter()
         self.state: Any = jax.block_until_ready(self.init())
         ready = time.perf_counter()

@@ -12,8 +12,8 @@ import pytest
 
 from benchmarks.networks import shapes
 from benchmarks.results import read
-from benchmarks.speed.gpu_program import FILE, LARS, measure_step, measure_update
-from benchmarks.speed.optimizer_step import BASE, OPTIMIZERS
+from benchmarks.speed.gpu_program import FILE, measure_step, measure_update
+from benchmarks.speed.optimizer_step import BASE, LARS, OPTIMIZERS
 from examples.imagenet.cli import main
 from examples.imagenet.compile_for import gpus, memory
 
