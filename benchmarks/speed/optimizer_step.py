@@ -7,7 +7,7 @@ and parameters. The leaves are those of ResNet-50, AlexNet and ViT-B/16. Ratios 
 `optax.sgd` with momentum. A copy of all parameters, which is one read and one write, is
 timed too and shows the speed of the memory. With --torch, the optimizers of PyTorch and
 timm are timed in another Python. Run it on a quiet machine; the load average is
-recorded. Writes benchmarks/results/optimizer_step_DEVICE.json.
+recorded. Writes benchmarks/results/optimizer_step_DEVICE.json after each table.
 """
 
 import os
@@ -255,13 +255,13 @@ def main(
     """
     device = jax.local_devices()[0]
     record: Record = {"device": device.device_kind, "results": {}}
+    record["import_adds_milliseconds"] = import_milliseconds()
     for network, dtype in product(networks, dtypes):
         title = f"{network} {dtype}"
         found = measure(network, dtype, rounds, torch)
         record["results"][title] = found
         print(table(title, found), flush=True)
-    record["import_adds_milliseconds"] = import_milliseconds()
-    results.save(f"optimizer_step_{device.platform}.json", record)
+        results.save(f"optimizer_step_{device.platform}.json", record)
 
 
 if __name__ == "__main__":

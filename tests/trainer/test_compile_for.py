@@ -12,6 +12,6 @@ from examples.imagenet.compile_for import gpus
 )
 def test_error_says_what_to_install(monkeypatch):
     monkeypatch.setenv("JAX_SKIP_CUDA_CONSTRAINTS_CHECK", "1")
-    message = r"cannot compile for 8 h100: .*`pip install .*jax-cuda13-plugin==\d"
+    message = r"--compile-for: got 'h100'.*`pip install .*jax-cuda13-plugin==\d"
     with pytest.raises(ValueError, match=message):
         gpus("h100", 8)
