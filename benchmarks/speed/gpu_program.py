@@ -53,11 +53,19 @@ UPDATE_COLUMNS = {
     "temporary, MB": ("temporary_bytes", 1e-6, "{:.2f}"),
     "compile, s": ("compile_seconds", 1, "{:.1f}"),
 }
+MEASURED_COLUMNS = {
+    "kernels, compiled": ("kernels", 1, "{:,}"),
+    "passes, compiled": ("passes", 1, "{:.2f}"),
+    "passes, measured": ("passes_by_xla", 1, "{:.2f}"),
+    "passes at the copy's speed, ms": ("floor_seconds", 1e3, "{:.3f}"),
+    "step, ms": ("median_seconds", 1e3, "{:.3f}"),
+}
 STEP_COLUMNS = {
     "arguments, GiB": ("argument_bytes", 2**-30, "{:.2f}"),
     "temporary, GiB": ("temporary_bytes", 2**-30, "{:.2f}"),
     "kernels": ("kernels", 1, "{:,}"),
     "GB moved": ("bytes", 1e-9, "{:,.1f}"),
+    "in convolutions": ("convolution_bytes", 1e-9, "{:,.1f}"),
     "convolutions": ("convolutions", 1, "{}"),
     "activations transposed or copied, GB": ("transposed_bytes", 1e-9, "{:.2f}"),
     "copies": ("copies", 1, "{}"),
@@ -132,8 +140,14 @@ def measure_step(
         ),
         "convolutions": convolutions(kernels),
         "transposed_bytes": transposed_bytes(kernels, IMAGES, sizes),
+        "convolution_bytes": sum(k.times * k.bytes for k in kernels if layout(k)),
         "copies": sum(k.times for k in kernels if k.instruction.opcode == "copy"),
     }
+
+
+def layout(kernel: hlo.Kernel) -> str:
+    """Returns the layout of a convolution's output, and "" for other kernels."""
+    return kernel.instruction.attribute(r"dim_labels=\S+->(\w+)")
 
 
 def convolutions(kernels: Iterable[hlo.Kernel]) -> dict[str, int]:
@@ -143,11 +157,10 @@ def convolutions(kernels: Iterable[hlo.Kernel]) -> dict[str, int]:
     """
     found: Counter[str] = Counter()
     for kernel in kernels:
-        layout = kernel.instruction.attribute(r"dim_labels=\S+->(\w+)")
-        if layout:
+        if name := layout(kernel):
             arrays = (*kernel.operands[:2], kernel.instruction)
             dtypes = sorted({array.outputs[0].dtype for array in arrays})
-            found[f"{'/'.join(dtypes)} {LAYOUTS.get(layout, layout)}"] += kernel.times
+            found[f"{'/'.join(dtypes)} {LAYOUTS.get(name, name)}"] += kernel.times
     return dict(found)
 
 
@@ -188,6 +201,25 @@ def step_page(record: Record) -> str:
     return text
 
 
+def measured_page(measured: Record) -> str:
+    """Returns Markdown tables of the compiled steps beside the measured ones.
+
+    `measured` is the content of optimizer_step_gpu.json.
+    """
+    updates, text = results.read(FILE)["updates"], ""
+    for title, result in measured["results"].items():
+        compiled = updates.get(title, {"optimizers": {}})["optimizers"]
+        seconds = result["optimizers"]["copy"]["median_seconds"]
+        rows = {}
+        for name in (name for name in compiled if name in result["optimizers"]):
+            row = result["optimizers"][name] | compiled[name]
+            # A copy is two passes: it reads and writes the parameters.
+            rows[name] = row | {"floor_seconds": seconds * row["passes"] / 2}
+        text += f"\n{full_title(title)}, measured on {measured['device']}\n\n"
+        text += results.table(rows, MEASURED_COLUMNS)
+    return text
+
+
 def row(step: Record) -> Record:
     """Returns the record of a trainer's step with what the table has in other words."""
     kinds = (f"{n:,} {kind}" for kind, n in step["convolutions"].items())
@@ -200,6 +232,7 @@ def row(step: Record) -> Record:
 
 
 TABLES = (
+    Table(BENCHMARKS, "gpu_program_measured", "optimizer_step_gpu.json", measured_page),
     Table(BENCHMARKS, "gpu_program_updates", FILE, update_page),
     Table(BENCHMARKS, "gpu_program_steps", FILE, step_page),
 )

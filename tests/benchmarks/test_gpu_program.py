@@ -99,6 +99,7 @@ def test_convolutions_stay_in_bfloat16_and_activations_in_place(step, network):
     record = step(network, 1)
     assert list(record["convolutions"]) == ["bf16 NHWC"]
     assert record["transposed_bytes"] == 0
+    assert 0.1 < record["convolution_bytes"] / record["bytes"] < 0.9
 
 
 @pytest.mark.parametrize("network", ["alexnet_bn_small", "resnet_small"])

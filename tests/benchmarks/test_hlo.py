@@ -2,7 +2,7 @@
 
 import pytest
 
-from benchmarks.speed.gpu_program import convolutions, transposed_bytes
+from benchmarks.speed.gpu_program import convolutions, measured_page, transposed_bytes
 from benchmarks.speed.hlo import Array, parse
 
 MODULE = """\
@@ -171,3 +171,15 @@ def test_kernels_that_transpose_or_copy_an_activation_count_whole():
     assert transposed_bytes(found, images=8, parameter_sizes={64}) == 2 * 2 * 4 * 32
     assert transposed_bytes(found, images=8, parameter_sizes={32}) == 0
     assert transposed_bytes(found, images=5, parameter_sizes={64}) == 0
+
+
+def test_measured_steps_stand_beside_the_compiled_ones():
+    sgd = {"median_seconds": 0.006, "passes_by_xla": 6.0}
+    steps = {"copy": {"median_seconds": 0.002}, "optax.sgd": sgd, "other": sgd}
+    result = {"optimizers": steps}
+    page = measured_page({"device": "G", "results": {"resnet50 float32": result}})
+    assert "ResNet-50, float32, measured on G" in page
+    # Five passes take five halves of a copy, which reads and writes.
+    assert "| optax.sgd | 161 | 5.00 | 6.00 | 5.000 | 6.000 |" in page
+    assert "other" not in page
+    assert measured_page({"device": "G", "results": {}}) == ""
