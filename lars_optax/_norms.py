@@ -58,7 +58,8 @@ def _squares(x: jax.Array) -> jax.Array:
 def per_platform(function: Callable[[bool], Any]) -> Any:
     """Returns function(True) in a program for a GPU, and function(False) in others.
 
-    JAX traces both and compiles one. So both have to return the same types.
+    JAX traces both, and the compiled program has one of them. So both have to return
+    the same types.
     """
     on_gpu = functools.partial(function, True)
     elsewhere = functools.partial(function, False)
@@ -78,9 +79,10 @@ def layer_sums(
 ) -> list[list[jax.Array]]:
     """Returns the sum of squares of each array of each layer.
 
-    The arrays of a layer have one shape. `stacked` has the axis along which they stack
-    layers. At None a sum is a scalar, and otherwise a vector. `axis_names` has the mesh
-    axes over which the arrays are sharded.
+    The arrays of a layer have the same shape. `stacked` has, for each entry of
+    `layers`, the axis along which its arrays stack layers. Their sums are then vectors.
+    Where it is None, they are scalars. `axis_names` has the mesh axes over which the
+    arrays are sharded.
 
     Raises ValueError if a mesh axis is not one of a surrounding `shard_map` or `pmap`.
     """
@@ -109,9 +111,9 @@ def _sums(arrays: list[jax.Array], stacked: int | None) -> list[jax.Array]:
 @functools.partial(jax.jit, static_argnames="stacked", inline=True)
 def _sums_at_once(arrays: list[jax.Array], stacked: int | None) -> list[jax.Array]:
     squares = [_squares(x) for x in arrays]
-    if len({jax.typeof(x) for x in squares}) > 1:  # they are sharded differently
+    if len({jax.typeof(x) for x in squares}) > 1:  # their shardings differ
         return _sums(arrays, stacked)
-    # jnp.stack would reshape.
+    # jnp.stack would reshape the arrays.
     stack = jnp.concatenate([jnp.expand_dims(x, 0) for x in squares])
     axes = [i + 1 for i in range(arrays[0].ndim) if i != stacked]
     return list(jnp.sum(stack, axis=axes))

@@ -1,4 +1,4 @@
-"""The checked settings of LARS, and the trust ratio of a layer.
+"""The checked settings of LARS, and the norms and the trust ratio of each layer.
 
 `scale_by_lars` and `layer_stats` both use this module, so their trust ratios are equal.
 XLA also finds the same reductions in both and computes them once.
@@ -185,7 +185,7 @@ class Settings:
     def layer_stats(self, layers: list[Layer], kept: bool = False) -> list[LayerStats]:
         """Returns the norms and the factor of each leaf, as in `trust_ratios`.
 
-        `kept` says that each number becomes an array of an optimizer's state.
+        `kept` is True if each number becomes an array in the state of an optimizer.
         """
         return self._measure(layers, grad_norms=True, kept=kept)
 
@@ -260,10 +260,10 @@ def _at_once(
     sums: list[list[jax.Array]],
     kept: bool,
 ) -> list[LayerStats]:
-    """Returns the statistics of each layer, by one kernel for all layers of a kind.
+    """Returns the statistics of each layer, with one kernel for all layers of a kind.
 
-    Layers are of one kind if their settings and the types of their sums are equal.
-    Their sums are stacked to vectors.
+    Layers are of the same kind if their settings and the types of their sums are equal.
+    Their sums are stacked into vectors.
     """
     found: dict[int, LayerStats] = {}
     groups: dict[Any, list[int]] = {}
@@ -276,8 +276,9 @@ def _at_once(
         columns = zip(*(sums[i] for i in members), strict=True)
         vectors = [jnp.stack(column) for column in columns]
         if kept:
-            # By one kernel XLA computes many scalars from vectors, but it copies only
-            # one scalar out of a vector. The barrier keeps the vectors of sums.
+            # One kernel can compute many scalars from vectors. To copy the scalars of a
+            # computed vector, XLA would launch a kernel for each. So the statistics are
+            # computed as scalars. The barrier makes XLA keep the vectors of sums.
             rows = zip(*map(jax.lax.optimization_barrier, vectors), strict=True)
             found.update(zip(members, map(stats_of, rows), strict=True))
         else:

@@ -207,7 +207,7 @@ def _out(run: Run) -> Iterator[None]:
 
 
 def _check_kinds(out: Path) -> None:
-    """Raises ValueError if something else stands where a run writes."""
+    """Raises ValueError if the log or picture is a folder, or checkpoints a file."""
     for name in (LOG, _PNG, CHECKPOINTS):
         path, folder = out / name, name == CHECKPOINTS
         if os.path.lexists(path) and path.is_dir() != folder:

@@ -1,4 +1,4 @@
-"""Devices to compile for that this machine need not have: the GPUs of one host.
+"""GPUs to compile for, on a machine that need not have them.
 
 JAX compiles for them as for any other device, but nothing can run on them.
 """
@@ -12,7 +12,7 @@ import jax
 from jax.experimental import topologies
 
 Gpu = Literal["h100"]
-# What XLA asks of a GPU, in the text form of its message GpuTargetConfigProto.
+# What XLA has to know of a GPU, in the text form of its message GpuTargetConfigProto.
 _TARGETS: dict[Gpu, str] = {
     "h100": """
         gpu_device_info {
@@ -53,19 +53,19 @@ def memory(name: Gpu) -> int:
 def gpus(name: Gpu, count: int) -> list[jax.Device]:
     """Returns `count` GPUs of one host, for which JAX can compile but not run.
 
-    JAX still runs on the devices of this machine, so `jax.default_backend()` names
-    those. Call it before anything else uses JAX, unless JAX_PLATFORMS is "cpu". Raises
-    ValueError if JAX cannot compile for NVIDIA GPUs here.
+    JAX still runs on the devices of this machine, and `jax.default_backend()` names
+    those. Call this function before anything else uses JAX, unless JAX_PLATFORMS is
+    "cpu". Raises ValueError if JAX cannot compile for NVIDIA GPUs here.
     """
-    # JAX otherwise loads the plugin only with cuDNN, which compiling does not use. JAX
-    # looks at this variable, and loads plugins, when it first looks for devices.
+    # Without this variable JAX loads the plugin only if cuDNN is installed, which
+    # compiling does not need. JAX reads it when it first looks for devices.
     os.environ.setdefault("JAX_SKIP_CUDA_CONSTRAINTS_CHECK", "1")
     try:
         topology = topologies.get_topology_desc(
             name,
             "cuda",
             target_config=_TARGETS[name],
-            topology=f"1x1x{count}",  # that is 1 partition of 1 host
+            topology=f"1x1x{count}",  # 1 partition of 1 host with `count` GPUs
         )
     except NotImplementedError:
         jaxlib = version("jaxlib")

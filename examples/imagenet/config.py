@@ -356,10 +356,9 @@ class Config:
     #: Train nothing. Print the network's size, the number of updates, how the batch is
     #: split, an estimate of the memory, and the learning rates.
     dry_run: bool = option(False, resume=True)
-    #: With --dry-run: compile the training step for GPUs of this kind, which the
-    #: machine need not have, and print the memory that the step takes and the largest
-    #: batch that fits. Takes minutes, and needs JAX's plugin for CUDA. If not given,
-    #: nothing is compiled.
+    #: With --dry-run: compile the training step for GPUs of this kind, and print the
+    #: memory that the step takes and the largest batch that fits. This takes minutes.
+    #: It needs JAX's CUDA plugin, but no GPU. If not given, nothing is compiled.
     compile_for: Gpu | None = option(None, resume=True)
     data: Data = field(default_factory=Data)
     model: Model = field(default_factory=Model, metadata={"recipe": True})

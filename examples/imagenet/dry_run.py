@@ -87,8 +87,8 @@ def _memory(
     return (
         f"about {(held + kept) / unit:,.1f} {name} on each device:"
         f" {held / unit:,.1f} of state and gradients, {kept / unit:,.1f} of activations"
-        f" of {images:,} images (within a third of what XLA allocates on a CPU; on a"
-        " GPU it allocates less, which --compile-for h100 shows)"
+        f" of {images:,} images (within a third of what XLA allocates on a CPU; for a"
+        " GPU, where it allocates less, give --compile-for h100)"
     )
 
 

@@ -1,7 +1,7 @@
 """Finds the memory that a training step takes on a GPU, by compiling it for the GPU.
 
-The machine needs no GPU. The memory is that which XLA assigns to the program. On a GPU
-cuDNN may take more, because XLA tries its convolutions there and takes the fastest.
+The machine needs no GPU. The memory is what XLA plans for the program. On a GPU it may
+need more, because XLA times the convolutions of cuDNN there and takes the fastest.
 """
 
 import time
@@ -18,15 +18,15 @@ from .run.recorder import IN_FLIGHT
 
 _GIB = 2**30
 _RESERVED = 0.75  # the share of a GPU's memory that JAX reserves by default
-_MOST_COMPILATIONS = 6  # that look for the largest batch
+_MOST_COMPILATIONS = 6  # in the search for the largest batch
 
 
 class Memory(NamedTuple):
     """The bytes that a step takes on one device."""
 
     state: int  # the old state, whose memory the new one takes
-    batches: int  # the batch of this step and those of the steps that wait
-    temporary: int  # gradients, activations and all else that only the step needs
+    batches: int  # the batches of this step and of those that wait for it
+    temporary: int  # gradients, activations and all else that the step itself needs
 
     @property
     def total(self) -> int:
@@ -36,9 +36,9 @@ class Memory(NamedTuple):
 def describe_memory(experiment: Experiment, gpu: Gpu) -> Iterator[str]:
     """Yields lines about the memory that a step takes on each device.
 
-    The devices of the experiment are those of `compile_for.gpus`. The lines say whether
-    the step fits into what JAX reserves of the GPU's memory, and the largest batch that
-    does. They take about three compilations.
+    The devices of the experiment must come from `compile_for.gpus`. The lines say
+    whether the step fits into the part of a GPU's memory that JAX reserves, and the
+    largest batch that does. They take about three compilations.
     """
     plan, limit = experiment.plan, int(_RESERVED * memory(gpu))
     start = time.monotonic()
@@ -49,7 +49,7 @@ def describe_memory(experiment: Experiment, gpu: Gpu) -> Iterator[str]:
     verdict = "fits" if found.total <= limit else "does not fit"
     yield (
         f"           {found.total / _GIB:,.1f} GiB on each GPU: {', '.join(parts)}"
-        f" arrays; it {verdict} into the {limit / _GIB:.1f} GiB that JAX reserves"
+        f" arrays; this {verdict} into the {limit / _GIB:.1f} GiB that JAX reserves"
     )
     largest = largest_fit(
         lambda images: compile_step(experiment, images).total,
@@ -68,7 +68,7 @@ def describe_memory(experiment: Experiment, gpu: Gpu) -> Iterator[str]:
 
 
 def compile_step(experiment: Experiment, images_per_slot: int) -> Memory:
-    """Compiles the step for so many images per slot, and returns its memory."""
+    """Compiles the step for a number of images per slot, and returns its memory."""
     plan, state = experiment.plan, experiment.shapes
     each = images_per_slot * plan.solvers * plan.accumulate
     one, _ = next(experiment.dataset.train.training(0, range(1), Share(1)))
@@ -87,11 +87,13 @@ def compile_step(experiment: Experiment, images_per_slot: int) -> Memory:
 def largest_fit(
     measure: Callable[[int], int], first: tuple[int, int], limit: int
 ) -> tuple[int, int] | None:
-    """Returns a large n with measure(n) ≤ limit, and measure(n); None if 1 is too much.
+    """Returns a large n with measure(n) ≤ limit, and measure(n).
 
-    If the measure is linear, n is within 1 % of the largest. `first` is an n ≥ 1 and
-    its measure. The next n is where a line through the two measures nearest to the
-    limit reaches it, unless that contradicts what is known.
+    Returns None if measure(1) > limit. If the measure is linear, n is within 1 % of the
+    largest. `first` is an n ≥ 1 and its measure. A line through the two known measures
+    nearest to the limit gives the next n to try. If this n is not between the largest
+    that fits and the smallest that does not, their mean is tried. If all fit, twice the
+    largest is tried.
     """
     known = dict([first])
     for _ in range(_MOST_COMPILATIONS):

@@ -67,7 +67,7 @@ class Log:
 
 @contextmanager
 def _explained(path: Path) -> Iterator[None]:
-    """Names the flag and the file in an error of the file system."""
+    """Adds the flag and the file to the message of an OSError."""
     try:
         yield
     except OSError as error:

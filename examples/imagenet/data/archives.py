@@ -152,8 +152,8 @@ def _unpack_validation(path: Path, folder: Path, truth: list[str]) -> Iterator[b
 def _members(file: IO[bytes], pattern: str) -> Iterator[tuple[str, int, IO[bytes]]]:
     """Yields name, size and content of each file in a tar file, in order.
 
-    Raises tarfile.ReadError at a name unlike `pattern`, a name that the archive has
-    twice, or a sparse or special file.
+    Raises tarfile.ReadError at a name that does not match `pattern` or occurs twice,
+    and at a sparse or special file.
     """
     seen: set[str] = set()
     with tarfile.open(fileobj=file, mode="r:") as tar:

@@ -145,8 +145,9 @@ def _check_labels(
 ) -> tuple[int, tuple[str, ...]]:
     """Returns the number of classes, and notes on classes without a training image.
 
-    Raises ValueError if they are more than half of the classes, as after damage to one
-    label, or if a test image has a label that no training image has.
+    Raises ValueError if more than half of the classes have no training image, which a
+    single damaged label can cause. Also raises it if a test image has a label that no
+    training image has.
     """
     present, classes = set(train.labels.tolist()), 1 + int(train.labels.max())
     empty = sorted(set(range(classes)) - present)

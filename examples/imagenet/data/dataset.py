@@ -98,4 +98,4 @@ class Dataset(NamedTuple):
     pixel_mean: Pixels  # of the training images, on the scale 0 to 255
     pixel_std: Pixels  # standard deviation of the same pixels
     notes: tuple[str, ...] = ()  # irregularities in the data, for the user to read
-    broken: tuple[Broken, ...] = ()  # images that the pixel statistics lack
+    broken: tuple[Broken, ...] = ()  # images that the pixel statistics leave out

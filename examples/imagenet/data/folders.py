@@ -184,11 +184,11 @@ def load_folder(
 def _moments(
     tree: Tree, pixels: int, augment: Augment
 ) -> tuple[Colour, Colour, tuple[Broken, ...]]:
-    """Returns mean and standard deviation of each colour channel of the images.
+    """Returns mean and standard deviation of each colour channel, and broken images.
 
-    They are taken over a sample that is spread evenly over the images. Also returns the
-    images of the sample that cannot be read. If there are none, the result is cached
-    until a file of the sample changes or another decoder is installed.
+    The channels are those of a sample that is spread evenly over the images. The broken
+    images are those of the sample that cannot be read. If there are none, the result is
+    cached until a file of the sample changes or another decoder is installed.
     """
     n = min(tree.size, _SAMPLE)
     sample = tree.take(np.arange(n) * tree.size // n)
@@ -242,9 +242,9 @@ def _fingerprint(tree: Tree) -> str:
 def _histogram(
     tree: Tree, pixels: int, augment: Augment
 ) -> tuple[np.ndarray, tuple[Broken, ...]]:
-    """Counts each pixel value in each colour channel of the images, int64 [3, 256].
+    """Returns the count of each pixel value in each colour channel, int64 [3, 256].
 
-    Also returns the images that cannot be read.
+    Also returns the images that cannot be read, whose pixels are not counted.
     """
 
     def count(i: int) -> np.ndarray | Broken:

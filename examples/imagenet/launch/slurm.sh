@@ -42,7 +42,7 @@ if ((status == 0 || status == 2 || status == 3)); then # finished, refused, dive
 elif ((status == 143 && left <= 180)); then
   echo "time limit: going on from the last checkpoint"
 elif ((${SLURM_RESTART_COUNT:-0} < RESTARTS)); then
-  # Status 75 is the trainer's own for a lost process, 134 that of an abort by JAX.
+  # After another process has died, the trainer exits with 75, or JAX aborts with 134.
   echo "status $status: a restart, in case a node was lost before Slurm knew"
 else
   exit $status

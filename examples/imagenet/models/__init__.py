@@ -76,8 +76,8 @@ def make_model(
         starts at 0 instead of 1, for ResNets.
       bn_axis_name: mapped axes over which BatchNorm takes its moments together, for
         networks with BatchNorm; None for the moments of each device's own images.
-      platform: platform of the devices that run the network, such as "gpu", for which
-        some operations have another form; None for `jax.default_backend()`.
+      platform: platform of the devices that run the network, such as "gpu", which
+        decides the form of grouped convolutions; None for `jax.default_backend()`.
     """
     entry = _entry(network)
     check_number("classes", classes, low=1)

@@ -41,7 +41,7 @@ def markdown(parts: Iterable[Part]) -> str:
 def _escaped(text: str) -> str:
     """Escapes HTML and the characters that mean something in Markdown."""
     shown = html.escape(printable(text), quote=False)
-    # An underscore between two letters means nothing.
+    # An underscore between two letters does not start emphasis.
     return re.sub(r"([\\`\[\]|$*~]|^#|(?<![^\W_])_|_(?![^\W_]))", r"\\\1", shown)
 
 

@@ -16,7 +16,7 @@ from ..config import FACTS
 from ..flags import flag
 from ..log import LOG, Record, read_log
 
-_IN_GROUP = {"network", "algorithm", "batch_size"}  # with these every label begins
+_IN_GROUP = {"network", "algorithm", "batch_size"}  # every label begins with these
 # Settings that a label does not list, even if they differ.
 _UNLISTED = {key for key, facts in FACTS.items() if not facts.result} | _IN_GROUP
 _LONGEST = 60  # most characters of a run's name, from which files are named

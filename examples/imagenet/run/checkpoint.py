@@ -346,9 +346,9 @@ def _set_aside(out: Path, step: int, why: str) -> str:
     return f"the checkpoint of update {step} is damaged ({why}); it is now {target}"
 
 
-# tensorstore turns errors of the system into others, with their number.
+# tensorstore raises errors of its own, whose text has the number of the system's error.
 def _of_absence(error: BaseException) -> bool:
-    """Whether an error says that a path is absent, or of the wrong kind."""
+    """Returns True if an error says that a path is absent, or of the wrong kind."""
     return any(
         isinstance(each, FileNotFoundError | NotADirectoryError)
         or re.search(r"os_error_code='(2|20|21)'", str(each))
@@ -357,7 +357,7 @@ def _of_absence(error: BaseException) -> bool:
 
 
 def _of_storage(error: BaseException) -> bool:
-    """Whether an error, or one that it came from, is of a file or a disk."""
+    """Returns True if an error, or one that it came from, is of a file or a disk."""
     return any(
         isinstance(each, OSError) or "os_error_code" in str(each)
         for each in _causes(error)

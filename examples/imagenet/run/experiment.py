@@ -49,8 +49,8 @@ class Schedule(NamedTuple):
 def make_schedule(recipe: Recipe, images: int) -> Schedule:
     """Returns the schedule of a recipe for a number of training images.
 
-    Raises ValueError if the run would have no update, or too many to plan. Raises it,
-    too, if the warm-up does not end before the last update and by the first boundary.
+    Raises ValueError if the run would have no update, or too many to plan. Also raises
+    it if the warm-up takes all updates, or ends after the first boundary.
     """
 
     def steps(epochs: float) -> int:
@@ -69,9 +69,10 @@ def make_schedule(recipe: Recipe, images: int) -> Schedule:
 
 
 def _check_warmup(recipe: Recipe, images: int, updates: int) -> None:
-    """Raises ValueError unless the warm-up ends before the last update of the run.
+    """Raises ValueError if the warm-up takes all updates of the run, or more.
 
-    It must also end by the first boundary of a piecewise constant rate.
+    Also raises it if the warm-up ends after the first boundary of a piecewise constant
+    learning rate.
     """
     warmup = recipe.warmup_epochs or 0
     done = epochs_to_steps(warmup, images, recipe.batch_size)
@@ -246,19 +247,20 @@ def build_model(
 ) -> nn.Module:
     """Returns the network, which normalizes the pixels of the data set.
 
-    `platform` is that of the devices that run it; None is JAX's default.
-
     It subtracts the data's mean and divides by the published standard deviation of the
-    network, or by the data's own if there is none. Raises ValueError if that is 0, and
-    for a flag that the network does not have.
+    network, or by the data's own if there is none. `platform` is that of the devices
+    that run the network; None is JAX's default.
+
+    Raises ValueError if the standard deviation of a colour channel is 0, and for a flag
+    that the network does not have.
     """
     axes = {"local": None, "sync": (AXIS, SOLVERS)}[model.bn]
     pixel_std = published_pixel_std(model.network) or dataset.pixel_std
     if not np.all(pixel_std):
         raise ValueError(
             "--data: the pixels of all training images are the same in some colour"
-            " channel, so that they cannot be divided by their standard deviation of 0;"
-            " give other images"
+            " channel, so they cannot be divided by their standard deviation, which is"
+            " 0; give other images"
         )
     try:
         return make_model(

@@ -64,11 +64,11 @@ class Parallel:
     mapped: Any  # the function that pmap or jit returned
     place: Callable[[Any], Any]  # copies a state to every device, as `mapped` takes it
     spread: Callable[[Any], Any]  # cuts a batch into parts, as `mapped` takes it
-    spread_shapes: Callable[[Any], Any]  # does the same with shapes of arrays
+    spread_shapes: Callable[[Any], Any]  # does the same with a batch of shapes
     devices: Sequence[jax.Device]
 
     def lower(self, state: Any, batch: Any) -> Any:
-        """Lowers the function for shapes of a state and a batch, to compile it."""
+        """Returns the function lowered for the shapes of a state and of a batch."""
         return self.mapped.lower(state, self.spread_shapes(batch))
 
     def __call__(self, state: Any, batch: Any) -> Any:

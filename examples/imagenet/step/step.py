@@ -83,7 +83,7 @@ def train_step(
     groups in turn, of `solvers` slots at a time. A slot has its own BatchNorm
     statistics, and a dropout key that depends on its number among the slots of all
     devices. Where and when it is computed changes rounding errors only. On `platform`
-    "cpu" the groups are unrolled, elsewhere they are a loop and the gradients are put
+    "cpu" the groups are unrolled. On others they are a loop, and the gradients are put
     in the memory layout of the parameters.
 
     If the loss or a gradient is not finite, `finite` becomes False and the rest of the
@@ -134,10 +134,11 @@ def train_step(
 
 
 def _in_order(grad: Array) -> Array:
-    """Returns a gradient in the memory layout of its parameter, row-major.
+    """Returns a gradient in the memory layout of its parameter, which is row-major.
 
-    cuDNN writes the gradient of a kernel in another layout. Without this XLA brings the
-    weights and the momentum into that layout before the update, and back after it.
+    cuDNN writes the gradient of a convolution's weights in another layout. Without this
+    constraint XLA copies the weights and the momentum into that layout before the
+    update, and back after it.
     """
     return with_layout_constraint(grad, Layout(tuple(range(grad.ndim))))
 
