@@ -40,9 +40,10 @@ def pytest_collection_finish():
 
 @pytest.fixture(scope="module", autouse=True)
 def compile_fast(request):
-    """Tests take longer to compile than to run, but for those of whole AlexNets.
+    """Compiles with few optimizations, because most tests compile longer than they run.
 
-    Those of programs for a GPU need all optimizations.
+    The tests of whole AlexNets run longer than they compile. Those of programs for a
+    GPU count the kernels of the optimized program.
     """
     fast = request.path.name not in ("test_models.py", "test_gpu_program.py")
     jax.config.update("jax_disable_most_optimizations", fast)
@@ -76,7 +77,7 @@ def strict():
 
 @pytest.fixture(params=[False, True], ids=["for_cpu", "for_gpu"])
 def for_gpu(request, monkeypatch):
-    """The form of the package's program. A CPU runs that for a GPU too."""
+    """True if the package computes in its form for a GPU, which a CPU can run too."""
     if request.param:
         choose = "platform_dependent"
         monkeypatch.setattr(jax.lax, choose, lambda *, default, cuda, rocm: cuda())

@@ -1,9 +1,9 @@
 #!/bin/sh
-# compile_for_gpu.sh program|test: makes .venv-gpu, where JAX can compile for NVIDIA GPUs
-# but not run on them, and uses it. It needs no GPU.
-# program: counts the kernels and the memory of compiled steps and saves them.
+# compile_for_gpu.sh program|test: compiles for NVIDIA GPUs on a machine that needs none.
+# It makes the environment .venv-gpu, where JAX can compile for GPUs but not run on them.
+# program: counts the kernels and the memory of compiled steps and saves the results.
 # test: runs the tests that compile for a GPU.
-# If JAX cannot compile for a GPU here, it says so and succeeds.
+# If this is not Linux, or no suitable Python is found, it says so and succeeds.
 set -eu
 cd "$(dirname "$0")/.."
 . tools/locked_venv.sh
@@ -12,7 +12,7 @@ case ${1:-nothing} in
     *) echo "got ${1:-nothing}; give program or test" >&2; exit 2 ;;
 esac
 if [ "$(uname -s)" != Linux ]; then
-    echo "skipped, because JAX's CUDA plugin runs on Linux alone"
+    echo "skipped, because JAX's CUDA plugin needs Linux"
     exit 0
 fi
 locked_venv gpu 12 13 "python3.13 python3.12 python3" requirements.lock \

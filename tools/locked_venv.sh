@@ -2,9 +2,9 @@
 # Defines locked_venv; source this file in the root of the repository to use it.
 # locked_venv NAME LOWEST HIGHEST PYTHONS LOCK [PACKAGE…]: makes the virtual environment
 # .venv-NAME with the versions in the file LOCK, and sets $python to its Python. It adds
-# each PACKAGE without its dependencies, in the version of requirements-cuda.lock. It keeps
-# an environment that is newer than these files. If no command in PYTHONS is a Python from
-# 3.LOWEST to 3.HIGHEST, it says so and ends the script with success.
+# each PACKAGE without its dependencies, in the version of requirements-cuda.lock. An
+# environment that is newer than these files is kept. If no command in the list PYTHONS is
+# a Python from 3.LOWEST to 3.HIGHEST, it says so and ends the script with success.
 . tools/find_python.sh
 
 locked_venv() {

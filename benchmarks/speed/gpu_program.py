@@ -4,8 +4,9 @@
 
 XLA compiles for an NVIDIA H100 on a machine without one, if JAX's CUDA plugin is
 installed. The steps are those of the optimizers on the leaves of whole networks, and
-the trainer's own, run by its `pmap` on 1 and on 8 GPUs. `hlo.py` says what counts as a
-kernel and as a byte moved. Writes benchmarks/results/gpu_program.json after each step.
+the trainer's step under its `pmap` on 1 and on 8 GPUs. `hlo.py` defines what counts as
+a kernel and as a byte moved. Writes benchmarks/results/gpu_program.json after each
+step.
 """
 
 import time
@@ -44,9 +45,9 @@ STEPS: dict[str, tuple[Any, Record]] = {
     LARS: (OPTIMIZERS[LARS], {}),
 }
 FILE = "gpu_program.json"
-IMAGES = 256  # of a micro-batch on each device
+IMAGES = 256  # in a micro-batch on each device
 NOTE = "\nCompiled for an H100, not run.\n"
-LAYOUTS = {"b01f": "NHWC", "bf01": "NCHW"}  # by XLA's name
+LAYOUTS = {"b01f": "NHWC", "bf01": "NCHW"}  # from XLA's names
 UPDATE_COLUMNS = {
     "kernels": ("kernels", 1, "{:,}"),
     "passes": ("passes", 1, "{:.2f}"),
@@ -56,7 +57,7 @@ UPDATE_COLUMNS = {
 MEASURED_COLUMNS = {
     "kernels, compiled": ("kernels", 1, "{:,}"),
     "passes, compiled": ("passes", 1, "{:.2f}"),
-    "passes, measured": ("passes_by_xla", 1, "{:.2f}"),
+    "passes, by XLA": ("passes_by_xla", 1, "{:.2f}"),
     "passes at the copy's speed, ms": ("floor_seconds", 1e3, "{:.3f}"),
     "step, ms": ("median_seconds", 1e3, "{:.3f}"),
 }
@@ -92,9 +93,9 @@ def compile_and_count(lowered: Any) -> tuple[list[hlo.Kernel], Record]:
 
 
 def measure_update(tx: Any, network: str, dtype: str, gpu: jax.Device) -> Record:
-    """Measures a step of an optimizer on the parameters of a network.
+    """Returns what a step of an optimizer on the parameters of a network costs.
 
-    One pass moves as many bytes as the parameters have.
+    A pass is as many bytes as the parameters have.
     """
     on_gpu = jax.sharding.SingleDeviceSharding(gpu)
     tree = jax.tree.map(
@@ -112,9 +113,9 @@ def measure_step(
     micro_batches: int,
     **options: Any,
 ) -> Record:
-    """Measures the trainer's step in bfloat16, run on the devices by its `pmap`.
+    """Returns what the trainer's step in bfloat16 under its `pmap` costs.
 
-    Each micro-batch has `IMAGES` images on each device, of the network's full size.
+    Each micro-batch has `IMAGES` images of the network's full size on each device.
     `options` are further arguments of the trainer's `train_step`.
     """
     options |= {"platform": devices[0].platform, "accumulate": micro_batches}
@@ -153,7 +154,7 @@ def layout(kernel: hlo.Kernel) -> str:
 def convolutions(kernels: Iterable[hlo.Kernel]) -> dict[str, int]:
     """Returns how many convolutions have each dtype and layout, such as "bf16 NHWC".
 
-    If the two operands and the output differ in their dtypes, all of these are named.
+    If the dtypes of the two operands and the output differ, all of them are named.
     """
     found: Counter[str] = Counter()
     for kernel in kernels:
@@ -169,8 +170,8 @@ def transposed_bytes(
 ) -> int:
     """Returns the bytes moved by kernels that copy or transpose an activation.
 
-    An activation has the same number of elements for each image, and not as many in all
-    as a parameter.
+    An array is taken to be an activation if its number of elements is a multiple of
+    `images` and is not in `parameter_sizes`.
     """
     total = 0
     for kernel in kernels:
@@ -221,7 +222,7 @@ def measured_page(measured: Record) -> str:
 
 
 def row(step: Record) -> Record:
-    """Returns the record of a trainer's step with what the table has in other words."""
+    """Returns the record of a trainer's step, with its fields as the table has them."""
     kinds = (f"{n:,} {kind}" for kind, n in step["convolutions"].items())
     ratio = step["all_reduced_bytes"] / step["gradient_bytes"] or None
     return step | {
@@ -246,7 +247,7 @@ def main(
     devices: tuple[int, ...] = (1, 8),
     micro_batches: tuple[int, ...] = (1, 16),
 ) -> None:
-    """Compiles each step and saves what its program has.
+    """Compiles each step and saves what its program costs.
 
     Args:
       gpu: the GPU to compile for.

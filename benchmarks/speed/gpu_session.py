@@ -1,16 +1,16 @@
-"""Runs the benchmarks that need a GPU one after the other, within a time limit.
+"""Runs speed benchmarks and an epoch of training on a GPU, within a time limit.
 
     python -m benchmarks.speed.gpu_session --data DIR [--minutes 10] [--out DIR]
 
-DIR holds images in class folders, such as CIFAR-10's. The parts are, in this order, the
-optimizers' steps on ResNet-50, the trainer's steps, an epoch on the images, and the
-repeatability of training. Each part is a process of its own, and is stopped when the
-time is over. What it has written by then stays.
+--data is a folder of images in class folders, such as those of CIFAR-10. The session
+has four parts, in this order: the optimizers' steps on ResNet-50, the trainer's steps,
+an epoch on the images, and the repeatability of training. Each part is a process of its
+own, which is stopped when the time is over. What it has written by then stays.
 
-Everything is written to --out: each part's results, its output, and session.json, which
-has the command, the seconds and the exit status of each part. To keep the results, copy
-the other JSON files to benchmarks/results and run `make report`. With --tiny the sizes
-are small, to try the session on a CPU.
+Everything is written to the folder --out. It gets the results and the output of each
+part, and session.json with the command, the seconds and the exit status of each part.
+To keep the results, copy the files in OUT/benchmarks/results to benchmarks/results and
+run `make report`. With --tiny the sizes are small, to try the session on a CPU.
 """
 
 import json
@@ -49,7 +49,7 @@ class Options(NamedTuple):
 
     data: Path  # folder with train/CLASS and test/CLASS
     out: Path = Path("runs/gpu_session")  # folder for all that is written
-    minutes: float = 10  # after which the session ends
+    minutes: float = 10  # time limit of the session
     tiny: bool = False  # use small sizes, to try the session on a CPU
 
 
@@ -68,7 +68,10 @@ def commands(given: Options) -> dict[str, str]:
 
 
 def run_part(name: str, command: str, out: Path, end: float) -> Record:
-    """Runs a part of the session in `out` until it ends or the clock shows `end`."""
+    """Runs a part of the session in `out`, and stops it when the clock shows `end`.
+
+    The clock is `time.monotonic`. Returns the record of the part.
+    """
     environment = os.environ | {"PYTHONPATH": str(_ROOT)}
     start, status = time.monotonic(), "not started"
     if start < end:

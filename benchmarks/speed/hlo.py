@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from math import prod
 from typing import NamedTuple
 
-# These instructions only name values.
+# These instructions launch nothing.
 _NO_KERNEL = {"after-all", "bitcast", "constant", "get-tuple-element", "opt-barrier",
               "parameter", "partition-id", "replica-id", "tuple"}  # fmt: skip
 _SLICES = {"dynamic-slice", "gather", "slice"}
@@ -81,20 +81,23 @@ class Kernel(NamedTuple):
         """
         read = sum(operand.bytes for operand in set(self.operands))
         if self.instruction.opcode.endswith("-start"):
-            return 2 * read  # the outputs of copy-start and all-reduce-start name more
+            return 2 * read  # the listed outputs of a -start may repeat its operands
         if self.instruction.opcode != "fusion":
             return read + self.instruction.bytes
         return _read(self.fused) + _written(self.fused)
 
 
 class Program(NamedTuple):
-    """The computations of a program by name, and the name of its first one."""
+    """The computations of a program by name, and the name of its entry computation."""
 
     computations: Mapping[str, Computation]
     entry: str
 
     def kernels(self) -> list[Kernel]:
-        """Returns the kernels. One in a loop is listed once, with its `times`."""
+        """Returns the kernels. A kernel in a loop is listed once, with its `times`.
+
+        Raises ValueError if the program has a branch, or a loop of unknown trip count.
+        """
         return list(self._kernels(self.entry, 1))
 
     def _kernels(self, name: str, times: int) -> Iterator[Kernel]:
@@ -147,7 +150,7 @@ def _written(fused: Computation) -> int:
 
 
 def parse(text: str) -> Program:
-    """Returns the program that a text of XLA describes."""
+    """Returns the program whose text is given. Raises ValueError if there is none."""
     computations: dict[str, dict[str, Instruction]] = {}
     entry = name = ""
     for line in text.splitlines():

@@ -39,7 +39,7 @@ def no_stats(_: Any, params: Any) -> Any:
 def trainers_step(
     network: str, dtype: Dtype, tx: Any, platform: str, **options: Any
 ) -> tuple[Callable[[], Any], Callable[..., Any]]:
-    """Returns functions that make the trainer's state and take its step.
+    """Returns two functions: one makes the trainer's state, the other takes a step.
 
     The images have the network's full size. `options` are further arguments of the
     trainer's `train_step`.

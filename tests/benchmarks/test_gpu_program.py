@@ -1,4 +1,4 @@
-"""What steps compiled for an H100 cost: kernels, passes over memory and all-reduces.
+"""What steps cost that are compiled for an H100: kernels, bytes, all-reduces, memory.
 
 `make gpu-test` runs these tests, in an environment where JAX can compile for a GPU.
 """
@@ -73,7 +73,7 @@ class TestLars:
 
     def test_copies_no_parameter(self, update, name, dtype):
         record = update(name, dtype)
-        # The norms of the leaves, and XLA's table of the outputs.
+        # What remains are the norms of the leaves, and XLA's table of the outputs.
         assert record["temporary_bytes"] <= 0.002 * record["bytes"] / record["passes"]
 
     def test_launches_no_more_kernels_than_recorded(self, update, name, dtype):
@@ -104,15 +104,15 @@ def test_convolutions_stay_in_bfloat16_and_activations_in_place(step, network):
 
 @pytest.mark.parametrize("network", ["alexnet_bn_small", "resnet_small"])
 def test_neither_weights_nor_momenta_are_copied(step, network):
-    assert step(network, 1)["copies"] <= 1  # of the key from which others are derived
+    assert step(network, 1)["copies"] <= 1  # of the random key of the state
 
 
-def test_a_dry_run_tells_the_largest_batch_that_fits(capsys):
+def test_a_dry_run_prints_the_largest_batch_that_fits(capsys):
     flags = "--network alexnet_bn_small --devices 2 --dry-run --compile-for h100"
     main([*flags.split(), "--optimizer", "sgd"])
     *_, compiled, parts, largest = capsys.readouterr().out.splitlines()
     assert re.fullmatch(r"compiled   for 2 × h100 in \d+ s, not run", compiled)
     limit = 0.75 * memory("h100") / 2**30
-    assert f"it fits into the {limit:.1f} GiB that JAX reserves" in parts
+    assert f"this fits into the {limit:.1f} GiB that JAX reserves" in parts
     taken = float(re.search(r" per slot, which take ([\d.]+) GiB$", largest)[1])
     assert 0.8 * limit < taken <= limit + 0.05  # the last digit is rounded

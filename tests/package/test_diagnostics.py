@@ -62,7 +62,7 @@ def test_inside_one_jit_it_adds_no_reduction(denominator, extra, for_gpu):
 
     without, _ = count_reductions(alone, params, params)
     with_stats, text = count_reductions(both, params, params)
-    # ‖w‖ and ‖g‖ (or ‖g + βw‖), once each; on a GPU both at once
+    # ‖w‖ and ‖g‖ (or ‖g + βw‖), once each. The form for a GPU sums both at once.
     assert without == (1 if for_gpu else 2) * len(params), text
     assert with_stats == without + extra * len(params), text
 

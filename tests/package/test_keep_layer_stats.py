@@ -110,7 +110,8 @@ def test_a_scheduled_weight_decay_counts_by_itself(for_gpu):
     for count, (_, state) in enumerate(each_step(tx, [GRADS] * 3)):
         decay = jnp.float32(0.1) * count
         expected = lars_optax.layer_stats(GRADS, PARAMS, decay, True, 0.01)
-        # For a GPU one is computed by scalars, the other by vectors: one rounding.
+        # In the form for a GPU, only `layer_stats` computes with vectors of layers. The
+        # two results may then differ by one rounding.
         assert_equal(kept(state), expected, rtol=2e-7 if for_gpu else 0)
 
 

@@ -1,4 +1,4 @@
-"""Laws of the forms of the program for a GPU and for other platforms."""
+"""Law: a GPU has one reduction for each layer, others one for each of its arrays."""
 
 import re
 
@@ -11,7 +11,7 @@ import lars_optax
 
 PARAMS = {"kernel": jnp.ones((64, 64)), "other": jnp.ones((32, 64))}
 STACK = {"stacks": jnp.ones((3, 8, 8)), "kernel": jnp.ones((64, 64))}
-REASON = "this jax lowers the forms of all platforms, and XLA chooses"
+REASON = "before 0.6.1 jax lowers the forms of all platforms, and XLA chooses one"
 
 
 @pytest.mark.skipif(not hasattr(jax, "shard_map"), reason=REASON)
@@ -23,7 +23,7 @@ REASON = "this jax lowers the forms of all platforms, and XLA chooses"
 @pytest.mark.parametrize(
     ("params", "stacked"), [(PARAMS, None), (STACK, {"stacks": 0, "kernel": None})]
 )
-def test_a_gpu_sums_both_arrays_of_a_layer_by_one_reduction(
+def test_a_gpu_sums_all_arrays_of_a_layer_by_one_reduction(
     params, stacked, platform, reductions, denominator, keeps
 ):
     options = {"denominator": denominator, "stacked_axes": stacked}

@@ -54,7 +54,7 @@ in_shard_map = partial(shard_map, mesh=MESH)
 replicated = partial(jax.tree.map, lambda _: P())
 momentum = partial(optax.tree.get, key="trace")
 types = partial(jax.tree.map, jax.typeof)
-# No leaf begins with an axis of length 1. Norms that are taken out of an array do.
+# No leaf begins with an axis of length 1. Norms that are sliced out of an array do.
 reshapes_a_leaf = re.compile(r"stablehlo\.reshape.*<(?!1x)\d+x\d+x").search
 
 
@@ -177,7 +177,7 @@ def test_each_set_of_axes_has_one_psum(places, psums, denominator):
 @pytest.mark.skipif(not hasattr(jax, "shard_map"), reason="types name no mesh axis")
 @pytest.mark.parametrize("kind", ["lars", "joint"])
 def test_each_device_may_have_its_own_gradient_of_a_replicated_weight(kind):
-    """‖w‖ is that of all devices, also beside a leaf whose gradient is of all."""
+    """‖w‖ is equal on all devices, although only the gradient of "rows" is."""
     params = {k: PARAMS[k] for k in ("full", "rows", "bias")}
     tx = optimizer(kind, keep_layer_stats=True)
 
@@ -227,8 +227,8 @@ def test_steps_in_jit_name_no_axis_and_gather_nothing(
     for k, shape in SHAPES.items():
         if specs[k] != trace[k]:
             found.remove(("all-gather", ",".join(map(str, shape))))
-    # The others are norms: a number for each leaf, or for each of its layers. On a GPU
-    # the two of a leaf are one array.
+    # The others are norms: a number for each leaf, or for each of its layers. In the
+    # form for a GPU the two norms of a leaf are one array.
     numbers = ["", "1", "2", "4", *(["2,2"] if for_gpu else [])]
     assert set(found) <= {("all-reduce", number) for number in numbers}
 

@@ -1,4 +1,4 @@
-"""The GPUs to compile for, where JAX has no CUDA plugin to do it with."""
+"""The error of `--compile-for` if JAX has no CUDA plugin."""
 
 from importlib.util import find_spec
 

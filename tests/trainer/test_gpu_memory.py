@@ -12,11 +12,11 @@ from examples.imagenet.run.recorder import IN_FLIGHT
 FLAGS = "--network alexnet_bn_small --dry-run --devices 2 --batch-size 64"
 
 
-@pytest.mark.usefixtures("eight_devices")  # after which --devices starts no others
+@pytest.mark.usefixtures("eight_devices")  # so that --devices starts no others
 @pytest.mark.parametrize("engine", ["pmap", "shard_map"])
 @pytest.mark.parametrize("slots", ["--accumulate 2", "--solvers-per-device 2"])
 def test_the_parts_of_the_memory_are_those_of_the_compiled_step(engine, slots):
-    """Compiled for virtual CPU devices, of which XLA tells the same."""
+    """Compiled for virtual CPU devices, for which XLA reports the same quantities."""
     experiment = bind(parse(f"{FLAGS} --engine {engine} {slots}".split()))
     parameters = sum(x.size for x in jax.tree.leaves(experiment.shapes.params))
     found = compile_step(experiment, 16)
@@ -32,7 +32,7 @@ def test_the_parts_of_the_memory_are_those_of_the_compiled_step(engine, slots):
 
 @pytest.mark.parametrize("start", [1, 7, 300, 50_000])
 @pytest.mark.parametrize("constant", [0, 50, 9_000])
-def test_nearly_the_largest_size_that_fits_a_line_is_found(start, constant):
+def test_a_size_near_the_largest_is_found_if_the_measure_is_linear(start, constant):
     def measure(n):
         return constant + 3 * n
 
@@ -41,7 +41,7 @@ def test_nearly_the_largest_size_that_fits_a_line_is_found(start, constant):
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_a_large_size_that_fits_is_found_if_the_measure_is_no_line(seed):
+def test_a_large_size_that_fits_is_found_if_the_measure_is_not_linear(seed):
     noise = np.random.RandomState(seed).uniform(0.8, 1.2, 10_001)
 
     def measure(n):
@@ -52,7 +52,7 @@ def test_a_large_size_that_fits_is_found_if_the_measure_is_no_line(seed):
     assert n > 700
 
 
-def test_nothing_fits_if_one_is_too_much():
+def test_there_is_no_size_if_one_does_not_fit():
     assert largest_fit(lambda n: 10 * n, (4, 40), 9) is None
 
 

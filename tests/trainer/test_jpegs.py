@@ -95,7 +95,7 @@ def test_a_file_that_is_unreadable_at_the_start_ends_the_run_before_it(start):
     whole = photo.read_bytes()
     photo.write_bytes(whole[: len(whole) // 2])
     message = r"--data: cannot read the image '.*china/3\.jpg': .*--broken blank"
-    for _ in range(2):  # also when the pixel statistics could be in the cache
+    for _ in range(2):  # twice, because the first must not fill the cache
         with pytest.raises(ValueError, match=message):
             start()
     assert not start.out.exists()

@@ -194,7 +194,7 @@ def test_bad_input_ends_with_one_line_that_names_the_flag(flags, message, tmp_pa
 
 
 @pytest.mark.parametrize("name", ["log.jsonl", "curves.png", "checkpoints"])
-def test_what_stands_where_a_run_writes_is_refused_at_its_start(name, tmp_path):
+def test_a_file_or_folder_in_the_way_of_a_run_is_refused_at_its_start(name, tmp_path):
     path = tmp_path / name
     if name == "checkpoints":
         path.write_text("mine")
