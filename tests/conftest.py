@@ -46,7 +46,9 @@ def compile_fast(request):
     GPU count the kernels of the optimized program.
     """
     fast = request.path.name not in ("test_models.py", "test_gpu_program.py")
-    jax.config.update("jax_disable_most_optimizations", fast)
+    if jax.config.read("jax_disable_most_optimizations") != fast:
+        jax.config.update("jax_disable_most_optimizations", fast)
+        jax.clear_caches()  # of programs that were compiled the other way
 
 
 @pytest.fixture(scope="session")
