@@ -46,7 +46,6 @@ STEPS: dict[str, tuple[Any, Record]] = {
 }
 FILE = "gpu_program.json"
 IMAGES = 256  # in a micro-batch on each device
-NOTE = "\nCompiled for an H100, not run.\n"
 LAYOUTS = {"b01f": "NHWC", "bf01": "NCHW"}  # from XLA's names
 UPDATE_COLUMNS = {
     "kernels": ("kernels", 1, "{:,}"),
@@ -184,7 +183,7 @@ def transposed_bytes(
 
 def update_page(record: Record) -> str:
     """Returns the Markdown tables of the optimizers' steps."""
-    text = NOTE
+    text = f"\nCompiled for an {record['gpu'].upper()}, not run.\n"
     for title, result in record["updates"].items():
         text += f"\n{full_title(title)}: {result['leaves']} leaves,"
         text += f" {result['bytes'] / 1e6:.0f} MB\n\n"
@@ -194,7 +193,7 @@ def update_page(record: Record) -> str:
 
 def step_page(record: Record) -> str:
     """Returns the Markdown tables of the trainer's step."""
-    text = NOTE
+    text = f"\nCompiled for an {record['gpu'].upper()}, not run.\n"
     for network, steps in record["steps"].items():
         text += f"\n{TITLES[network]}, bfloat16,"
         text += f" {record['images']} images in a micro-batch on each GPU\n\n"
@@ -213,9 +212,9 @@ def measured_page(measured: Record) -> str:
         seconds = result["optimizers"]["copy"]["median_seconds"]
         rows = {}
         for name in (name for name in compiled if name in result["optimizers"]):
-            row = result["optimizers"][name] | compiled[name]
+            both = result["optimizers"][name] | compiled[name]
             # A copy is two passes: it reads and writes the parameters.
-            rows[name] = row | {"floor_seconds": seconds * row["passes"] / 2}
+            rows[name] = both | {"floor_seconds": seconds * both["passes"] / 2}
         text += f"\n{full_title(title)}, measured on {measured['device']}\n\n"
         text += results.table(rows, MEASURED_COLUMNS)
     return text
@@ -240,7 +239,7 @@ TABLES = (
 
 
 def main(
-    gpu: Gpu = "h100",
+    compile_for: Gpu = "h100",
     networks: tuple[Network, ...] = NETWORKS,
     dtypes: tuple[Dtype, ...] = ("float32", "bfloat16"),
     trained: tuple[config.Network, ...] = ("resnet50_v1.5", "alexnet_bn"),
@@ -250,16 +249,16 @@ def main(
     """Compiles each step and saves what its program costs.
 
     Args:
-      gpu: the GPU to compile for.
+      compile_for: the GPU to compile for.
       networks: the networks whose parameters the optimizers update.
       dtypes: the dtypes of the parameters.
       trained: the networks that the trainer's step trains.
       devices: the numbers of GPUs that run the trainer's step.
       micro_batches: the numbers of micro-batches in the trainer's step.
     """
-    record: Record = {"gpu": gpu, "images": IMAGES, "updates": {}, "steps": {}}
+    record: Record = {"gpu": compile_for, "images": IMAGES, "updates": {}, "steps": {}}
     packages = ("jax-cuda13-plugin", "nvidia-cuda-nvcc")
-    chips = {count: gpus(gpu, count) for count in {1, *devices}}
+    chips = {count: gpus(compile_for, count) for count in {1, *devices}}
     for network, dtype in product(networks, dtypes):
         tree = shapes(network)
         size = sum(leaf.size for leaf in jax.tree.leaves(tree))

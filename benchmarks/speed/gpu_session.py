@@ -16,6 +16,7 @@ run `make report`. With --tiny the sizes are small, to try the session on a CPU.
 import json
 import os
 import shlex
+import signal
 import subprocess
 import sys
 import time
@@ -76,19 +77,20 @@ def run_part(name: str, command: str, out: Path, end: float) -> Record:
     start, status = time.monotonic(), "not started"
     if start < end:
         with (out / f"{name}.txt").open("w") as log:
-            arguments = [sys.executable, "-m", *shlex.split(command)]
+            process = subprocess.Popen(
+                [sys.executable, "-m", *shlex.split(command)],
+                cwd=out,
+                env=environment,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
             try:
-                ended = subprocess.run(
-                    arguments,
-                    cwd=out,
-                    env=environment,
-                    stdout=log,
-                    stderr=subprocess.STDOUT,
-                    timeout=end - start,
-                )
-                status = f"status {ended.returncode}"
+                status = f"status {process.wait(end - start)}"
             except subprocess.TimeoutExpired:
                 status = "stopped at the time limit"
+                os.killpg(process.pid, signal.SIGKILL)  # with the processes it started
+                process.wait()
     seconds = time.monotonic() - start
     print(f"{name}: {status} after {seconds:.0f} s", flush=True)
     return {"command": command, "seconds": seconds, "end": status}
@@ -96,6 +98,11 @@ def run_part(name: str, command: str, out: Path, end: float) -> Record:
 
 def main() -> None:
     given = tyro.cli(Options, description=__doc__)
+    if not (given.data / "train").is_dir():
+        raise SystemExit(
+            f"--data: {str(given.data)!r} has no folder train; give a folder with"
+            " train/CLASS and test/CLASS"
+        )
     end = time.monotonic() + 60 * given.minutes
     (given.out / RESULTS).mkdir(parents=True, exist_ok=True)
     record: Record = provenance() | {"minutes": given.minutes, "parts": {}}
@@ -103,6 +110,9 @@ def main() -> None:
         record["parts"][name] = run_part(name, command, given.out.absolute(), end)
         path = given.out / "session.json"
         path.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n")
+    ends = {name: part["end"] for name, part in record["parts"].items()}
+    if failed := [name for name, end in ends.items() if end != "status 0"]:
+        raise SystemExit(f"not finished: {', '.join(failed)}; see {given.out}")
 
 
 if __name__ == "__main__":

@@ -37,7 +37,7 @@ def no_stats(_: Any, params: Any) -> Any:
 
 
 def trainers_step(
-    network: str, dtype: Dtype, tx: Any, platform: str, **options: Any
+    network: str, dtype: Dtype, tx: Any, platform: str | None = None, **options: Any
 ) -> tuple[Callable[[], Any], Callable[..., Any]]:
     """Returns two functions: one makes the trainer's state, the other takes a step.
 
@@ -61,9 +61,8 @@ class TrainingStep:
     def __init__(
         self, network: str, dtype: Dtype, batch: Any, tx: Any, **options: Any
     ) -> None:
-        options |= {"platform": jax.default_backend(), "axis_name": None}
         self.network, self.batch = network, batch
-        self.init, step = trainers_step(network, dtype, tx, **options)
+        self.init, step = trainers_step(network, dtype, tx, axis_name=None, **options)
         start = time.perf_counter()
         self.state: Any = jax.block_until_ready(self.init())
         ready = time.perf_counter()

@@ -57,7 +57,7 @@ def describe_memory(experiment: Experiment, gpu: Gpu) -> Iterator[str]:
         limit,
     )
     if largest is None:
-        yield "largest    no batch fits, not even with one image per slot"
+        yield "largest    no batch that fits was found"
         return
     images, taken = largest
     each = images * plan.solvers * plan.accumulate
@@ -87,15 +87,15 @@ def compile_step(experiment: Experiment, images_per_slot: int) -> Memory:
 def largest_fit(
     measure: Callable[[int], int], first: tuple[int, int], limit: int
 ) -> tuple[int, int] | None:
-    """Returns a large n with measure(n) ≤ limit, and measure(n).
+    """Returns a large n with measure(n) ≤ limit, and measure(n), or None.
 
-    Returns None if measure(1) > limit. If the measure is linear, n is within 1 % of the
-    largest. `first` is an n ≥ 1 and its measure. A line through the two known measures
-    nearest to the limit gives the next n to try. If this n is not between the largest
-    that fits and the smallest that does not, their mean is tried. If all fit, twice the
-    largest is tried.
+    None says that no n ≥ 1 was found to fit. If the measure is linear, n is within 1 %
+    of the largest. `first` is an n ≥ 1 and its measure. A line through the two known
+    measures nearest to the limit gives the next n to try. If this n is not between the
+    largest that fits and the smallest that does not, their mean is tried. If all fit,
+    twice the largest is tried.
     """
-    known = dict([first])
+    known = {first[0]: first[1]}
     for _ in range(_MOST_COMPILATIONS):
         fits = max((n for n in known if known[n] <= limit), default=0)
         fails = min((n for n in known if n > fits), default=0)
@@ -106,7 +106,7 @@ def largest_fit(
         n = int(a + (limit - at_a) * (b - a) / (at_b - at_a)) if at_a != at_b else 0
         if n <= fits or (fails and n >= fails):
             n = (fits + fails) // 2 if fails else 2 * fits
-        if n <= 1.01 * fits and others:
+        if n < 1 or (n <= 1.01 * fits and others):
             break
         known[n] = measure(n)
     return max((x for x in known.items() if x[1] <= limit), default=None)

@@ -54,6 +54,7 @@ def test_a_large_size_that_fits_is_found_if_the_measure_is_not_linear(seed):
 
 def test_there_is_no_size_if_one_does_not_fit():
     assert largest_fit(lambda n: 10 * n, (4, 40), 9) is None
+    assert largest_fit(lambda n: 10 * n, (1, 10), 9) is None
 
 
 def test_only_a_dry_run_compiles_for_another_machine(capsys):

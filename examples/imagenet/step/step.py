@@ -74,7 +74,7 @@ def train_step(
     solvers: int = 1,
     label_smoothing: float = 0.0,
     layer_stats: Callable[[Any, Any], Any] = lars_optax.layer_stats,
-    platform: str = "cpu",
+    platform: str | None = None,
 ) -> tuple[TrainState, dict[str, jax.Array]]:
     """Returns the state after one update, and the metrics of its batch.
 
@@ -83,8 +83,8 @@ def train_step(
     groups in turn, of `solvers` slots at a time. A slot has its own BatchNorm
     statistics, and a dropout key that depends on its number among the slots of all
     devices. Where and when it is computed changes rounding errors only. On `platform`
-    "cpu" the groups are unrolled. On others they are a loop, and the gradients are put
-    in the memory layout of the parameters.
+    "cpu" the groups are unrolled, and on others they are a loop. On "gpu" the gradients
+    are put in the memory layout of the parameters. None is JAX's default platform.
 
     If the loss or a gradient is not finite, `finite` becomes False and the rest of the
     state stays unchanged, in this update and in all later ones.
@@ -92,6 +92,7 @@ def train_step(
     The metrics are the scalars "loss", "accuracy" and "finite", which is whether the
     state was updated, and "layers": `LayerStats` of vectors over the parameters.
     """
+    platform = platform or jax.default_backend()
     slots = accumulate * solvers
     here = 0 if axis_name is None else slots * jax.lax.axis_index(axis_name)
     keys = _slot_keys(state, here + jnp.arange(slots))
@@ -115,8 +116,8 @@ def train_step(
     if axis_name is not None:
         mean = jax.lax.pmean(mean, axis_name)
     loss, (accuracy, moments), grads = mean
-    if platform != "cpu":
-        grads = jax.tree.map(_in_order, grads)
+    if platform == "gpu":
+        grads = jax.tree.map(_row_major, grads)
     layers = _stack(layer_stats(grads, state.params))
     updates, opt_state = tx.update(grads, state.opt_state, state.params)
     new = state._replace(
@@ -133,7 +134,7 @@ def train_step(
     return state, metrics
 
 
-def _in_order(grad: Array) -> Array:
+def _row_major(grad: Array) -> Array:
     """Returns a gradient in the memory layout of its parameter, which is row-major.
 
     cuDNN writes the gradient of a convolution's weights in another layout. Without this
