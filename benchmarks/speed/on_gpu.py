@@ -1,16 +1,16 @@
 """Runs speed benchmarks and an epoch of training on a GPU, within a time limit.
 
-    python -m benchmarks.speed.gpu_session --data DIR [--minutes 10] [--out DIR]
+    python -m benchmarks.speed.on_gpu --data DIR [--minutes 10] [--out DIR]
 
---data is a folder of images in class folders, such as those of CIFAR-10. The session
+--data is a folder of images in class folders, such as those of CIFAR-10. The run
 has four parts, in this order: the optimizers' steps on ResNet-50, the trainer's steps,
 an epoch on the images, and the repeatability of training. Each part is a process of its
 own, which is stopped when the time is over. What it has written by then stays.
 
 Everything is written to the folder --out. It gets the results and the output of each
-part, and session.json with the command, the seconds and the exit status of each part.
+part, and parts.json with the command, the seconds and the exit status of each part.
 To keep the results, copy the files in OUT/benchmarks/results to benchmarks/results and
-run `make report`. With --tiny the sizes are small, to try the session on a CPU.
+run `make report`. With --tiny the sizes are small, to try the run on a CPU.
 """
 
 import json
@@ -49,13 +49,13 @@ class Options(NamedTuple):
     """The flags of this benchmark."""
 
     data: Path  # folder with train/CLASS and test/CLASS
-    out: Path = Path("runs/gpu_session")  # folder for all that is written
-    minutes: float = 10  # time limit of the session
-    tiny: bool = False  # use small sizes, to try the session on a CPU
+    out: Path = Path("runs/on_gpu")  # folder for all that is written
+    minutes: float = 10  # time limit of the run
+    tiny: bool = False  # use small sizes, to try the run on a CPU
 
 
 def commands(given: Options) -> dict[str, str]:
-    """Returns the command of each part of the session, as arguments of `python -m`."""
+    """Returns the command of each part of the run, as arguments of `python -m`."""
     data = shlex.quote(str(given.data.absolute()))
     if given.tiny:
         sizes = {"networks": "alexnet", "rounds": 2, "sizes": "2", "network": "alexnet"}
@@ -69,7 +69,7 @@ def commands(given: Options) -> dict[str, str]:
 
 
 def run_part(name: str, command: str, out: Path, end: float) -> Record:
-    """Runs a part of the session in `out`, and stops it when the clock shows `end`.
+    """Runs a part of the run in `out`, and stops it when the clock shows `end`.
 
     The clock is `time.monotonic`. Returns the record of the part.
     """
@@ -108,7 +108,7 @@ def main() -> None:
     record: Record = provenance() | {"minutes": given.minutes, "parts": {}}
     for name, command in commands(given).items():
         record["parts"][name] = run_part(name, command, given.out.absolute(), end)
-        path = given.out / "session.json"
+        path = given.out / "parts.json"
         path.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n")
     ends = {name: part["end"] for name, part in record["parts"].items()}
     if failed := [name for name, end in ends.items() if end != "status 0"]:
