@@ -149,11 +149,9 @@ def simclr(learning_rate, learning_rate_scaling, train_batch_size, **_):
 
 def swav(base_lr, start_warmup, final_lr, **_):
     """The last step of its warm-up is at the peak, and so is the first of its decay."""
-    assert final_lr == 0.0
     warmup = optax.linear_schedule(start_warmup, base_lr, 9)
-    return optax.join_schedules(
-        [warmup, optax.cosine_decay_schedule(base_lr, 15)], [10]
-    )
+    decay = optax.cosine_decay_schedule(base_lr, 15, final_lr / base_lr)
+    return optax.join_schedules([warmup, decay], [10])
 
 
 # source: its schedule from the arguments it was given, the precision it has, and what

@@ -400,7 +400,7 @@ POPULAR = {"classic_momentum": False}
 NESTEROV = {"use_nesterov": True}
 TF = {"weight_decay": 0.01, "momentum": 0.9}
 SKIP = {"skip_list": ["batch_normalization", "bias"]}
-SWAV_RATES = {"base_lr": 4.8, "start_warmup": 0.3, "final_lr": 0.0, "wd": 0.01}
+SWAV_RATES = {"base_lr": 4.8, "start_warmup": 0.3, "final_lr": 0.0048, "wd": 0.01}
 
 # file: (source, what records it, what else it needs, its configurations)
 RECORDERS = {
@@ -423,7 +423,7 @@ RECORDERS = {
     }),
     "apex": (APEX, record_apex, ["torch"], {
         "swav": SWAV_RATES | {"trust_coefficient": 0.001, "clip": False},
-        "clip": SWAV_RATES | {"base_lr": 0.4, "start_warmup": 0.01},
+        "clip": SWAV_RATES | {"base_lr": 0.4, "start_warmup": 0.01, "final_lr": 0.0},
     }),
     "simclr": (SIMCLR, record_simclr, ["tensorflow", "tf_keras"], {
         "classic": SIMCLR_LINEAR,
