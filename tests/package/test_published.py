@@ -1,94 +1,50 @@
 """Published implementations replayed: ours equals theirs, and where not, by how much.
 
-`vectors/*.npz` hold 25 steps of six leaves under a changing rate, recorded from timm,
-pytorch_optimizer and solo-learn (PyTorch: the rate outside the momentum, "unscaled")
-and from flax.optim (the rate inside it, "scaled", as in the paper);
-`vectors/make_vectors.py` made them. All four put β‖w‖ in the denominator on its own.
+`vectors/*.npz` hold 25 steps of six leaves under a changing rate, recorded by
+`vectors/make_vectors.py` from the code that was published. The rows of
+`published_rules.py` say which chain of this package stands for which implementation.
 """
 
-import json
 from functools import partial
 from pathlib import Path
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from compat import enable_x64
-from trees import train_step
+from published import (
+    IDLE,
+    as_schedule,
+    errors,
+    rate,
+    recorded,
+    recorded_rates,
+    replay,
+)
+from published_rules import (
+    ALL,
+    DECAY,
+    JOINT,
+    ROWS,
+    SCHEDULES,
+    TIMM,
+    post,
+    row_errors,
+    rules_table,
+    scaled,
+    schedule_error,
+    schedules_table,
+    unscaled,
+)
 
 import lars_optax
 
-VECTORS = Path(__file__).parent / "vectors"
 # Float64 on both sides, the same formula in another order of operations: a few
 # roundings of 1e-16 a step, 25 steps; 1.5e-15 was seen. A wrong rule shows at 1e-4 or
 # more, and the tests of what differs hold it to that.
 ROUNDING = 1e-13
 DIFFERENT = 1e-4
-
-ALL = {"weight_decay_mask": True, "trust_ratio_mask": True}
-IDLE = "idle/kernel"  # its gradient is zero at steps 7, 8 and 16
-
-
-def read(name, prefix):
-    """The arrays of one file whose key starts with `prefix`, without it."""
-    with np.load(VECTORS / f"{name}.npz", allow_pickle=False) as file:
-        keys = [key for key in file if key.startswith(prefix)]
-        return {key.removeprefix(prefix): file[key] for key in keys}
-
-
-def recorded(name, configuration):
-    """Each leaf after every step, and the arguments the implementation was given."""
-    about = json.loads(str(read(name, "about")[""]))
-    leaves = read(name, f"{configuration}:")
-    return leaves, about["configurations"][configuration]
-
-
-def rate(scale=1.0):
-    """The recorded learning rates as a schedule."""
-    rates = scale * read("inputs", "learning_rates")[""]
-    return lambda count: jnp.asarray(rates)[count]
-
-
-def lars_unscaled(*, momentum=0.9, nesterov=False, before_trace=None, **options):
-    """The chain of every PyTorch port: the rate comes after the momentum."""
-    return optax.chain(
-        lars_optax.scale_by_lars(**{"fallback_ratio": 1.0} | options),
-        before_trace or optax.identity(),
-        optax.trace(momentum, nesterov) if momentum else optax.identity(),
-        optax.scale_by_learning_rate(rate()),
-    )
-
-
-def replay(make_optimizer):
-    """Each leaf after every step of the optimizer, from the recorded gradients."""
-    with enable_x64(True):
-        optimizer = make_optimizer()
-        params = jax.tree.map(jnp.asarray, read("inputs", "params:"))
-        grads = read("inputs", "grads:")
-        update = train_step(optimizer)
-
-        def step(carry, grads):
-            params, state = carry
-            params, state = update(grads, state, params)
-            return (params, state), params
-
-        scan = jax.jit(partial(jax.lax.scan, step))
-        history = jax.device_get(scan((params, optimizer.init(params)), grads)[1])
-    assert all(leaf.dtype == np.float64 for leaf in history.values())
-    return history
-
-
-def errors(ours, theirs):
-    """Per leaf, the greatest difference at any step over that step's largest value."""
-
-    def error(a, b):
-        axes = tuple(range(1, b.ndim))
-        return np.max(np.max(np.abs(a - b), axes) / np.max(np.abs(b), axes))
-
-    assert ours.keys() == theirs.keys()
-    return {leaf: float(error(ours[leaf], theirs[leaf])) for leaf in theirs}
+KERNELS = ["conv/kernel", "dense/kernel"]
 
 
 def assert_same(ours, theirs, except_leaves=()):
@@ -101,69 +57,126 @@ def assert_differ(ours, theirs, leaves):
     assert min(found[leaf] for leaf in leaves) > DIFFERENT, found
 
 
-# Each row: what was recorded, our options, and the fallback_ratio that stands for what
-# the implementation does with the leaf without a gradient, where that is not 1.
-DECAY = {"weight_decay": 0.01}
-TIMM = SOLO = DECAY | {"eps": 1e-8}
-ROWS = [
-    # timm: the same denominator, the same λ = 1 with decay kept at a zero norm.
-    ("timm", "decay", TIMM | ALL, None),
-    ("timm", "nesterov", TIMM | ALL | {"nesterov": True}, None),
-    ("timm", "no_momentum", TIMM | ALL | {"momentum": 0.0}, None),
-    ("timm", "always_adapt", TIMM | ALL | {"weight_decay": 0.0}, None),
-    # Its users leave biases and norms out with a group of weight_decay=0, which takes
-    # plain SGD there. That is our default masks and fallback_ratio=1.
-    ("timm", "two_groups", TIMM, None),
-    # pytorch_optimizer leaves out what has one axis, here the leaves our default masks
-    # leave out; it has no ε. Where g = 0 and w ≠ 0 its ratio is η‖w‖/(β‖w‖) = η/β: the
-    # leaf moves by γηw where the authors' solver and we decay it by γβw.
-    ("pytorch_optimizer", "decay", DECAY, 0.001 / 0.01),
-    ("pytorch_optimizer", "nesterov", DECAY | {"nesterov": True}, 0.001 / 0.01),
-    ("pytorch_optimizer", "no_momentum", DECAY | {"momentum": 0.0}, 0.001 / 0.01),
-    ("pytorch_optimizer", "no_decay", {}, None),  # nothing to move: both agree
-    # solo-learn drops the decay with the ratio at a zero norm. A leaf that is zero has
-    # no decay to drop, so only the leaf without a gradient differs.
-    ("solo_learn", "decay", SOLO | ALL, 0.0),
-    ("solo_learn", "exclude_nesterov", SOLO | {"nesterov": True}, 0.0),
-]
+def given(arguments, *names):
+    """A number among a source's arguments, by the source's own name of it."""
+    return next((arguments[name] for name in names if name in arguments), 0.0)
+
+
+@pytest.mark.parametrize("row", ROWS, ids=["-".join(row[:2]) for row in ROWS])
+def test_chain_equals(row):
+    source, configuration, _, options, idle_ratio = row
+    _, arguments = recorded(source, configuration)
+    decay = given(arguments, "weight_decay", "wd")
+    decay = float(np.float32(decay)) if source == "nnabla" else decay
+    assert decay == options.get("weight_decay", 0.0)
+    if source in {"flax", "tf_contrib"}:  # the others have an ε by default
+        assert given(arguments, "eps", "epsilon") == options.get("eps", 0.0)
+    found, own = row_errors(*row)
+    excepted = set() if idle_ratio is None else {IDLE}
+    assert max(found[leaf] for leaf in found.keys() - excepted) < ROUNDING, found
+    if idle_ratio is not None:
+        assert found[IDLE] > DIFFERENT
+        assert own[IDLE] < ROUNDING
+
+
+CONFIGURATIONS = [row[:2] for row in ROWS if row[0] in SCHEDULES]
+
+
+@pytest.mark.parametrize(("source", "configuration"), CONFIGURATIONS)
+def test_schedule_equals(source, configuration):
+    """Every step: 10 of warm-up and 15 of cosine decay."""
+    assert schedule_error(source, configuration) < SCHEDULES[source][1]
+
+
+# The rules by their order and denominator, with one kind of "post".
+CHAINS = {
+    "scaled separate": scaled,
+    "scaled joint": partial(scaled, **JOINT),
+    "unscaled separate": unscaled,
+    "unscaled joint": partial(unscaled, **JOINT),
+    "post": post,
+}
+FITTING = {
+    ("byol", "decay"): "unscaled joint",
+    ("barlow_twins", "decay"): "unscaled joint",
+    ("vicreg", "decay"): "unscaled joint",
+    ("moco_v3", "decay"): "unscaled joint",
+    ("apex", "swav"): "unscaled separate",
+    ("simclr", "classic"): "scaled joint",
+    ("simclr", "popular"): "post",
+    ("tf_contrib", "decay"): "scaled separate",
+    ("torchlars", "decay"): "unscaled separate",
+    ("nnabla", "decay"): "scaled separate",
+}
+
+
+@pytest.mark.parametrize("recording", FITTING, ids="-".join)
+def test_no_other_order_or_denominator_fits(recording):
+    theirs, _ = recorded(*recording)
+    rates = as_schedule(recorded_rates(*recording))
+    for name, chain in CHAINS.items():
+        if name != FITTING[recording]:
+            ours = replay(partial(chain, rates, **DECAY))
+            assert_differ(ours, theirs, KERNELS)
+
+
+@pytest.mark.parametrize("decay", [0.0, 0.01])
+def test_no_chain_has_the_order_of_tf_contrib_1_14(decay):
+    """a ← μa + g, then w ← w − γλa: the momentum is of plain gradients, and λ is of the
+    gradient alone. β is in its denominator, and no decay in its update."""
+    theirs, _ = recorded("tf_contrib_1_14", "decay")
+    for chain in CHAINS.values():
+        ours = replay(partial(chain, rate(), weight_decay=decay))
+        assert_differ(ours, theirs, KERNELS)
+
+
+def test_barlow_twins_slower_biases_are_a_fallback_ratio_without_zero_kernels():
+    """fallback_ratio=0.024 is its rule too, but for a kernel that is zero at first."""
+    theirs, arguments = recorded("barlow_twins", "decay")
+    slower = arguments["learning_rate_biases"] / arguments["learning_rate_weights"]
+    rates = as_schedule(recorded_rates("barlow_twins", "decay"))
+    ours = replay(lambda: unscaled(rates, **JOINT, **DECAY, fallback_ratio=slower))
+    assert_same(ours, theirs, except_leaves=["head/kernel"])
+    assert_differ(ours, theirs, ["head/kernel"])
 
 
 @pytest.mark.parametrize(
-    ("source", "configuration", "options", "idle_ratio"), ROWS,
-    ids=["-".join(row[:2]) for row in ROWS],
+    ("weight", "gradient", "decay", "eps", "coefficient", "ratio"),
+    [(1.234, 5.678, 1e-4, 1e-8, 1e-3, 0.000217325),
+     (0.0, 1.0, 1.0, 1.0, 1.0, 1.0), (1.0, 0.0, 1.0, 1.0, 1.0, 1.0)],
+    ids=["specific_case", "param_norm_is_zero", "grad_norm_is_zero"],
 )  # fmt: skip
-def test_unscaled_chain_equals(source, configuration, options, idle_ratio):
-    theirs, arguments = recorded(source, configuration)
-    assert arguments.get("weight_decay", 0.0) == options.get("weight_decay", 0.0)
-    ours = replay(lambda: lars_unscaled(**options))
-    if idle_ratio is None:
-        assert_same(ours, theirs)
-        return
-    assert_same(ours, theirs, except_leaves=[IDLE])
-    assert_differ(ours, theirs, [IDLE])
-    its_rule = replay(lambda: lars_unscaled(fallback_ratio=idle_ratio, **options))
-    assert errors(its_rule, theirs)[IDLE] < ROUNDING
+def test_trust_ratio_equals_the_values_in_the_tests_of_torchlars(
+    weight, gradient, decay, eps, coefficient, ratio
+):
+    """kakaobrain/torchlars, tests/test_compute_adaptive_lr.py, to its six digits."""
+    tx = lars_optax.scale_by_lars(
+        decay, trust_coefficient=coefficient, eps=eps, fallback_ratio=1.0, **ALL
+    )
+    params, grads = jnp.array([weight]), jnp.array([gradient])
+    update, _ = tx.update(grads, tx.init(params), params)
+    found = update / (grads + decay * params)
+    np.testing.assert_allclose(found, ratio, rtol=2e-6)
 
 
-FLAX = {"decay": DECAY, "nesterov": DECAY | {"eps": 1e-3, "nesterov": True},
-        "no_decay": {}}  # fmt: skip
-
-
-@pytest.mark.parametrize("configuration", FLAX)
-def test_lars_itself_equals_flax(configuration):
-    """The paper's order, λ = 1 with decay kept at a zero norm: no difference found."""
-    options = FLAX[configuration]
-    theirs, arguments = recorded("flax", configuration)
-    assert arguments.get("eps", 0.0) == options.get("eps", 0.0)
-    ours = replay(lambda: lars_optax.lars(rate(), **ALL, **options, fallback_ratio=1.0))
-    assert_same(ours, theirs)
+@pytest.mark.parametrize(
+    ("heading", "table", "limit"),
+    [("Rules", rules_table, ROUNDING), ("Schedules", schedules_table, 1e-6)],
+)
+def test_the_tables_of_the_documentation_have_every_source(heading, table, limit):
+    page = Path(__file__).parents[2] / "docs/guides/published.md"
+    section = page.read_text().split(f"## {heading}\n")[1].split("\n## ")[0]
+    lines = [x.strip("| ") for x in section.splitlines() if x.startswith("| ")][2:]
+    shown = [line.split(" | ") for line in lines]
+    assert [tuple(cells) for *cells, _ in shown] == list(table())
+    assert all(float(error) < limit for *_, error in shown)
 
 
 def test_timm_without_decay_is_plain_sgd_and_ours_is_not():
     """weight_decay=0 turns its ratio off unless always_adapt is set; ours stays on."""
     theirs, _ = recorded("timm", "no_decay")
     assert_same(replay(lambda: optax.sgd(rate(), momentum=0.9)), theirs)
-    ours = replay(lambda: lars_unscaled(**ALL))
+    ours = replay(lambda: unscaled(rate(), **ALL))
     assert_differ(ours, theirs, ["conv/kernel", "dense/kernel", "dense/bias", IDLE])
 
 
@@ -173,7 +186,7 @@ def test_dampening_is_a_factor_before_the_trace():
 
     def damped(first, **options):
         factor = optax.scale_by_schedule(lambda t: jnp.where(t == 0, first, 0.7))
-        return replay(lambda: lars_unscaled(before_trace=factor, **options))
+        return replay(lambda: unscaled(rate(), before_trace=factor, **options))
 
     theirs, arguments = recorded("timm", "dampening")
     assert arguments["dampening"] == 0.3
@@ -211,9 +224,9 @@ def test_clip_is_the_ratio_bounded_by_the_rate(source):
 
 WRONG = {
     "scaled_momentum": lambda **options: lars_optax.lars(rate(), **options),
-    "joint": partial(lars_unscaled, denominator="joint"),
-    "nesterov": partial(lars_unscaled, nesterov=True),
-    "eps": lambda **options: lars_unscaled(**options | {"eps": 0.1}),
+    "joint": lambda **options: unscaled(rate(), **JOINT, **options),
+    "nesterov": lambda **options: unscaled(rate(), nesterov=True, **options),
+    "eps": lambda **options: unscaled(rate(), **options | {"eps": 0.1}),
     "sgd": lambda **_: optax.sgd(rate(), 0.9),
 }
 

@@ -1,0 +1,72 @@
+"""The parameters, gradients and rates that every published implementation is given.
+
+The gradients are given, not computed from the parameters, so that one wrong step shows
+and does not feed back.
+"""
+
+import numpy as np
+import torch
+
+STEPS = 25
+DROP = 15  # the learning rate falls to a tenth here
+IDLE_STEPS = (7, 8, 16)  # steps where the leaf idle/kernel has no gradient
+
+# name: (shape, scale of the initial values, scale of the gradients)
+LEAVES = {
+    "conv/kernel": ((2, 2, 2, 2), 0.1, 0.3),
+    "dense/kernel": ((3, 3), 2.0, 0.02),  # decay is half of the denominator
+    "dense/bias": ((3,), 0.05, 0.1),
+    "norm/scale": ((2,), 0.0, 1e-3),  # zero at first, one axis
+    "head/kernel": ((2, 2), 0.0, 1e-3),  # zero at first, two axes
+    "idle/kernel": ((2, 2), 0.5, 0.05),  # gradient zero now and then
+}
+
+
+def make_inputs():
+    """Initial parameters, gradients of every step, and the learning rates."""
+    rng = np.random.default_rng(20170813)
+    params, grads = {}, {}
+    for leaf, (shape, size, grad_size) in LEAVES.items():
+        params[leaf] = size * rng.standard_normal(shape)
+        grads[leaf] = grad_size * rng.standard_normal((STEPS, *shape))
+    grads["idle/kernel"][list(IDLE_STEPS)] = 0.0
+    step = np.arange(STEPS)
+    rates = np.minimum(20.0 * (step + 1) / 5, 20.0 * (1 - step / 60) ** 2)
+    return params, grads, np.where(step < DROP, rates, 0.1 * rates)
+
+
+def run_torch(build, inputs, groups=list, set_rate=None):
+    """Every leaf after every step of the torch optimizer that `build` returns.
+
+    `set_rate(optimizer, step)` stands for the given learning rates where a source has a
+    schedule of its own. Its rates, those of the first group, are then recorded too.
+    """
+    params, grads, rates = inputs
+    tensors = {leaf: torch.tensor(value) for leaf, value in params.items()}
+    for tensor in tensors.values():
+        tensor.requires_grad_()
+    optimizer = build(groups(tensors.values()))
+    history = {leaf: [] for leaf in params}
+    history |= {"learning_rates": []} if set_rate else {}
+    for step, rate in enumerate(rates):
+        if set_rate:
+            set_rate(optimizer, step)
+            history["learning_rates"].append(optimizer.param_groups[0]["lr"])
+        else:
+            for group in optimizer.param_groups:
+                group["lr"] = float(rate)
+        for leaf, tensor in tensors.items():
+            # A new tensor each time: some implementations change it in place.
+            tensor.grad = torch.tensor(grads[leaf][step])
+        optimizer.step()
+        for leaf, tensor in tensors.items():
+            history[leaf].append(tensor.detach().numpy().copy())
+    return history
+
+
+def two_groups(tensors):
+    """The leaves of several axes, and those of one axis."""
+    return [
+        {"params": [t for t in tensors if t.ndim > 1]},
+        {"params": [t for t in tensors if t.ndim == 1]},
+    ]
