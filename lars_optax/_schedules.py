@@ -70,7 +70,8 @@ def linear_scaling(base_value: float, batch_size: int, base_batch_size: int) -> 
 
     References:
       Krizhevsky 2014, https://arxiv.org/abs/1404.5997. Goyal et al. 2017,
-      https://arxiv.org/abs/1706.02677. You, Gitman, Ginsburg 2017, section 2.3.
+      https://arxiv.org/abs/1706.02677. You, Gitman, Ginsburg 2017,
+      https://arxiv.org/abs/1708.03888v1, section 2.3.
     """
     return base_value * _batch_factor(base_value, batch_size, base_batch_size)
 
@@ -105,7 +106,8 @@ def sqrt_scaling(base_value: float, batch_size: int, base_batch_size: int) -> fl
       10.0
 
     References:
-      You, Gitman, Ginsburg 2017, https://arxiv.org/abs/1708.03888, section 2.3.
+      You, Gitman, Ginsburg 2017, "Scaling SGD Batch Size to 32K for ImageNet Training",
+      https://arxiv.org/abs/1708.03888v1, section 2.3.
     """
     return base_value * math.sqrt(
         _batch_factor(base_value, batch_size, base_batch_size)
@@ -170,7 +172,8 @@ def warmup_polynomial_decay_schedule(
       [0.0, 4.0, 8.0, 4.5, 2.0, 0.5, 0.0, 0.0]
 
     References:
-      You, Gitman, Ginsburg 2017, https://arxiv.org/abs/1708.03888. Goyal et al. 2017,
+      You, Gitman, Ginsburg 2017, "Scaling SGD Batch Size to 32K for ImageNet Training",
+      https://arxiv.org/abs/1708.03888v1. Goyal et al. 2017,
       https://arxiv.org/abs/1706.02677, section 2.2.
     """
     check_number("power", power, positive=True)
