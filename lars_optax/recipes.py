@@ -264,8 +264,8 @@ def _mlperf_v06() -> list[Recipe]:
     }
     notes = (
         "The order of momentum is that of tf.contrib in a TensorFlow 1.14 nightly of "
-        "May 2019 (setup.sh). The weight decay is in the loss (resnet_main.py) and "
-        "also in the denominator of the trust ratio."
+        "May 2019 (setup.sh). The weight decay is in the loss, for the bias of the "
+        "last layer too (resnet_main.py)."
     )
     rows = [
         # suffix, batch, γ, warm-up epochs, β, steps, ε, log, accuracy
@@ -286,20 +286,20 @@ def _mlperf_v06() -> list[Recipe]:
 def _mlperf_v07() -> list[Recipe]:
     tf1 = {"momentum_order": "not published; that of tf.contrib in TensorFlow 1.15"}
     keras = {"eps": "the log has 0, which lars_optimizer.py replaces by Keras's 1e-7"}
-    rows: list[tuple[str, int, float, float, int, str, float]] = [
-        # suffix, batch, γ, μ, steps, log, accuracy
-        ("2048", 2048, 8.5, 0.9, 25656, "tpu-v4-16-TF", 0.76048),
-        ("8192", 8192, 17.0, 0.9, 7500, "tpu-v4-128-TF", 0.76198),
+    rows = [
+        # batch, γ, steps, log, accuracy
+        (2048, 8.5, 25656, "tpu-v4-16-TF", 0.76048),
+        (8192, 17.0, 7500, "tpu-v4-128-TF", 0.76198),
     ]
     jax_notes = (
         "Biases and norm parameters have flax.optim.Momentum, with the learning rate "
-        "after the momentum. The warm-up lasts 651.75 steps in the log."
+        "after the momentum. The warm-up lasts 651.75 steps and the decay 1166.25."
     )
-    return [
+    recipes = [
         *(
-            _mlperf(f"v0.7-resnet50-lars-{suffix}", f"{_V07}{log}/resnet/result_0.txt",
-                    batch, rate, 5, mu, 2e-4, total, tf1, top1=top1)
-            for suffix, batch, rate, mu, total, log, top1 in rows
+            _mlperf(f"v0.7-resnet50-lars-{batch}", f"{_V07}{log}/resnet/result_0.txt",
+                    batch, rate, 5, 0.9, 2e-4, total, tf1, top1=top1)
+            for batch, rate, total, log, top1 in rows
         ),
         _mlperf("v0.7-resnet50-lars-2496",
                 f"{_V07}gpu-v100-8-TF2.0/resnet/result_0.txt", 2496, 9.5, 5, 0.9, 2e-4,
@@ -316,6 +316,7 @@ def _mlperf_v07() -> list[Recipe]:
                 {"epochs": "the default of the submission's train.py"}, warmup=652,
                 epochs=92, zero_init_last_bn=True, top1=0.76074, notes=jax_notes),
     ]  # fmt: skip
+    return sorted(recipes, key=lambda recipe: recipe.batch_size)
 
 
 def _mlperf_v10() -> list[Recipe]:
@@ -336,14 +337,19 @@ def _mlperf_v10() -> list[Recipe]:
 
 
 def _mlperf_rcp() -> list[Recipe]:
+    listed = "in the rows that list it and in the logs of the rounds"
     common = {
-        "end_learning_rate": "0.0001 in the logs of the rounds",
-        "eps": "0 in the logs of the rounds",
+        "end_learning_rate": f"0.0001 {listed}",
+        "eps": f"0 {listed}",
+        "power": f"2 {listed}",
+        "warmup_start": "0 in the code of the rounds",
+        "mask": "no bias and norm parameter in the code of the rounds",
         "label_smoothing": "0.1 in Google's commands",
         "zero_init_last_bn": "not stated; not in Google's code of v1.0",
     }
     google = common | {
         "momentum_order": "not stated; that of Google's other rows",
+        "extra_decay_steps": "1 in Google's code of the rounds",
     }
     nvidia = common | {
         "momentum_order": "NVIDIA's MXNet code of v1.0 scales the momentum by the "

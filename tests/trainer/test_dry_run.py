@@ -18,7 +18,7 @@ from examples.imagenet.data.sources import load
 from examples.imagenet.dry_run import describe
 from examples.imagenet.flags import flag
 from examples.imagenet.plan import make_plan
-from examples.imagenet.run.experiment import Experiment
+from examples.imagenet.run.experiment import Experiment, make_schedule
 from examples.imagenet.step.step import train_step
 from lars_optax import recipes
 
@@ -112,6 +112,19 @@ def test_every_recipe_dry_runs_once_its_gaps_are_filled(network, dry_run, monkey
             assert batch == recipe.batch_size == math.prod(parts)
             assert parts[-2:] == [slots, images]
             check_table(text, full)
+
+
+@pytest.mark.parametrize(("batch", "updates", "whole"), [
+    (8192, 6875, 43), (32768, 2355, 60),
+])  # fmt: skip
+def test_a_run_with_the_steps_of_a_log_ends_its_epochs_and_then_itself(
+    batch, updates, whole
+):
+    recipe = recipes.get(f"mlperf-v1.0-resnet50-lars-{batch}")
+    schedule = make_schedule(recipe, IMAGENET)
+    expected = {round(k * IMAGENET / batch): k for k in range(1, whole + 1)}
+    assert schedule.updates == len(schedule.rates) == updates
+    assert schedule.epochs == expected | {updates: updates * batch / IMAGENET}
 
 
 def test_a_dry_run_has_as_many_devices_as_are_asked_for():
