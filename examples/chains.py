@@ -25,8 +25,8 @@ IMAGENET = 1_281_167  # training images
 
 def mlperf(
     peak: float = 29.0,
-    warmup_steps: int = 704,
-    steps: int = 2346,
+    warmup_steps: int = 703,
+    steps: int = 2355,
     weight_decay: float = 1e-4,
     momentum: float = 0.929,
 ) -> optax.GradientTransformationExtraArgs:

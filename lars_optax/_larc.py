@@ -101,8 +101,9 @@ def larc(
       -0.02 -0.5
 
     References:
-      NVIDIA apex, apex/parallel/LARC.py with clip=True. NVIDIA's fork of Caffe,
-      nvcaffe, clips in the same way since late 2017, without β‖w‖ in the denominator.
+      NVIDIA apex, apex/parallel/LARC.py with clip=True. apex removed it in May 2025, in
+      commit cb65b8ed. NVIDIA's fork of Caffe, nvcaffe, clips in the same way since late
+      2017, without β‖w‖ in the denominator.
     """
     check_sgd(learning_rate, momentum, nesterov)
     settings = Settings(

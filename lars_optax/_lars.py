@@ -53,11 +53,15 @@ def scale_by_lars(
         post      chain(add_decayed_weights(β, exclude_bias_and_norm), trace(μ),
                         scale_by_lars(denominator="joint"), scale_by_learning_rate(γ))
 
-    The scaled order is that of the paper, TensorFlow, SimCLR, `optax.lars` and `lars`.
-    The unscaled order is that of BYOL and of every port to torch.optim. These two
-    differ only when the learning rate changes. The post order is that of SimCLR's
-    optimizer with `classic_momentum=False`. There the momentum does not make the steps
-    longer. The file examples/chains.py has the settings of MLPerf, BYOL and SimCLR.
+    The scaled order is that of the paper, tf.contrib since TensorFlow 1.15, MLPerf's
+    optimizer for TensorFlow 2, MXNet, Flax, SimCLR, the fused LARS of ROCm/apex,
+    `optax.lars` and `lars`. The unscaled order is that of BYOL, Barlow Twins, VICReg,
+    MoCo-v3, MAE, SwAV, timm, solo-learn, Lightning Bolts, pytorch_optimizer and
+    NVIDIA's MLPerf code for MXNet. These two differ only when the learning rate
+    changes. The post order is that of SimCLR's optimizer with `classic_momentum=False`.
+    There the momentum does not make the steps longer. tf.contrib in TensorFlow 1.13 and
+    1.14 multiplies the momentum's output by the trust ratio of the gradient, which no
+    chain does. The file examples/chains.py has the settings of MLPerf, BYOL and SimCLR.
 
     Args:
       weight_decay: The weight decay β, a number of at least 0 or a schedule. 0 disables
@@ -130,9 +134,10 @@ def scale_by_lars(
       [-0.03 -0.03] [-0.02 -0.02]
 
     References:
-      You, Gitman, Ginsburg 2017, https://arxiv.org/abs/1708.03888, section 3.2.3, steps
-      1 to 3. Its step 1 prints β‖∇w‖ in the denominator. That is a misprint for β‖w‖,
-      which the authors' solver computes.
+      You, Gitman, Ginsburg 2017, "Scaling SGD Batch Size to 32K for ImageNet Training",
+      https://arxiv.org/abs/1708.03888v1, section 3.2.3, steps 1 to 3. Its step 1
+      prints β‖∇w‖ in the denominator. That is a misprint for β‖w‖, which the authors'
+      solver computes.
     """
     settings = Settings(
         weight_decay=weight_decay,
@@ -260,7 +265,8 @@ def lars(
       4.00 3.45 2.54 1.54 0.69 0.16
 
     References:
-      You, Gitman, Ginsburg 2017, https://arxiv.org/abs/1708.03888, section 3.2.3.
+      You, Gitman, Ginsburg 2017, "Scaling SGD Batch Size to 32K for ImageNet Training",
+      https://arxiv.org/abs/1708.03888v1, section 3.2.3.
     """
     check_sgd(learning_rate, momentum, nesterov)
     settings = Settings(

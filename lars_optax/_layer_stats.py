@@ -84,8 +84,9 @@ def layer_stats(
       kernel  6         1         6         0.006
 
     References:
-      You, Gitman, Ginsburg 2017, Table 4. Its rows x.1 are weights and its rows x.0 are
-      biases, except for conv4. The caption says the reverse.
+      You, Gitman, Ginsburg 2017, "Scaling SGD Batch Size to 32K for ImageNet Training",
+      https://arxiv.org/abs/1708.03888v1, Table 4. Its rows x.1 are weights and its
+      rows x.0 are biases, except for conv4. The caption says the reverse.
     """
     settings = Settings(
         weight_decay=weight_decay,

@@ -4,7 +4,7 @@ import dataclasses
 import re
 from collections.abc import Mapping
 from functools import partial
-from typing import Any, NoReturn, cast
+from typing import Any, NamedTuple, NoReturn, cast
 
 import jax
 import optax
@@ -15,6 +15,9 @@ from lars_optax._momentum import in_dtype_of_params, wide_momentum
 from lars_optax._rule import FALLBACK_RATIO, Settings
 from lars_optax._schedules import (
     epochs_to_steps,
+    linear_scaling,
+    sqrt_scaling,
+    warmup_cosine_schedule,
     warmup_piecewise_constant_schedule,
     warmup_polynomial_decay_schedule,
 )
@@ -23,10 +26,26 @@ from lars_optax._validate import check_count, check_number
 
 _RATE_NOTE = re.compile(r"\s*learning_rate=\S+ belongs to batch_size=.*? tune it\.")
 _CHOICES = {
+    "task": ("classification", "self_supervised", "linear_probe"),
     "algorithm": ("sgd", "lars"),
-    "decay": ("polynomial", "piecewise_constant"),
-    "momentum_order": ("scaled", "unscaled"),
+    "decay": ("polynomial", "piecewise_constant", "cosine"),
+    "warmup": ("linear", "constant"),
+    "momentum_order": ("scaled", "unscaled", "post", "tf_contrib_1.14"),
+    "denominator": ("separate", "joint"),
 }
+_SCALING = {"linear": linear_scaling, "sqrt": sqrt_scaling}
+
+
+class Steps(NamedTuple):
+    """The number of updates that the source of a recipe has, and of which run.
+
+    They hold only for this batch size and this number of training examples.
+    """
+
+    warmup: int
+    total: int  # of the whole run, warm-up included
+    batch_size: int
+    num_examples: int
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -38,45 +57,65 @@ class Recipe:
     field that is None. `schedule` and `optimizer` raise ValueError if they need a field
     that is None. Set it with `replace`.
 
-    A learning rate belongs to a batch size. For another batch size replace both, for
-    example with `linear_scaling` or `sqrt_scaling`.
+    A learning rate belongs to a batch size. If the source has a scaling rule,
+    `at_batch` applies it. Otherwise replace both, for example with `linear_scaling` or
+    `sqrt_scaling`.
 
     Attributes:
       name: The source, the table, the network, the algorithm and the batch size. The
         learning rate is added where it is needed to tell two recipes apart.
       source: The publication and the table that print the values.
-      network: "alexnet", "alexnet_bn", "resnet50" for version 1, or "resnet50_v1.5".
+      task: "classification", "self_supervised" for a network that learns from images
+        without labels, or "linear_probe" for a linear classifier on fixed features.
+      network: "alexnet", "alexnet_bn", "resnet50" for version 1, "resnet50_v1.5", or
+        "vit_base_patch16".
+      zero_init_last_bn: Whether the scale of the last BatchNorm of each residual block
+        starts at 0.
       algorithm: "sgd" or "lars".
       batch_size: The number of images in one update.
+      rate_scaling: The rule by which the source scales the learning rate with the batch
+        size, "linear" or "sqrt". None if it states no rule.
       rate_batch_size: The batch size that `learning_rate` belongs to, if `replace`
         changed only the batch size. None if they belong together.
       epochs: The length of the run in epochs.
-      learning_rate: The peak learning rate γ.
-      decay: "polynomial" or "piecewise_constant".
+      steps: The number of updates, a `Steps`, if the source's log or code has it. At
+        the same batch size and with as many examples it is used in place of `epochs`
+        and `warmup_epochs`.
+      learning_rate: The peak learning rate γ at `batch_size`.
+      decay: "polynomial", "piecewise_constant" or "cosine".
       power: The exponent of the polynomial.
-      end_learning_rate: The learning rate at which the polynomial ends.
+      end_learning_rate: The learning rate at which the polynomial or the cosine ends.
       boundaries: The epochs at which the piecewise constant rate becomes ten times
         smaller.
+      warmup: "linear", or "constant" for a warm-up that stays at `warmup_start`.
       warmup_epochs: The length of the warm-up in epochs. 0 disables the warm-up.
       warmup_start: The learning rate at step 0 of a warm-up.
-      decay_from_start: Whether the polynomial begins at step 0, as in the authors'
-        solver. The warm-up then replaces its first steps. Otherwise it begins at the
-        end of the warm-up.
+      decay_from_start: Whether the polynomial or the cosine begins at step 0, as in the
+        authors' solver. The warm-up then replaces its first steps. Otherwise it begins
+        at the end of the warm-up.
       extra_decay_steps: The number of steps by which the decay is longer than the run.
         It is 1 for MLPerf.
       momentum: The momentum μ. 0 disables momentum.
       nesterov: Whether momentum is Nesterov momentum.
       momentum_order: "scaled" if the update that enters the momentum is multiplied by
         γ, as in Caffe and the paper. "unscaled" if γ multiplies the momentum's output.
+        "post" if both γ and the trust ratio of the momentum's output multiply it.
+        "tf_contrib_1.14" if both γ and the trust ratio of the gradient multiply it.
+        `optimizer` refuses the last one, because no chain of `scale_by_lars` has it.
       weight_decay: The weight decay β. 0 disables weight decay.
       mask: The leaves that get weight decay and, with LARS, a trust ratio. True selects
         all.
       trust_coefficient: The trust coefficient η of LARS.
+      eps: The term ε in the denominator of the trust ratio. 0 leaves it out.
+      denominator: "separate" or "joint", as in `scale_by_lars`. For "post" they are the
+        same.
       fallback_ratio: The factor of LARS on leaves without a trust ratio and where a
-        norm is zero. It is 1 in the published LARS recipes. SGD does not use it.
+        norm is zero. It is 1 in the published LARS recipes except for Barlow Twins,
+        which has 0.024. SGD does not use it.
       label_smoothing: The label smoothing of the loss. 0 disables it.
-      top1: The test accuracy that the source prints, as a fraction. None if it prints
-        none.
+      top1: The test accuracy that the source prints, as a fraction. It is that of a
+        linear classifier on the features if `task` is not "classification". None if the
+        source prints none.
       inferred: A mapping from each inferred field to the reason for its value.
       hints: A mapping from a field that is None to what is known about it.
       notes: What else the source says about the run. After `replace` it may also say
@@ -85,16 +124,21 @@ class Recipe:
 
     name: str
     source: str
+    task: str = "classification"
     network: str
+    zero_init_last_bn: bool = False
     algorithm: str
     batch_size: int
+    rate_scaling: str | None = None
     rate_batch_size: int | None = None
     epochs: float
+    steps: Steps | None = None
     learning_rate: float | None
     decay: str = "polynomial"
     power: float = 2.0
     end_learning_rate: float = 0.0
     boundaries: tuple[float, ...] = ()
+    warmup: str = "linear"
     warmup_epochs: float | None
     warmup_start: float | None = None
     decay_from_start: bool = True
@@ -105,6 +149,8 @@ class Recipe:
     weight_decay: float | None
     mask: Mask = True
     trust_coefficient: float = 0.001
+    eps: float = 0.0
+    denominator: str = "separate"
     fallback_ratio: float = FALLBACK_RATIO
     label_smoothing: float = 0.0
     top1: float | None = None
@@ -115,9 +161,10 @@ class Recipe:
     def replace(self, **fields: Any) -> "Recipe":
         """Returns a copy of the recipe with other values.
 
-        The entries of `inferred` and `hints` for these fields are dropped. A learning
-        rate belongs to a batch size, so replace both, for example with `linear_scaling`
-        or `sqrt_scaling`. If you replace only `batch_size`, `notes` says so.
+        The entries of `inferred` and `hints` for these fields are dropped. `steps` is
+        dropped with `epochs` and with `warmup_epochs`. A learning rate belongs to a
+        batch size, so replace both, for example with `linear_scaling` or
+        `sqrt_scaling`. If you replace only `batch_size`, `notes` says so.
 
         Args:
           **fields: The new values, by the names of the attributes.
@@ -140,6 +187,8 @@ class Recipe:
                 f"{self.name}: a recipe has no field {unknown}; the fields are "
                 f"{sorted(known)}."
             )
+        if fields.keys() & {"epochs", "warmup_epochs"}:
+            fields.setdefault("steps", None)
         grounds = {
             name: {k: v for k, v in getattr(self, name).items() if k not in fields}
             for name in ("inferred", "hints")
@@ -153,6 +202,46 @@ class Recipe:
         if new.rate_batch_size == new.batch_size:
             return dataclasses.replace(new, rate_batch_size=None, notes=notes)
         return dataclasses.replace(new, notes=f"{notes} {new._rate_note()}".strip())
+
+    def at_batch(self, batch_size: int) -> "Recipe":
+        """Returns the recipe at another batch size, by the source's own scaling rule.
+
+        The rule of `rate_scaling` gives the learning rate. `end_learning_rate` changes
+        by the same factor. The number of epochs stays the same.
+
+        Args:
+          batch_size: The number of images in one update.
+
+        Raises:
+          ValueError: If the source states no scaling rule, if the learning rate is
+            None, or if `batch_size` is not an int of at least 1.
+
+        Example:
+          >>> from lars_optax import recipes
+          >>> recipe = recipes.get("barlow-twins-resnet50-lars-2048").at_batch(1024)
+          >>> recipe.batch_size, recipe.learning_rate, recipe.end_learning_rate
+          (1024, 0.8, 0.0008)
+        """
+        self._require("learning_rate")
+        check_count("batch_size", batch_size, low=1)
+        if self.rate_scaling is None:
+            raise ValueError(
+                f"{self.name}: {self.source} states no rule that scales the learning "
+                "rate with the batch size. Choose a rate and call "
+                f"recipe.replace(batch_size={batch_size}, learning_rate=...), for "
+                "example with sqrt_scaling."
+            )
+        rate, base = cast(float, self.learning_rate), self.batch_size
+        base = self.rate_batch_size or base
+        scale = _SCALING[self.rate_scaling]
+        new = self.replace(
+            batch_size=batch_size,
+            learning_rate=scale(rate, batch_size, base),
+            end_learning_rate=scale(self.end_learning_rate, batch_size, base),
+        )
+        why = f"{rate:g} at batch_size={base}, by the source's {self.rate_scaling} rule"
+        grounds = {**self.inferred, **new.inferred, "learning_rate": why}
+        return dataclasses.replace(new, inferred=grounds)
 
     def _rate_note(self) -> str:
         """Returns a note if the learning rate belongs to another batch size, else "".
@@ -175,12 +264,17 @@ class Recipe:
                     f"{self.name}: {name} must be one of {choices}, got "
                     f"{getattr(self, name)!r}."
                 )
+        if self.rate_scaling not in (None, *_SCALING):
+            raise ValueError(
+                f"{self.name}: rate_scaling must be None or one of {tuple(_SCALING)}, "
+                f"got {self.rate_scaling!r}."
+            )
         check_mask(self.mask, "mask")
         check_number("momentum", self.momentum, high=1.0, optional=True)
         check_number("label_smoothing", self.label_smoothing, high=1.0)
         for name in ("learning_rate", "warmup_epochs", "warmup_start", "weight_decay"):
             check_number(name, getattr(self, name), optional=True)
-        for name in ("end_learning_rate", "fallback_ratio"):
+        for name in ("end_learning_rate", "fallback_ratio", "eps"):
             check_number(name, getattr(self, name))
         for name in ("epochs", "power", "trust_coefficient"):
             check_number(name, getattr(self, name), positive=True)
@@ -188,6 +282,7 @@ class Recipe:
         check_count("extra_decay_steps", self.extra_decay_steps)
         if self.rate_batch_size is not None:
             check_count("rate_batch_size", self.rate_batch_size, low=1)
+        self._check_steps()
         if not isinstance(self.boundaries, tuple):
             raise ValueError(
                 "boundaries must be a tuple of epochs, such as (30, 60, 80), got "
@@ -195,6 +290,17 @@ class Recipe:
             )
         for epoch in self.boundaries:
             check_number("boundaries", epoch)
+
+    def _check_steps(self) -> None:
+        if self.steps is None:
+            return
+        if not isinstance(self.steps, Steps):
+            raise ValueError(
+                f"{self.name}: steps must be None or a recipes.Steps, got "
+                f"{self.steps!r}."
+            )
+        for name, count in self.steps._asdict().items():
+            check_count(f"steps.{name}", count, low=0 if name == "warmup" else 1)
 
     def missing(self) -> tuple[str, ...]:
         """Returns the names of the fields that `optimizer` needs and that are None.
@@ -221,8 +327,7 @@ class Recipe:
     def schedule(self, num_examples: int) -> optax.Schedule:
         """Returns the learning rate schedule over the steps of a run.
 
-        A number of epochs becomes epochs · num_examples / batch_size steps, rounded to
-        the nearest int.
+        `step_counts` returns the length of the run and of its warm-up.
 
         Args:
           num_examples: The number of training examples in one epoch.
@@ -238,43 +343,67 @@ class Recipe:
         Example:
           >>> from lars_optax import recipes
           >>> rate = recipes.get("mlperf-v1.0-resnet50-lars-8192").schedule(1_281_167)
-          >>> float(rate(782))  # the end of the warm-up
+          >>> float(rate(781))  # the end of the warm-up
           17.0
         """
         self._require("learning_rate", "warmup_epochs", "warmup_start")
-        check_count("num_examples", num_examples, low=1)
-
-        def steps(epochs: float) -> int:
-            return epochs_to_steps(epochs, num_examples, self.batch_size)
-
-        peak, warmup = cast(float, self.learning_rate), cast(float, self.warmup_epochs)
+        warmup, updates = self.step_counts(num_examples)
+        peak = cast(float, self.learning_rate)
         start = 0.0 if self.warmup_start is None else self.warmup_start
-        updates = steps(self.epochs)
         if not updates:
             raise ValueError(
                 f"{self.name}: epochs={self.epochs} of num_examples={num_examples} "
                 f"with batch_size={self.batch_size} round to 0 steps. Give more epochs "
                 "or a smaller batch_size."
             )
-        if steps(warmup) >= updates:
-            self._refuse_warmup("epochs", steps(warmup), updates)
+        if warmup >= updates:
+            self._refuse_warmup("epochs", warmup, updates)
         if self.decay == "piecewise_constant":
             scales: dict[int, float] = {}
             for epoch in self.boundaries:  # two may round to the same step
-                scales[steps(epoch)] = scales.get(steps(epoch), 1.0) * 0.1
-            if any(step < steps(warmup) for step in scales):
-                self._refuse_warmup("boundaries", steps(warmup), min(scales))
+                step = epochs_to_steps(epoch, num_examples, self.batch_size)
+                scales[step] = scales.get(step, 1.0) * 0.1
+            if any(step < warmup for step in scales):
+                self._refuse_warmup("boundaries", warmup, min(scales))
             return warmup_piecewise_constant_schedule(
-                start, peak, steps(warmup), scales
+                start, peak, warmup, scales, warmup=self.warmup
             )
-        return warmup_polynomial_decay_schedule(
-            start,
-            peak,
-            steps(warmup),
-            updates + self.extra_decay_steps,
-            self.end_learning_rate,
-            self.power,
-            transition_begin=0 if self.decay_from_start else None,
+        end = updates + self.extra_decay_steps
+        begin = 0 if self.decay_from_start else None
+        options: dict[str, Any] = {"warmup": self.warmup, "transition_begin": begin}
+        ends = (start, peak, warmup, end, self.end_learning_rate)
+        if self.decay == "cosine":
+            return warmup_cosine_schedule(*ends, **options)
+        return warmup_polynomial_decay_schedule(*ends, self.power, **options)
+
+    def step_counts(self, num_examples: int) -> tuple[int, int]:
+        """Returns the number of warm-up steps and the number of steps of the run.
+
+        They are those of `steps` if its batch size and its number of examples are those
+        of the run. Otherwise each number of epochs becomes epochs · num_examples /
+        batch_size steps, rounded to the nearest int.
+
+        Args:
+          num_examples: The number of training examples in one epoch.
+
+        Raises:
+          ValueError: If `warmup_epochs` is None, or if `num_examples` is not an int of
+            at least 1.
+
+        Example:
+          >>> from lars_optax import recipes
+          >>> recipe = recipes.get("mlperf-v1.0-resnet50-lars-32768")
+          >>> recipe.step_counts(1_281_167), recipe.step_counts(50_000)
+          ((703, 2355), (27, 92))
+        """
+        self._require("warmup_epochs")
+        check_count("num_examples", num_examples, low=1)
+        if self.steps and self.steps[2:] == (self.batch_size, num_examples):
+            return self.steps.warmup, self.steps.total
+        warmup = cast(float, self.warmup_epochs)
+        return (
+            epochs_to_steps(warmup, num_examples, self.batch_size),
+            epochs_to_steps(self.epochs, num_examples, self.batch_size),
         )
 
     def _refuse_warmup(self, field: str, warmup_steps: int, end: int) -> NoReturn:
@@ -296,9 +425,14 @@ class Recipe:
     ) -> optax.GradientTransformationExtraArgs:
         """Returns the optimizer of the recipe, with its schedule.
 
-        SGD is built as LARS with a trust ratio of 1 on every leaf. The learning rate is
-        applied before or after the momentum, as `momentum_order` says. A momentum of 0
-        allocates no buffer.
+        SGD is built as LARS with a trust ratio of 1 on every leaf. A momentum of 0
+        allocates no buffer. With the learning rate γ, the momentum μ and the weight
+        decay β, `momentum_order` chooses the chain:
+
+            scaled    chain(scale_by_lars(β), scale_by_learning_rate(γ), trace(μ))
+            unscaled  chain(scale_by_lars(β), trace(μ), scale_by_learning_rate(γ))
+            post      chain(add_decayed_weights(β), trace(μ), scale_by_lars(),
+                            scale_by_learning_rate(γ))
 
         Args:
           num_examples: The number of training examples in one epoch.
@@ -318,8 +452,9 @@ class Recipe:
           its parameter.
 
         Raises:
-          ValueError: If a field that it needs is None, if `schedule` raises it, or if
-            an argument is invalid, as in `lars`.
+          ValueError: If a field that it needs is None, if no chain has the order of
+            momentum, if `schedule` raises it, or if an argument is invalid, as in
+            `lars`.
 
         Example:
           >>> import jax.numpy as jnp
@@ -328,11 +463,31 @@ class Recipe:
           >>> state = tx.init({"kernel": jnp.ones((2, 3)), "bias": jnp.zeros(3)})
         """
         self._require(*self.missing())
+        if self.momentum_order == "tf_contrib_1.14":
+            raise ValueError(
+                f"{self.name}: momentum_order='tf_contrib_1.14' multiplies the output "
+                "of the momentum by the trust ratio of the gradient, and no chain of "
+                "scale_by_lars does this. Call recipe.replace(momentum_order=...) with "
+                "'scaled', the order of later rounds, 'unscaled' or 'post'."
+            )
         rate = optax.scale_by_learning_rate(self.schedule(num_examples))
         trace = wide_momentum(self.momentum, self.nesterov, accumulator_dtype)
+        settings = self._settings(stacked_axes, axis_name)
+        if self.momentum_order == "post" and self.algorithm == "lars":
+            no_ratio = partial(jax.tree.map, lambda _: False)
+            decay = dataclasses.replace(
+                settings, trust_ratio_mask=no_ratio, fallback_ratio=1.0
+            )
+            ratio = dataclasses.replace(settings, weight_decay=0.0)
+            return optax.chain(
+                transform(decay, False),
+                trace,
+                transform(ratio, keep_layer_stats),
+                in_dtype_of_params(rate),
+            )
         in_order = (rate, trace) if self.momentum_order == "scaled" else (trace, rate)
         return optax.chain(
-            transform(self._settings(stacked_axes, axis_name), keep_layer_stats),
+            transform(settings, keep_layer_stats),
             in_order[0],
             in_dtype_of_params(in_order[1]),
         )
@@ -348,7 +503,9 @@ class Recipe:
         """Returns the norms and the trust ratio of each layer, by this recipe's rule.
 
         These are the statistics that `lars_optax.layer_stats` returns with the settings
-        of the recipe's optimizer.
+        of the recipe's optimizer. If `momentum_order` is "post", the trust ratio is
+        that of a first update, because it depends on the momentum. The optimizer with
+        `keep_layer_stats=True` keeps the trust ratio of every update.
 
         Args:
           grads: The gradients, a tree like `params`.
@@ -381,7 +538,9 @@ class Recipe:
             weight_decay=self.weight_decay,
             weight_decay_mask=decayed,
             trust_coefficient=self.trust_coefficient,
+            eps=self.eps,
             trust_ratio_mask=adapted,
+            denominator="joint" if self.momentum_order == "post" else self.denominator,
             fallback_ratio=self.fallback_ratio if self.algorithm == "lars" else 1.0,
             stacked_axes=stacked_axes,
             axis_name=axis_name,

@@ -70,7 +70,8 @@ def linear_scaling(base_value: float, batch_size: int, base_batch_size: int) -> 
 
     References:
       Krizhevsky 2014, https://arxiv.org/abs/1404.5997. Goyal et al. 2017,
-      https://arxiv.org/abs/1706.02677. You, Gitman, Ginsburg 2017, section 2.3.
+      https://arxiv.org/abs/1706.02677. You, Gitman, Ginsburg 2017,
+      https://arxiv.org/abs/1708.03888v1, section 2.3.
     """
     return base_value * _batch_factor(base_value, batch_size, base_batch_size)
 
@@ -105,7 +106,8 @@ def sqrt_scaling(base_value: float, batch_size: int, base_batch_size: int) -> fl
       10.0
 
     References:
-      You, Gitman, Ginsburg 2017, https://arxiv.org/abs/1708.03888, section 2.3.
+      You, Gitman, Ginsburg 2017, "Scaling SGD Batch Size to 32K for ImageNet Training",
+      https://arxiv.org/abs/1708.03888v1, section 2.3.
     """
     return base_value * math.sqrt(
         _batch_factor(base_value, batch_size, base_batch_size)
@@ -170,11 +172,71 @@ def warmup_polynomial_decay_schedule(
       [0.0, 4.0, 8.0, 4.5, 2.0, 0.5, 0.0, 0.0]
 
     References:
-      You, Gitman, Ginsburg 2017, https://arxiv.org/abs/1708.03888. Goyal et al. 2017,
+      You, Gitman, Ginsburg 2017, "Scaling SGD Batch Size to 32K for ImageNet Training",
+      https://arxiv.org/abs/1708.03888v1. Goyal et al. 2017,
       https://arxiv.org/abs/1706.02677, section 2.2.
     """
-    check_number("end_value", end_value)
     check_number("power", power, positive=True)
+    return _warmup_decay(
+        init_value,
+        peak_value,
+        warmup_steps,
+        decay_steps,
+        end_value,
+        lambda left: left**power,
+        warmup=warmup,
+        transition_begin=transition_begin,
+    )
+
+
+def warmup_cosine_schedule(
+    init_value: float,
+    peak_value: float,
+    warmup_steps: int,
+    decay_steps: int,
+    end_value: float = 0.0,
+    *,
+    warmup: str = "linear",
+    transition_begin: int | None = None,
+) -> optax.Schedule:
+    """Returns a schedule with warm-up and a cosine decay, for recipes.
+
+    After the warm-up, the rate at step t is
+
+        end + (peak − end) · (1 + cos(π (t − b)/(T − b))) / 2
+
+    The arguments and the errors are those of `warmup_polynomial_decay_schedule`. Where
+    both apply, it is `optax.warmup_cosine_decay_schedule`.
+    """
+    return _warmup_decay(
+        init_value,
+        peak_value,
+        warmup_steps,
+        decay_steps,
+        end_value,
+        # sin² of half the angle is the same, and exact where the rate is near its end.
+        lambda left: jnp.sin(0.5 * jnp.pi * left) ** 2,
+        warmup=warmup,
+        transition_begin=transition_begin,
+    )
+
+
+def _warmup_decay(
+    init_value: float,
+    peak_value: float,
+    warmup_steps: int,
+    decay_steps: int,
+    end_value: float,
+    shape: Callable[[jax.Array], jax.Array],
+    *,
+    warmup: str,
+    transition_begin: int | None,
+) -> optax.Schedule:
+    """Returns a schedule with warm-up that decays as `shape` of the time left.
+
+    The time left falls from 1 at the beginning of the decay to 0 at its end.
+    """
+    check_number("end_value", end_value)
     warmup_steps = check_count("warmup_steps", warmup_steps, remedy=_STEPS)
     decay_steps = check_count("decay_steps", decay_steps, low=1, remedy=_STEPS)
     if decay_steps <= warmup_steps:
@@ -193,7 +255,7 @@ def warmup_polynomial_decay_schedule(
 
     def decay(count: jax.Array) -> jax.Array:
         left = jnp.clip((decay_steps - count) / (decay_steps - begin), 0.0, 1.0)
-        return end_value + (peak_value - end_value) * left**power
+        return end_value + (peak_value - end_value) * shape(left)
 
     return _join(init_value, peak_value, warmup_steps, warmup, decay)
 

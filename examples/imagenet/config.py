@@ -140,7 +140,7 @@ class Model(_Group):
     #: The value 0 switches it off. If not given, 0.5. Other networks have no dropout.
     dropout: float | None = option(None, low=0, below=1)
     #: Initialize the scale of the last BatchNorm in each residual block to 0 instead
-    #: of 1. For ResNets only.
+    #: of 1. For ResNets only. A recipe switches it on if its source does so.
     zero_init_last_bn: bool = False
     #: Images over which BatchNorm takes mean and variance in training. `local`: each
     #: part of the batch separately. The images of a device are one part, unless
@@ -163,27 +163,32 @@ class Optimizer(_Group):
     )
     #: Peak learning rate γ. It is used as given: --batch-size does not scale it.
     learning_rate: float | None = option(10.0, low=0, high=_RATE)
-    #: Length of the linear warm-up from --warmup-start to --learning-rate [epochs]. The
-    #: value 0 means no warm-up.
+    #: How the learning rate behaves in the warm-up. `linear`: it rises from
+    #: the value of --warmup-start to --learning-rate. With `constant` it keeps
+    #: the value of --warmup-start.
+    warmup: Literal["linear", "constant"] = "linear"
+    #: Length of the warm-up [epochs]. The value 0 means no warm-up.
     warmup_epochs: float | None = option(5.0, low=0, high=100_000)
     #: Learning rate at the first step of the warm-up. Not used without a warm-up.
     warmup_start: float | None = option(0.0, low=0, high=_RATE)
     #: How the learning rate falls after the warm-up. `polynomial`: to
     #: the value of --end-learning-rate, as a power of the remaining time (--power).
-    #: With `piecewise_constant`: by a factor of 10 at each of --boundaries.
-    decay: Literal["polynomial", "piecewise_constant"] = "polynomial"
+    #: With `piecewise_constant`: by a factor of 10 at each of --boundaries. `cosine`:
+    #: along half a cosine to --end-learning-rate.
+    decay: Literal["polynomial", "piecewise_constant", "cosine"] = "polynomial"
     #: Exponent of the polynomial decay of the learning rate: 1 is linear, 2 quadratic.
     power: float = option(2.0, above=0, high=100)
-    #: Learning rate at the end of the polynomial decay.
+    #: Learning rate at the end of the polynomial or the cosine decay.
     end_learning_rate: float = option(0.0, low=0, high=_RATE)
     #: Epochs at which the piecewise constant learning rate falls by a factor of 10.
-    #: Not used by the polynomial decay.
+    #: Not used by the other decays.
     boundaries: tuple[float, ...] = option((), low=0, high=100_000)
-    #: Count the polynomial decay from step 0, so that the warm-up replaces its first
-    #: part, as the authors of LARS did. By default the decay begins at the end of the
-    #: warm-up, at the full learning rate.
+    #: Count the polynomial or the cosine decay from step 0, so that the warm-up
+    #: replaces its first part, as the authors of LARS did. By default the decay begins
+    #: at the end of the warm-up, at the full learning rate.
     decay_from_start: bool = False
-    #: Number of updates by which the polynomial decay is longer than the run [steps].
+    #: Number of updates by which the polynomial or the cosine decay is longer than the
+    #: run [steps].
     #: The value is 0 in the LARS paper and 1 in MLPerf.
     extra_decay_steps: int = option(0, low=0, high=_MANY)
     #: Momentum coefficient μ: the share of the momentum buffer that each step
@@ -193,13 +198,21 @@ class Optimizer(_Group):
     nesterov: bool = False
     #: Where the learning rate γ is applied. `scaled`: the momentum buffer accumulates
     #: updates already multiplied by γ, as in Caffe. `unscaled`: γ multiplies the
-    #: momentum buffer, as in PyTorch. They differ only when γ changes.
-    momentum_order: Literal["scaled", "unscaled"] = "scaled"
+    #: momentum buffer, as in PyTorch. They differ only when γ changes. With `post` γ
+    #: and the trust ratio of the buffer multiply the buffer, as in an option of SimCLR.
+    #: With `tf_contrib_1.14`, the order of MLPerf v0.6, the run is refused.
+    momentum_order: Literal["scaled", "unscaled", "post", "tf_contrib_1.14"] = "scaled"
     #: Weight decay β: β times the weights is added to their gradient; 0 for none.
     weight_decay: float | None = option(5e-4, low=0, high=_RATE)
     #: LARS's trust coefficient η. The trust ratio of a layer with weights w and
-    #: gradient g is η‖w‖ / (‖g‖ + β‖w‖), where β is the weight decay. SGD ignores it.
+    #: gradient g is η‖w‖ / (‖g‖ + β‖w‖ + ε), where β is the weight decay. SGD ignores
+    #: it.
     trust_coefficient: float = option(0.001, above=0, high=_RATE)
+    #: LARS: the term ε in the denominator of the trust ratio; 0 for none.
+    eps: float = option(0.0, low=0, high=_RATE)
+    #: LARS: the denominator of the trust ratio. `separate`: ‖g‖ + β‖w‖, as in the LARS
+    #: paper. `joint`: ‖g + βw‖, as in optax.lars.
+    denominator: Literal["separate", "joint"] = "separate"
     #: LARS: factor used in place of the trust ratio on parameters that --layers leaves
     #: out, and on layers whose weights or gradient are all 0. Published recipes use 1.
     fallback_ratio: float = option(Recipe.fallback_ratio, low=0, high=_RATE)

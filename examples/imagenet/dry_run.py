@@ -35,8 +35,7 @@ def describe(experiment: Experiment, changed: Sequence[str] = ()) -> list[str]:
         f" {len(experiment.layer_names)} leaves,"
         f" {jnp.dtype(model.dtype)}, images of {side}",
         f"optimizer  {_optimizer(recipe)}",
-        f"steps      {updates:,} = {recipe.epochs:g} epochs × {examples:,} images /"
-        f" {recipe.batch_size:,}",
+        f"steps      {_steps(recipe, examples, updates)}",
         f"batch      {recipe.batch_size:,} = {plan}",
         f"memory     {_memory(state, plan, model, dataset.image_shape)}",
         "",
@@ -48,16 +47,31 @@ def describe(experiment: Experiment, changed: Sequence[str] = ()) -> list[str]:
     return lines
 
 
+def _steps(recipe: Recipe, examples: int, updates: int) -> str:
+    if updates == epochs_to_steps(recipe.epochs, examples, recipe.batch_size):
+        return (
+            f"{updates:,} = {recipe.epochs:g} epochs × {examples:,} images /"
+            f" {recipe.batch_size:,}"
+        )
+    return (
+        f"{updates:,}, as its source has it, are"
+        f" {updates * recipe.batch_size / examples:.2f} epochs of {examples:,} images"
+    )
+
+
 def _optimizer(recipe: Recipe) -> str:
     nesterov = "Nesterov " if recipe.nesterov else ""
     order = "before" if recipe.momentum_order == "scaled" else "after"
+    post = recipe.momentum_order == "post"
+    rate = "learning rate and trust ratio" if post else "the learning rate"
     decayed = "all parameters" if recipe.mask is True else "all but biases and norms"
     text = (
-        f"{recipe.algorithm}, {nesterov}momentum {recipe.momentum:g} with the learning"
-        f" rate applied {order} it, weight decay {recipe.weight_decay:g} on {decayed}"
+        f"{recipe.algorithm}, {nesterov}momentum {recipe.momentum:g} with {rate}"
+        f" applied {order} it, weight decay {recipe.weight_decay:g} on {decayed}"
     )
     if recipe.algorithm == "lars":
         text += f", trust coefficient {recipe.trust_coefficient:g}"
+        text += f", {recipe.denominator} denominator, ε {recipe.eps:g}"
         text += f", fallback ratio {recipe.fallback_ratio:g}"
     return f"{text}, label smoothing {recipe.label_smoothing:g}"
 
@@ -68,8 +82,9 @@ def _knots(recipe: Recipe, examples: int, updates: int) -> list[int]:
     They are each tenth of the run, its last step, and the two steps around the end of
     the warm-up and around each drop of a piecewise constant rate.
     """
-    turns = [recipe.warmup_epochs or 0, *recipe.boundaries]
-    steps = [epochs_to_steps(turn, examples, recipe.batch_size) for turn in turns]
+    steps = [recipe.step_counts(examples)[0]]
+    for turn in recipe.boundaries:
+        steps.append(epochs_to_steps(turn, examples, recipe.batch_size))
     steps += [step - 1 for step in steps] + [updates - 1]
     steps += [updates * k // 10 for k in range(10)]
     return sorted({step for step in steps if 0 <= step < updates})

@@ -19,7 +19,8 @@ _SHARED = [field.name for field in fields(Optimizer) if field.name != "layers"]
 def configure(recipe_name: str | None) -> Config:
     """Returns the configuration of the named recipe, or the default one for None.
 
-    Raises ValueError if there is no recipe of that name.
+    Raises ValueError if there is no recipe of that name, or if it is not a recipe for a
+    classifier.
     """
     if recipe_name is None:
         return Config()
@@ -27,12 +28,19 @@ def configure(recipe_name: str | None) -> Config:
         recipe = recipes.get(recipe_name)
     except ValueError as error:
         raise ValueError(f"--recipe: {error}") from None
+    if recipe.task != "classification":
+        raise ValueError(
+            f"--recipe: {recipe.name} is a recipe for "
+            f"{recipe.task.replace('_', '-')} training, and this command trains a"
+            " classifier; examples/barlow_twins.py shows self-supervised training with"
+            " a linear probe"
+        )
     network: Any = recipe.network
     random_resized = recipe.name.startswith(("goyal", "mlperf"))
     return Config(
         recipe=recipe.name,
         data=Data(augment="rrc" if random_resized else "caffe"),
-        model=Model(network=network),
+        model=Model(network=network, zero_init_last_bn=recipe.zero_init_last_bn),
         optimizer=Optimizer(
             layers="all" if recipe.mask is True else "weights",
             **{name: getattr(recipe, name) for name in _SHARED},
@@ -44,11 +52,13 @@ def configure(recipe_name: str | None) -> Config:
 def to_recipe(config: Config) -> recipes.Recipe:
     """Returns the run's hyper-parameters as a recipe.
 
-    Raises ValueError, naming the flags, if a value that the optimizer needs is None.
+    Raises ValueError, naming the flags, if a value that the optimizer needs is None, or
+    if no optimizer has the order of momentum.
     """
     optimizer = config.optimizer
     values: dict[str, Any] = {
         "network": config.model.network,
+        "zero_init_last_bn": config.model.zero_init_last_bn,
         "mask": True if optimizer.layers == "all" else "exclude_bias_and_norm",
         "batch_size": config.batching.batch_size,
         "epochs": config.batching.epochs,
@@ -67,6 +77,13 @@ def to_recipe(config: Config) -> recipes.Recipe:
         raise ValueError(
             f"{flag(gaps[0])}: {recipe.name} ({recipe.source}) has no value for it, and"
             f" training needs one; give {', '.join(needed)}"
+        )
+    if optimizer.momentum_order == "tf_contrib_1.14":
+        raise ValueError(
+            f"--momentum-order: {recipe.name} has tf_contrib_1.14, in which the trust"
+            " ratio of the gradient multiplies the output of the momentum; no optimizer"
+            " of this package does so; give --momentum-order scaled, the order of"
+            " MLPerf's later rounds, unscaled or post"
         )
     return recipe
 

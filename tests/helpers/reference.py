@@ -1,6 +1,7 @@
 """LARS by the book: NumPy, float64, one layer at a time, nothing from the package.
 
-Step numbers are those of section 3.2.3 of You, Gitman and Ginsburg 2017.
+Step numbers are those of section 3.2.3 of You, Gitman and Ginsburg 2017,
+arXiv:1708.03888v1.
 """
 
 import numpy as np

@@ -22,10 +22,14 @@ SHORT = {"batch_size": 100, "epochs": 4}
 
 def test_every_row_of_every_table_is_there():
     tables = {"paper-t1": 2, "paper-t2": 13, "paper-t3": 11, "paper-t5": 3,
-              "paper-t6": 3, "paper-t7": 4 + 3, "goyal": 1, "mlperf": 7}  # fmt: skip
+              "paper-t6": 3, "paper-t7": 4 + 3, "goyal": 1, "mlperf-v0.6": 4,
+              "mlperf-v0.7": 6, "mlperf-v1.0": 3, "mlperf-rcp": 10, "barlow-twins": 1,
+              "vicreg": 2, "byol": 4, "simclr": 2, "moco-v3": 3, "swav": 1,
+              "mae": 1}  # fmt: skip
     for table, rows in tables.items():
         found = [name for name in recipes.names() if name.startswith(f"{table}-")]
         assert len(found) == rows, table
+        assert recipes.names(table) == tuple(found)
     assert len(recipes.names()) == sum(tables.values())
     assert all(recipes.get(name).name == name for name in recipes.names())
 
@@ -54,14 +58,50 @@ PRINTED = {
     "paper-t7-resnet50-lars-16384-corrected": (16384, 25, 5, None, None, 90, 0.730),
     "paper-t7-resnet50-lars-32768-corrected": (32768, 29, 5, None, None, 90, 0.726),
     "goyal-resnet50-sgd-8192": (8192, 3.2, 5, 0.9, 1e-4, 90, 0.7626),
+    "mlperf-v0.6-resnet50-lars-4096": (4096, 10, 5, 0.9, 2e-4, 72, 0.76090),
+    "mlperf-v0.6-resnet50-lars-16384": (16384, 25, 5, 0.9, 2e-4, 72, 0.76136),
+    "mlperf-v0.6-resnet50-lars-32768": (32768, 31.2, 25, 0.9, 1e-4, 76, 0.76065),
+    "mlperf-v0.6-resnet50-lars-32768-33": (32768, 33, 25, 0.9, 2e-4, 76, 0.76036),
+    "mlperf-v0.7-resnet50-lars-2048": (2048, 8.5, 5, 0.9, 2e-4, 41, 0.76048),
+    "mlperf-v0.7-resnet50-lars-2496": (2496, 9.5, 5, 0.9, 2e-4, 40, 0.75952),
+    "mlperf-v0.7-resnet50-lars-4096": (4096, 13, 2, 0.9, 2e-4, 41, 0.75956),
+    "mlperf-v0.7-resnet50-lars-8192": (8192, 17, 5, 0.9, 2e-4, 48, 0.76198),
+    "mlperf-v0.7-resnet50-lars-65536": (
+        65536, 24.699, 31, 0.951807, 1e-4, 89, 0.76064,
+    ),
+    "mlperf-v0.7-resnet50-lars-65536-jax": (
+        65536, 23.080977304670448, 33, 0.9537213777059405, 1e-4, 92, 0.76074,
+    ),
+    "mlperf-v1.0-resnet50-lars-8192": (8192, 17, 5, 0.9, 2e-4, 44, 0.7602),
+    "mlperf-v1.0-resnet50-lars-32768": (32768, 29, 18, 0.929, 1e-4, 60, 0.75944),
+    "mlperf-v1.0-resnet50-lars-55296": (55296, 25.67, 29, 0.94053, 1e-4, 80, 0.7596),
+    "mlperf-rcp-resnet50-lars-1632": (1632, 7.4, 2, 0.9, 5e-5, 37, None),
+    "mlperf-rcp-resnet50-lars-3264": (3264, 10.5, 2, 0.9, 5e-5, 37, None),
     "mlperf-rcp-resnet50-lars-4096": (4096, 10, 5, 0.9, 2e-4, 47, None),
-    "mlperf-v0.7-resnet50-lars-4096": (4096, 13, 2, 0.9, 2e-4, 41, None),
-    "mlperf-v1.0-resnet50-lars-8192": (8192, 17, 5, 0.9, 2e-4, 44, None),
-    "mlperf-v0.6-resnet50-lars-16384": (16384, 25, 5, 0.9, 2e-4, 72, None),
-    "mlperf-v0.6-resnet50-lars-32768": (32768, 31.2, 25, 0.9, 1e-4, 76, None),
-    "mlperf-v1.0-resnet50-lars-32768": (32768, 29, 18, 0.929, 1e-4, 60, None),
-    "mlperf-v0.7-resnet50-lars-65536": (65536, 24.699, 31, 0.951807, 1e-4, 89, None),
-}
+    "mlperf-rcp-resnet50-lars-8192": (8192, 17, 5, 0.9, 2e-4, 44, None),
+    "mlperf-rcp-resnet50-lars-13056": (13056, 12.8, 9, 0.9, 2.5e-5, 48, None),
+    "mlperf-rcp-resnet50-lars-32768": (32768, 21.2, 16, 0.94, 2.5e-5, 58, None),
+    "mlperf-rcp-resnet50-lars-49152": (49152, 19.405, 24, 0.951807, 1e-4, 71, None),
+    "mlperf-rcp-resnet50-lars-58880": (58880, 23.246, 29, 0.951807, 1e-4, 82, None),
+    "mlperf-rcp-resnet50-lars-65536": (65536, 24.699, 31, 0.951807, 1e-4, 89, None),
+    "mlperf-rcp-resnet50-lars-67840": (67840, 24.699, 31, 0.951807, 1e-4, 91, None),
+    "barlow-twins-resnet50-lars-2048": (2048, 1.6, 10, 0.9, 1e-6, 1000, 0.735),
+    "vicreg-resnet50-lars-512": (512, 0.6, 10, 0.9, 1e-6, 100, None),
+    "vicreg-resnet50-lars-2048": (2048, 1.6, 10, 0.9, 1e-6, 1000, 0.732),
+    "byol-resnet50-lars-4096-40-epochs": (4096, 7.2, 10, 0.9, 1e-6, 40, None),
+    "byol-resnet50-lars-4096-100-epochs": (4096, 7.2, 10, 0.9, 1e-6, 100, None),
+    "byol-resnet50-lars-4096-300-epochs": (4096, 4.8, 10, 0.9, 1e-6, 300, None),
+    "byol-resnet50-lars-4096-1000-epochs": (4096, 3.2, 10, 0.9, 1.5e-6, 1000, None),
+    "simclr-resnet50-lars-4096-linear": (4096, 4.8, 10, 0.9, 1e-6, 100, None),
+    "simclr-resnet50-lars-4096-sqrt": (4096, 4.8, 10, 0.9, 1e-4, 100, 0.645),
+    "moco-v3-resnet50-lars-4096-100-epochs": (4096, 9.6, 10, 0.9, 1e-6, 100, 0.689),
+    "moco-v3-resnet50-lars-4096-300-epochs": (4096, 4.8, 10, 0.9, 1e-6, 300, 0.728),
+    "moco-v3-resnet50-lars-4096-1000-epochs": (
+        4096, 4.8, 10, 0.9, 1.5e-6, 1000, 0.746,
+    ),
+    "swav-resnet50-lars-4096": (4096, 4.8, 10, 0.9, 1e-6, 800, 0.753),
+    "mae-vit_base_patch16-lars-16384": (16384, 6.4, 10, 0.9, 0.0, 90, 0.678),
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("name", PRINTED)
@@ -73,6 +113,124 @@ def test_printed_values(name):
     )  # fmt: skip
 
 
+def test_the_printed_values_are_those_of_all_recipes_but_some_of_the_papers():
+    others = {*recipes.names()} - PRINTED.keys()
+    assert {name[:8] for name in others} == {"paper-t2", "paper-t3", "paper-t5"}
+
+
+# The decay steps that the logs and the RCPs of MLPerf state.
+DECAY_STEPS = {
+    "v0.6-resnet50-lars-4096": 20974, "v0.6-resnet50-lars-16384": 5245,
+    "v0.6-resnet50-lars-32768": 2007, "v0.6-resnet50-lars-32768-33": 2007,
+    "v0.7-resnet50-lars-2048": 22530, "v0.7-resnet50-lars-2496": 17956,
+    "v0.7-resnet50-lars-4096": 12169, "v0.7-resnet50-lars-8192": 6720,
+    "v0.7-resnet50-lars-65536": 1133, "v0.7-resnet50-lars-65536-jax": 1166.25,
+    "v1.0-resnet50-lars-8192": 6095, "v1.0-resnet50-lars-32768": 1653,
+    "v1.0-resnet50-lars-55296": 1190, "rcp-resnet50-lars-1632": 27476,
+    "rcp-resnet50-lars-4096": 13137, "rcp-resnet50-lars-8192": 6095,
+    "rcp-resnet50-lars-65536": 1133, "rcp-resnet50-lars-67840": 1133,
+}  # fmt: skip
+STEPS_PER_EPOCH = {  # where they are not images / batch size
+    "v0.7-resnet50-lars-2496": 513, "v0.7-resnet50-lars-4096": 312,
+    "v0.7-resnet50-lars-65536-jax": 19.75,
+}  # fmt: skip
+# These RCPs converge shortly before their decay steps, so these are the whole run.
+WHOLE_RUN = {3264: 14523, 13056: 4710, 32768: 2267, 49152: 1846, 58880: 1785}
+
+
+@pytest.mark.parametrize("name", DECAY_STEPS)
+def test_the_logged_decay_steps_of_mlperf_are_those_of_the_schedule(name):
+    recipe = recipes.get(f"mlperf-{name}")
+    warmup, total = recipe.step_counts(IMAGENET)
+    per_epoch = STEPS_PER_EPOCH.get(name, IMAGENET / recipe.batch_size)
+    assert abs(recipe.warmup_epochs * per_epoch - warmup) < 1
+    middle = (warmup + total) // 2
+    rates = recipe.schedule(IMAGENET)(np.array([warmup, middle]))
+    # rate = end + (peak − end) · left², and `left` falls by 1 in all decay steps.
+    first, later = np.sqrt((np.float64(rates) - 1e-4) / (recipe.learning_rate - 1e-4))
+    np.testing.assert_allclose(first, 1.0, rtol=1e-6)
+    decay_steps = (middle - warmup) / (first - later)
+    # The log of JAX's submission has a fraction, of which the schedule has no part.
+    np.testing.assert_allclose(decay_steps, np.floor(DECAY_STEPS[name]), atol=0.1)
+
+
+def test_decay_steps_of_the_whole_run_are_its_length_and_no_row_is_left_out():
+    for batch, steps in WHOLE_RUN.items():
+        recipe = recipes.get(f"mlperf-rcp-resnet50-lars-{batch}")
+        assert recipe.step_counts(IMAGENET)[1] == steps
+    assert len(DECAY_STEPS) + len(WHOLE_RUN) == len(recipes.names("mlperf"))
+
+
+# Updates of an epoch, warm-up and all updates, as the sources' loaders and code count.
+COUNTED = {
+    "barlow-twins-resnet50-lars-2048": (6260, 626_000),
+    "vicreg-resnet50-lars-512": (25_030, 250_300),
+    "byol-resnet50-lars-4096-40-epochs": (3127, 12_511),
+    "byol-resnet50-lars-4096-1000-epochs": (3127, 312_784),
+    "simclr-resnet50-lars-4096-sqrt": (3127, 31_279),
+    "moco-v3-resnet50-lars-4096-300-epochs": (3120, 93_600),
+    "swav-resnet50-lars-4096": (3120, 249_600),
+    "mae-vit_base_patch16-lars-16384": (780, 7020),
+}
+
+
+@pytest.mark.parametrize("name", COUNTED)
+def test_a_cosine_follows_the_formula_of_its_source(name):
+    recipe, (warmup, total) = recipes.get(name), COUNTED[name]
+    assert recipe.step_counts(IMAGENET) == (warmup, total)
+    peak, end = recipe.learning_rate, recipe.end_learning_rate
+    start = 0.3 if name.startswith("swav") else 0.0
+    steps = np.array([0, 1, warmup - 1, warmup, warmup + 1, total // 2, total - 1])
+    rising = start + (peak - start) * steps / warmup
+    cosine = 0.5 * (1 + np.cos(np.pi * (steps - warmup) / (total - warmup)))
+    expected = np.where(steps < warmup, rising, peak * cosine + end * (1 - cosine))
+    found = jax.vmap(recipe.schedule(IMAGENET))(steps)
+    # Near 0 the formula itself has a rounding error of 1e-16 of the peak.
+    np.testing.assert_allclose(found, expected, rtol=2e-6, atol=1e-12)
+
+
+def test_steps_hold_for_their_own_batch_size_and_examples_alone():
+    assert MLPERF.step_counts(IMAGENET) == (781, 6875)
+    assert MLPERF.step_counts(50_000) == (31, 269)  # 5 and 44 epochs
+    smaller = MLPERF.replace(batch_size=4096)
+    assert smaller.step_counts(IMAGENET) == (1564, 13763)
+    assert smaller.replace(batch_size=8192).step_counts(IMAGENET) == (781, 6875)
+    for field in ({"epochs": 44}, {"warmup_epochs": 5}, {"steps": None}):
+        assert MLPERF.replace(**field).step_counts(IMAGENET) == (782, 6881)
+    mine = recipes.Steps(warmup=3, total=9, batch_size=8192, num_examples=50_000)
+    assert MLPERF.replace(steps=mine).step_counts(50_000) == (3, 9)
+
+
+@pytest.mark.parametrize(("name", "batch", "rate", "end"), [
+    ("barlow-twins-resnet50-lars-2048", 256, 0.2, 0.0002),
+    ("vicreg-resnet50-lars-512", 2048, 2.4, 0.0024),
+    ("byol-resnet50-lars-4096-300-epochs", 512, 0.6, 0.0),
+    ("simclr-resnet50-lars-4096-linear", 1024, 1.2, 0.0),
+    ("simclr-resnet50-lars-4096-sqrt", 1024, 2.4, 0.0),  # 0.075 · √1024
+    ("goyal-resnet50-sgd-8192", 256, 0.1, 0.0),
+])  # fmt: skip
+def test_another_batch_size_has_the_rate_of_the_sources_own_rule(
+    name, batch, rate, end
+):
+    recipe = recipes.get(name)
+    other = recipe.at_batch(batch)
+    assert other.batch_size == batch
+    np.testing.assert_allclose(other.learning_rate, rate, rtol=1e-12)
+    np.testing.assert_allclose(other.end_learning_rate, end, rtol=1e-12)
+    assert (other.notes, other.epochs) == (recipe.notes, recipe.epochs)
+    assert f"{recipe.learning_rate:g} at" in other.inferred["learning_rate"]
+    # A batch size that was replaced alone is not taken for that of the rate.
+    assert recipe.replace(batch_size=64).at_batch(batch) == other
+
+
+def test_a_source_without_a_scaling_rule_is_named():
+    message = r"swav.* states no rule .*batch_size=256, learning_rate=\.\.\."
+    assert_refused(message, recipes.get("swav-resnet50-lars-4096").at_batch, 256)
+    assert_refused("batch_size.*0", GOYAL.at_batch, 0)
+    unknown = GOYAL.replace(learning_rate=None)
+    assert_refused("does not state learning_rate", unknown.at_batch, 256)
+
+
 @pytest.mark.parametrize("name", recipes.names())
 def test_a_gap_is_refused_by_name_and_can_be_filled(name):
     recipe = recipes.get(name)
@@ -80,10 +238,15 @@ def test_a_gap_is_refused_by_name_and_can_be_filled(name):
         assert_refused(rf"{field}.*recipe\.replace", recipe.optimizer, IMAGENET)
     known = {"learning_rate": 10.0, "warmup_epochs": 5, "warmup_start": 0.1,
              "momentum": 0.9, "weight_decay": 1e-4}  # fmt: skip
+    if recipe.momentum_order == "tf_contrib_1.14":
+        message = r"trust ratio of the gradient.*recipe\.replace\(momentum_order="
+        assert_refused(message, recipe.optimizer, IMAGENET)
+        recipe = recipe.replace(momentum_order="scaled")
     filled = recipe.replace(**{field: known[field] for field in recipe.missing()})
     assert filled.missing() == ()
     schedule = filled.schedule(IMAGENET)
-    steps = round(filled.epochs * IMAGENET / filled.batch_size)
+    _, steps = filled.step_counts(IMAGENET)
+    assert abs(steps * filled.batch_size / IMAGENET / filled.epochs - 1) < 0.05
     assert 0 <= float(schedule(steps)) < 0.1 * float(schedule(steps // 3))
     filled.optimizer(IMAGENET).init({"kernel": jnp.ones((2, 2))})
 
@@ -105,12 +268,15 @@ def test_unknown_names_and_fields_are_refused_with_the_nearest():
     name = "paper-t7-resnet50-lars-32768"
     assert_refused(name, recipes.get, name.replace("768", "k"))
     assert_refused(r"nearest.*mlperf", recipes.get, "mlperf")
+    assert_refused(r"begins with 'mlp'.*mlperf-v1\.0, .*byol", recipes.names, "mlp")
     message = r"no field \['lr'\].*learning_rate"
     assert_refused(message, recipes.get(name).replace, lr=0.1)
 
 
 @pytest.mark.parametrize(("field", "value"), [
-    ("algorithm", "LARS"), ("decay", "cosine"), ("momentum_order", "post"),
+    ("algorithm", "LARS"), ("decay", "exponential"), ("momentum_order", "before"),
+    ("task", "detection"), ("warmup", "cosine"), ("denominator", "both"),
+    ("rate_scaling", "cubic"), ("eps", -1e-8), ("steps", (5, 40)),
     ("momentum", 1.5), ("weight_decay", -1.0), ("learning_rate", float("nan")),
     ("mask", False), ("batch_size", 0), ("batch_size", 256.0), ("epochs", 0),
     ("power", 0.0), ("end_learning_rate", -0.1), ("extra_decay_steps", 0.5),
@@ -209,7 +375,7 @@ def test_paper_schedule_is_the_authors_solver():
 
 def test_mlperf_schedule_joins_and_outlasts_the_run_by_one_step():
     rate = recipes.get("mlperf-v1.0-resnet50-lars-32768").schedule(IMAGENET)
-    steps, warmup = round(60 * IMAGENET / 32768), round(18 * IMAGENET / 32768)
+    steps, warmup = 2355, 703  # of the log, not 60 and 18 epochs
     np.testing.assert_allclose(rate(warmup), 29.0, rtol=1e-6)
     left = 1 / (steps - warmup + 1)
     expected = 1e-4 + (29 - 1e-4) * left**2
@@ -232,6 +398,63 @@ def test_lars_recipe_equals_the_reference(name):
     for step, got in enumerate(replay(recipe.optimizer(1000))):
         expected = oracle.step(RECORDED[step], float(rate(step)))
         assert_equal(got, expected, rtol=2e-5)  # a rate of 17 on unadapted leaves
+
+
+# Weights follow the rule of each source; β is raised so that denominators differ.
+@pytest.mark.parametrize(("name", "order", "denominator", "fallback", "eps"), [
+    ("barlow-twins-resnet50-lars-2048", "unscaled", "joint", 0.024, 0.0),
+    ("vicreg-resnet50-lars-512", "unscaled", "joint", 1.0, 0.0),
+    ("byol-resnet50-lars-4096-1000-epochs", "unscaled", "joint", 1.0, 0.0),
+    ("simclr-resnet50-lars-4096-linear", "scaled", "joint", 1.0, 0.0),
+    ("moco-v3-resnet50-lars-4096-300-epochs", "unscaled", "joint", 1.0, 0.0),
+    ("swav-resnet50-lars-4096", "unscaled", "separate", 1.0, 1e-8),
+    ("mlperf-v0.7-resnet50-lars-4096", "scaled", "separate", 1.0, 1e-7),
+    ("mlperf-rcp-resnet50-lars-3264", "unscaled", "separate", 1.0, 0.0),
+])  # fmt: skip
+def test_a_recipe_has_the_rule_of_its_source(name, order, denominator, fallback, eps):
+    recipe = recipes.get(name)
+    assert (recipe.momentum_order, recipe.denominator) == (order, denominator)
+    np.testing.assert_allclose([recipe.fallback_ratio, recipe.eps], [fallback, eps])
+    rule = {"order": order, "denominator": denominator, "fallback": fallback}
+    assert_trains_as(recipe.replace(weight_decay=0.3, eps=0.1), **rule, eps=0.1)
+
+
+def test_the_order_post_has_the_ratio_of_the_momentum():
+    recipe = recipes.get("simclr-resnet50-lars-4096-linear").replace(
+        momentum_order="post", weight_decay=0.3, denominator="separate"
+    )
+    assert_trains_as(recipe, order="post", denominator="joint", fallback=1.0)
+    tx = recipe.optimizer(1000, keep_layer_stats=True)
+    state = tx.init(PARAMS)
+    for step in range(3):
+        _, state = tx.update(RECORDED[step], state, PARAMS)
+        stats = optax.tree.get(state, "layer_stats")
+        if step == 0:  # the momentum of a first update is its g + βw
+            expected = recipe.layer_stats(RECORDED[0], PARAMS)
+            for name in PARAMS:
+                np.testing.assert_allclose(
+                    stats[name].trust_ratio, expected[name].trust_ratio, rtol=1e-6
+                )
+    sgd = recipe.replace(algorithm="sgd")
+    unscaled = sgd.replace(momentum_order="unscaled")
+    assert_equal(replay(sgd.optimizer(1000)), replay(unscaled.optimizer(1000)))
+
+
+def assert_trains_as(recipe, **rule):
+    recipe = recipe.replace(**SHORT, warmup_epochs=1, warmup_start=0.0)
+    rate = recipe.schedule(1000)
+    names = PARAMS if recipe.mask is True else WEIGHTS
+    beta = {"beta": recipe.weight_decay, "mu": recipe.momentum}
+    oracle = Lars(PARAMS, decayed=names, adapted=names, **beta, **rule)
+    for step, got in enumerate(replay(recipe.optimizer(1000))):
+        expected = oracle.step(RECORDED[step], float(rate(step)))
+        assert_equal(got, expected, rtol=2e-5)
+
+
+def test_a_constant_warm_up_keeps_its_start():
+    recipe = MLPERF.replace(warmup="constant", warmup_start=2.0)
+    rate = recipe.schedule(IMAGENET)
+    assert [float(rate(t)) for t in (0, 780, 781)] == [2.0, 2.0, 17.0]
 
 
 def test_fallback_ratio_is_that_of_leaves_not_adapted_and_of_zero_gradients():

@@ -24,8 +24,12 @@ from examples.imagenet.models import networks
 from examples.imagenet.recipe import changes, configure, to_recipe
 from lars_optax import recipes
 
+CLASSIFIERS = [
+    name for name in recipes.names() if recipes.get(name).task == "classification"
+]
 
-@pytest.mark.parametrize("name", recipes.names())
+
+@pytest.mark.parametrize("name", CLASSIFIERS)
 def test_a_recipe_survives_the_way_through_the_configuration(name):
     recipe, config = recipes.get(name), configure(name)
     assert parse(["--recipe", name]) == config
@@ -35,7 +39,20 @@ def test_a_recipe_survives_the_way_through_the_configuration(name):
     assert config.model.network == recipe.network
     assert config.batching.batch_size == recipe.batch_size
     assert config.batching.epochs == recipe.epochs
+    assert config.model.zero_init_last_bn == recipe.zero_init_last_bn
+    if name.startswith("mlperf-v0.6"):
+        flags = f"--recipe {name} --batch-size 80 --dry-run"
+        assert_line("--momentum-order: .*give .* scaled", flags)
+        config = parse(["--recipe", name, "--momentum-order", "scaled"])
+        recipe = recipe.replace(momentum_order="scaled")
     assert recipe.missing() or to_recipe(config) == recipe
+
+
+@pytest.mark.parametrize("name", sorted({*recipes.names()} - {*CLASSIFIERS}))
+def test_a_recipe_of_another_task_is_refused_with_an_example(name):
+    task = "linear-probe" if name.startswith("mae") else "self-supervised"
+    line = assert_line(f"--recipe: {name} .* for {task}", f"--recipe {name} --dry-run")
+    assert "examples/barlow_twins.py" in line
 
 
 # Every flag of these groups, with a value that Goyal's recipe does not have.
@@ -43,9 +60,10 @@ CHANGES = {
     "data": "--data synthetic --validation-images 7 --evaluate-on test --pixels 32"
     " --augment center --broken blank --workers 3",
     "model": "--network resnet50 --width 0.5 --dtype bfloat16 --dropout 0.3"
-    " --zero-init-last-bn --bn sync",
-    "optimizer": "--optimizer lars --learning-rate 1.25 --warmup-epochs 0"
-    " --warmup-start 0 --decay polynomial --power 1 --end-learning-rate 0.01"
+    " --no-zero-init-last-bn --bn sync",
+    "optimizer": "--optimizer lars --learning-rate 1.25 --warmup constant"
+    " --warmup-epochs 0 --eps 1e-8 --denominator joint --warmup-start 0"
+    " --decay polynomial --power 1 --end-learning-rate 0.01"
     " --boundaries 10 20.5 --decay-from-start --extra-decay-steps 1 --momentum 0.95"
     " --no-nesterov --momentum-order scaled --weight-decay 0 --trust-coefficient 0.02"
     " --fallback-ratio 0.5 --layers all --label-smoothing 0.1",
@@ -108,7 +126,7 @@ def test_the_paper_decays_from_the_start_unless_told_otherwise():
 def test_the_fallback_ratio_is_the_packages_or_that_of_the_published_run():
     default = inspect.signature(lars_optax.lars).parameters["fallback_ratio"].default
     assert parse([]).optimizer.fallback_ratio == default
-    for name in recipes.names():
+    for name in CLASSIFIERS:
         if recipes.get(name).algorithm == "lars":
             assert configure(name).optimizer.fallback_ratio == 1.0
 
@@ -125,7 +143,7 @@ def test_help_shows_a_recipes_values_as_defaults(capsys):
 
 def test_networks_on_the_command_line_are_those_there_are():
     assert sorted(get_args(Network)) == sorted(networks())
-    assert {recipes.get(name).network for name in recipes.names()} <= set(networks())
+    assert {recipes.get(name).network for name in CLASSIFIERS} <= set(networks())
 
 
 @cases(

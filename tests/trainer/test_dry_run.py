@@ -18,7 +18,7 @@ from examples.imagenet.data.sources import load
 from examples.imagenet.dry_run import describe
 from examples.imagenet.flags import flag
 from examples.imagenet.plan import make_plan
-from examples.imagenet.run.experiment import Experiment
+from examples.imagenet.run.experiment import Experiment, make_schedule
 from examples.imagenet.step.step import train_step
 from lars_optax import recipes
 
@@ -65,6 +65,12 @@ def check_refusal(recipe, gaps, flags):
 def check_table(text, recipe):
     """The rates are the recipe's own at those steps; start, end and peak are there."""
     steps = round(recipe.epochs * IMAGENET / recipe.batch_size)
+    if recipe.steps:
+        steps = recipe.steps.total
+        assert "as its source has it" in row(text, "steps") or recipe.name in {
+            "mlperf-rcp-resnet50-lars-1632", "mlperf-rcp-resnet50-lars-3264",
+            "mlperf-rcp-resnet50-lars-13056",
+        }  # fmt: skip
     assert integers(row(text, "steps"))[0] == steps
     table = re.findall(r"^ *([\d,]+) +([\d.]+) +(\S+)$", text, re.MULTILINE)
     shown = np.array([integers(step)[0] for step, _, _ in table])
@@ -80,12 +86,16 @@ def check_table(text, recipe):
 @pytest.mark.parametrize("network", PARAMETERS)
 def test_every_recipe_dry_runs_once_its_gaps_are_filled(network, dry_run, monkeypatch):
     monkeypatch.setattr("examples.imagenet.cli.load", lru_cache(load))  # noise, 40 MB
-    of_network = [r for r in map(recipes.get, recipes.names()) if r.network == network]
+    every = map(recipes.get, recipes.names())
+    ours = [r for r in every if r.task == "classification"]
+    of_network = [r for r in ours if r.network == network]
     assert of_network
     for recipe in of_network:
         for images in (32, 256) if recipe.batch_size == 8192 else (32,):
             slots = recipe.batch_size // images  # all on one device
             flags = f"--recipe {recipe.name} --accumulate {slots}"
+            if recipe.name.startswith("mlperf-v0.6"):
+                flags += " --momentum-order scaled"
             if gaps := recipe.missing():
                 check_refusal(recipe, gaps, f"{flags} --data synthetic --dry-run")
             text = dry_run(" ".join([flags, *(f"{flag(g)} {FILLED[g]}" for g in gaps)]))
@@ -96,10 +106,25 @@ def test_every_recipe_dry_runs_once_its_gaps_are_filled(network, dry_run, monkey
             assert rule.startswith(recipe.algorithm)
             assert f"momentum {full.momentum:g} " in rule
             assert f"weight decay {full.weight_decay:g} " in rule
+            if recipe.algorithm == "lars":
+                assert f"{full.denominator} denominator, ε {full.eps:g}," in rule
             batch, *parts = integers(row(text, "batch"))
             assert batch == recipe.batch_size == math.prod(parts)
             assert parts[-2:] == [slots, images]
             check_table(text, full)
+
+
+@pytest.mark.parametrize(("batch", "updates", "whole"), [
+    (8192, 6875, 43), (32768, 2355, 60),
+])  # fmt: skip
+def test_a_run_with_the_steps_of_a_log_ends_its_epochs_and_then_itself(
+    batch, updates, whole
+):
+    recipe = recipes.get(f"mlperf-v1.0-resnet50-lars-{batch}")
+    schedule = make_schedule(recipe, IMAGENET)
+    expected = {round(k * IMAGENET / batch): k for k in range(1, whole + 1)}
+    assert schedule.updates == len(schedule.rates) == updates
+    assert schedule.epochs == expected | {updates: updates * batch / IMAGENET}
 
 
 def test_a_dry_run_has_as_many_devices_as_are_asked_for():

@@ -56,26 +56,27 @@ def make_schedule(recipe: Recipe, images: int) -> Schedule:
     def steps(epochs: float) -> int:
         return epochs_to_steps(epochs, images, recipe.batch_size)
 
-    epochs, updates = recipe.epochs, steps(recipe.epochs)
+    epochs, (warmup, updates) = recipe.epochs, recipe.step_counts(images)
     remedy = f"that is at most half an update of {recipe.batch_size} images; give more"
     check(updates > 0, "epochs", epochs, f"{remedy} epochs, or a smaller --batch-size")
     remedy = f"that is {updates:,} updates, of at most {_MOST_UPDATES:,}; give fewer"
     ok = updates <= _MOST_UPDATES
     check(ok, "epochs", epochs, f"{remedy} epochs, or a larger --batch-size")
-    _check_warmup(recipe, images, updates)
+    _check_warmup(recipe, images, warmup, updates)
+    if updates != steps(epochs):  # the number of updates is that of the source
+        epochs = updates * recipe.batch_size / images
     ends = {steps(k): k for k in range(1, int(epochs) + 1)} | {updates: epochs}
     rates = jax.jit(jax.vmap(recipe.schedule(images)))(np.arange(updates))
     return Schedule(updates, ends, np.asarray(rates))
 
 
-def _check_warmup(recipe: Recipe, images: int, updates: int) -> None:
-    """Raises ValueError if the warm-up takes all updates of the run, or more.
+def _check_warmup(recipe: Recipe, images: int, done: int, updates: int) -> None:
+    """Raises ValueError unless the warm-up ends before the last update of the run.
 
-    Also raises it if the warm-up ends after the first boundary of a piecewise constant
-    learning rate.
+    The warm-up has `done` updates. It must also end by the first boundary of a
+    piecewise constant rate.
     """
     warmup = recipe.warmup_epochs or 0
-    done = epochs_to_steps(warmup, images, recipe.batch_size)
     # Rounded down, as a few more than six digits are of no use.
     most = math.floor((updates - 1) * recipe.batch_size / images * 1e6 + 1e-3) / 1e6
     remedy = f"that is {done:,} updates, and the run has {updates:,}; give at most"
