@@ -63,8 +63,10 @@ class Recipe:
 
     Attributes:
       name: The source, the table, the network, the algorithm and the batch size. The
-        learning rate is added where it is needed to tell two recipes apart.
-      source: The publication and the table that print the values.
+        learning rate, the number of epochs or the scaling rule is added where it is
+        needed to tell two recipes apart.
+      source: The publication and the table, or the repository, the commit and the
+        files, that print the values.
       task: "classification", "self_supervised" for a network that learns from images
         without labels, or "linear_probe" for a linear classifier on fixed features.
       network: "alexnet", "alexnet_bn", "resnet50" for version 1, "resnet50_v1.5", or
@@ -94,7 +96,7 @@ class Recipe:
         authors' solver. The warm-up then replaces its first steps. Otherwise it begins
         at the end of the warm-up.
       extra_decay_steps: The number of steps by which the decay is longer than the run.
-        It is 1 for MLPerf.
+        It is 1 in Google's runs of MLPerf.
       momentum: The momentum μ. 0 disables momentum.
       nesterov: Whether momentum is Nesterov momentum.
       momentum_order: "scaled" if the update that enters the momentum is multiplied by

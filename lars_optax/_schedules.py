@@ -147,8 +147,8 @@ def warmup_polynomial_decay_schedule(
       peak_value: The learning rate from which the polynomial decays.
       warmup_steps: The number W of warm-up steps. 0 disables the warm-up.
       decay_steps: The step T at which the decay ends. It counts from step 0 and
-        includes the warm-up, as in `optax.warmup_cosine_decay_schedule`. MLPerf decays
-        over T − W + 1 steps, which is decay_steps=T + 1.
+        includes the warm-up, as in `optax.warmup_cosine_decay_schedule`. Google's runs
+        of MLPerf decay over T − W + 1 steps, which is decay_steps=T + 1.
       end_value: The learning rate from step T on.
       power: The exponent of the polynomial, a number above 0. The paper always uses 2.
       warmup: "linear" for the gradual warm-up of Goyal et al. 2017, or "constant".

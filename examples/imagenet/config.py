@@ -189,7 +189,7 @@ class Optimizer(_Group):
     decay_from_start: bool = False
     #: Number of updates by which the polynomial or the cosine decay is longer than the
     #: run [steps].
-    #: The value is 0 in the LARS paper and 1 in MLPerf.
+    #: The value is 0 in the LARS paper and 1 in Google's runs of MLPerf.
     extra_decay_steps: int = option(0, low=0, high=_MANY)
     #: Momentum coefficient μ: the share of the momentum buffer that each step
     #: keeps. The value 0 disables momentum.
