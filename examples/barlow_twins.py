@@ -10,7 +10,6 @@ features of the encoder, which stay as they are. This is called a linear probe.
 Source: Zbontar et al. 2021, arXiv:2103.03230, and facebookresearch/barlowtwins.
 """
 
-import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -136,12 +135,13 @@ def make_loss(network: Network, devices: Sequence[jax.Device]) -> Any:
     images [n, height, width, channels] and keys [n, 2], one key for each view.
     """
 
-    # Differentiate the function that shard_map returns, not the function inside. The
-    # outer function has one loss, and JAX adds the gradients of the devices up. Inside,
-    # as under pmap, each of the n devices has a copy of the loss, and the derivative of
-    # a psum or pmean adds the copies up. So each device finds n times the gradient that
-    # its images contribute, and only the mean over the devices is right. LARS hides a
-    # wrong factor, because it divides by the norm of the gradient. SGD does not.
+    # Take the gradient of the function that shard_map returns. It has one loss, and JAX
+    # adds up what the images of all devices contribute to its gradient. Code that takes
+    # the gradient on each device, under pmap or with check_vma=False, is different:
+    # each of n devices has a copy of the loss there, and the derivative of a psum or
+    # pmean adds the copies up. A device finds n times the contribution of its images,
+    # so that the mean of the devices' gradients is right and their sum is n times too
+    # large. LARS hides such a factor where it divides by ‖g‖, and SGD does not.
     @partial(
         jax.shard_map,
         mesh=Mesh(np.asarray(devices), (AXIS,)),
@@ -270,6 +270,20 @@ def probe(inputs: Sequence[Any], labels: Sequence[Any]) -> tuple[float, float]:
     return max(results, key=itemgetter(0))
 
 
+def show(rows: dict[str, list[tuple[float, float]]], test_images: int) -> None:
+    """Prints mean accuracies in %, with two standard errors of the test accuracy.
+
+    One is that of the mean over seeds. The other is that of the sample of test images.
+    """
+    print(f"{'':20}validation  test  s.e. (seeds)  s.e. (images)")
+    for name, results in rows.items():
+        validation, test = np.array(results).T
+        means = f"{100 * validation.mean():10.1f}{100 * test.mean():6.1f}"
+        seeds = test.std(ddof=1) / np.sqrt(len(test)) if len(test) > 1 else np.nan
+        sample = np.sqrt(test.mean() * (1 - test.mean()) / test_images)
+        print(f"{name:20}{means}{100 * seeds:14.2f}{100 * sample:15.2f}")
+
+
 def main(arguments: Sequence[str] | None = None) -> dict[str, list[Any]]:
     """Prints a table; returns the validation and test accuracies of all its rows."""
     config = tyro.cli(Config, prog="python -m examples.barlow_twins", args=arguments)
@@ -305,13 +319,8 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, list[Any]]:
         for name, variables in trained.items():
             inputs = [np.asarray(features(network, variables, x)) for x in images]
             rows.setdefault(name, []).append(probe(inputs, labels))
-    print(f"{steps} updates on {len(devices)} devices; accuracy of the probe in %")
-    print(f"{'features':20}{'validation':>12}{'test':>8}{'s.e.':>8}  test, each seed")
-    for name, results in rows.items():
-        validation, test = 100 * np.array(results).T
-        error = test.std(ddof=1) / math.sqrt(len(test)) if len(test) > 1 else math.nan
-        means = f"{validation.mean():12.1f}{test.mean():8.1f}{error:8.2f}  "
-        print(f"{name:20}{means}{test.round(1)}")
+    print(f"Updates: {steps}. Devices: {len(devices)}. Accuracy of the probe in %:")
+    show(rows, len(labels[2]))
     return rows
 
 

@@ -174,7 +174,7 @@ def test_command_line_trains_and_prints_a_table(monkeypatch, tmp_path, capsys):
     assert list(rows) == ["raw pixels", "untrained encoder", "LARS", "SGD"]
     assert [len(row) for row in rows.values()] == [1, 2, 2, 2]
     assert min(rows["raw pixels"][0]) > 0.95
-    losses, table = capsys.readouterr().out.split("6 updates on 8 devices")
+    losses, table = capsys.readouterr().out.split("Updates: 6. Devices: 8.")
     assert losses.count("last loss") == 4
     assert "nan" not in losses
     assert len(table.splitlines()) == 6
