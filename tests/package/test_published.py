@@ -38,6 +38,7 @@ from published_rules import (
 )
 
 import lars_optax
+from lars_optax import recipes
 
 # Float64 on both sides, the same formula in another order of operations: a few
 # roundings of 1e-16 a step, 25 steps; 1.5e-15 was seen. A wrong rule shows at 1e-4 or
@@ -236,3 +237,31 @@ def test_another_rule_does_not_fit_the_vectors(rule):
     theirs, _ = recorded("timm", "decay")
     ours = replay(lambda: WRONG[rule](**TIMM, **ALL))
     assert_differ(ours, theirs, ["conv/kernel"])
+
+
+# What was recorded of the source of a recipe, the recipe, and the leaf that it treats
+# otherwise. Barlow Twins' code leaves out the factor of biases where a kernel is zero,
+# and apex drops the weight decay where a gradient is zero.
+RECIPES = [
+    ("byol", "decay", "byol-resnet50-lars-4096-1000-epochs", None),
+    ("barlow_twins", "decay", "barlow-twins-resnet50-lars-2048", "head/kernel"),
+    ("vicreg", "decay", "vicreg-resnet50-lars-2048", None),
+    ("moco_v3", "decay", "moco-v3-resnet50-lars-4096-100-epochs", None),
+    ("mae", "no_decay", "mae-vit_base_patch16-lars-16384", None),
+    ("apex", "swav", "swav-resnet50-lars-4096", IDLE),
+    ("simclr", "classic", "simclr-resnet50-lars-4096-linear", None),
+]
+
+
+@pytest.mark.parametrize("row", RECIPES, ids=lambda row: row[2])
+def test_the_optimizer_of_a_recipe_has_the_rule_of_its_source(row, monkeypatch):
+    source, configuration, name, other = row
+    theirs, _ = recorded(source, configuration)
+    rates = as_schedule(recorded_rates(source, configuration))
+    monkeypatch.setattr(recipes.Recipe, "schedule", lambda *_: rates)
+    decay = 0.0 if configuration == "no_decay" else 0.01
+    recipe = recipes.get(name).replace(weight_decay=decay)
+    ours = replay(lambda: recipe.optimizer(1_000))
+    assert_same(ours, theirs, {other})
+    if other:
+        assert_differ(ours, theirs, [other])
