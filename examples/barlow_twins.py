@@ -279,9 +279,11 @@ def show(rows: dict[str, list[tuple[float, float]]], test_images: int) -> None:
     for name, results in rows.items():
         validation, test = np.array(results).T
         means = f"{100 * validation.mean():10.1f}{100 * test.mean():6.1f}"
-        seeds = test.std(ddof=1) / np.sqrt(len(test)) if len(test) > 1 else np.nan
+        seeds = "–"  # for a single run
+        if len(test) > 1:
+            seeds = f"{100 * test.std(ddof=1) / np.sqrt(len(test)):.2f}"
         sample = np.sqrt(test.mean() * (1 - test.mean()) / test_images)
-        print(f"{name:20}{means}{100 * seeds:14.2f}{100 * sample:15.2f}")
+        print(f"{name:20}{means}{seeds:>14}{100 * sample:15.2f}")
 
 
 def main(arguments: Sequence[str] | None = None) -> dict[str, list[Any]]:
