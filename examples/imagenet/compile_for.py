@@ -67,12 +67,12 @@ def gpus(name: Gpu, count: int) -> list[jax.Device]:
             target_config=_TARGETS[name],
             topology=f"1x1x{count}",  # 1 partition of 1 host with `count` GPUs
         )
-    except NotImplementedError:
+    except NotImplementedError as error:  # raised for a platform without a plugin
         jaxlib = version("jaxlib")
         raise ValueError(
             f"--compile-for: got {name!r}, but JAX loaded no CUDA plugin; install it"
             f" by `pip install --no-deps jax-cuda13-plugin=={jaxlib}"
             f" jax-cuda13-pjrt=={jaxlib} nvidia-cuda-nvcc nvidia-nvvm`; if it is"
             " installed, set JAX_PLATFORMS=cpu"
-        ) from None
+        ) from error
     return list(topology.devices)
