@@ -181,9 +181,14 @@ def transposed_bytes(
     return total
 
 
+def origin(record: Record) -> str:
+    """Returns the line that stands above tables of compiled steps."""
+    return f"\nCompiled for an {record['gpu'].upper()}, not run.\n"
+
+
 def update_page(record: Record) -> str:
     """Returns the Markdown tables of the optimizers' steps."""
-    text = f"\nCompiled for an {record['gpu'].upper()}, not run.\n"
+    text = origin(record)
     for title, result in record["updates"].items():
         text += f"\n{full_title(title)}: {result['leaves']} leaves,"
         text += f" {result['bytes'] / 1e6:.0f} MB\n\n"
@@ -193,7 +198,7 @@ def update_page(record: Record) -> str:
 
 def step_page(record: Record) -> str:
     """Returns the Markdown tables of the trainer's step."""
-    text = f"\nCompiled for an {record['gpu'].upper()}, not run.\n"
+    text = origin(record)
     for network, steps in record["steps"].items():
         text += f"\n{TITLES[network]}, bfloat16,"
         text += f" {record['images']} images in a micro-batch on each GPU\n\n"
