@@ -1,4 +1,4 @@
-"""Barlow Twins in one file: LARS trains an encoder without labels, a probe tests it.
+"""Barlow Twins in one file: LARS trains an encoder without labels.
 
     python -m examples.barlow_twins
 
@@ -43,13 +43,14 @@ class Config:
     data: str = "mnist"
     #: Number of training images of a folder that serve as validation images.
     validation_images: int = 5000
-    #: Number of images in one update. All devices must get equally many.
+    #: Number of images in one update, a multiple of the number of devices.
     batch_size: int = 1024
     #: Number of times that training sees each image.
     epochs: int = 100
-    #: Learning rate of LARS for each 256 images of a batch. The published one is 0.2.
+    #: Learning rate of LARS at a batch size of 256. It is scaled linearly to
+    #: the value of --batch-size. The published rate is 0.2.
     lars_rate: float = 20.0
-    #: Learning rate of SGD for each 256 images of a batch.
+    #: Learning rate of SGD at a batch size of 256, scaled in the same way.
     sgd_rate: float = 0.003
     #: Whether to train with SGD too.
     compare: bool = False
@@ -61,7 +62,8 @@ class Network(nn.Module):
     """A convolutional encoder with a projector behind it.
 
     Returns the features, which the probe uses, and the projections, which the loss
-    uses. In training, BatchNorm takes its moments over the devices of `axis`.
+    uses. In training, BatchNorm computes its mean and variance over the images of all
+    devices of `axis`.
     """
 
     projections: int = 256
@@ -136,12 +138,13 @@ def make_loss(network: Network, devices: Sequence[jax.Device]) -> Any:
     """
 
     # Take the gradient of the function that shard_map returns. It has one loss, and JAX
-    # adds up what the images of all devices contribute to its gradient. Code that takes
-    # the gradient on each device, under pmap or with check_vma=False, is different:
-    # each of n devices has a copy of the loss there, and the derivative of a psum or
-    # pmean adds the copies up. A device finds n times the contribution of its images,
-    # so that the mean of the devices' gradients is right and their sum is n times too
-    # large. LARS hides such a factor where it divides by ‖g‖, and SGD does not.
+    # adds up what the images of all devices contribute to its gradient. Under pmap, or
+    # with check_vma=False, the gradient is taken on each device. Each of n devices then
+    # has a copy of the loss, and the derivative of a psum or pmean adds up the copies.
+    # A device thus gets n times the contribution of its images. The mean of the
+    # devices' gradients is the right gradient, and their sum is n times too large. Such
+    # a factor changes the steps of SGD. With LARS it is easily overlooked, because the
+    # trust ratio divides by ‖g‖.
     @partial(
         jax.shard_map,
         mesh=Mesh(np.asarray(devices), (AXIS,)),
@@ -166,8 +169,9 @@ def make_loss(network: Network, devices: Sequence[jax.Device]) -> Any:
 def make_recipe(algorithm: str, rate: float, config: Config) -> Recipe:
     """Returns the published recipe, adapted to a short run and another learning rate.
 
-    The learning rate is `rate` for each 256 images of a batch. As published, it rises
-    over 1 % of the run and then falls along a cosine to a thousandth of its peak.
+    The learning rate is `rate` at a batch size of 256 and is scaled linearly. As
+    published, it rises over 1 % of the run and then falls along a cosine to a
+    thousandth of its peak.
     """
     peak = lars_optax.linear_scaling(rate, config.batch_size, 256)
     return lars_optax.recipes.get("barlow-twins-resnet50-lars-2048").replace(
@@ -183,7 +187,8 @@ def make_recipe(algorithm: str, rate: float, config: Config) -> Recipe:
 def make_update(network: Network, tx: Any, devices: Sequence[jax.Device]) -> Any:
     """Returns a function that updates variables and opt_state with a batch of images.
 
-    It takes uint8 images, and a key from which it makes those of all views.
+    The function takes uint8 images and one key, which it splits into a key for each
+    view.
     """
     compute = jax.value_and_grad(make_loss(network, devices), has_aux=True)
 
@@ -208,7 +213,8 @@ def pretrain(
             variables, opt_state, batch.images, jax.random.fold_in(key, step)
         )
         if jax.default_backend() == "cpu":
-            jax.block_until_ready(loss)  # virtual CPU devices run one step at a time
+            # Virtual CPU devices may run only one step at a time.
+            jax.block_until_ready(loss)
     return variables, float(loss)
 
 
@@ -254,7 +260,7 @@ def fit(x: jax.Array, labels: jax.Array, penalty: float, weights: Any) -> Any:
 def probe(inputs: Sequence[Any], labels: Sequence[Any]) -> tuple[float, float]:
     """Returns the validation and the test accuracy of a linear probe, as fractions.
 
-    Both arguments have the arrays of the training, validation and test images. The
+    Each argument has three arrays, for the training, validation and test images. The
     weight decay of the probe is the one with the best validation accuracy.
     """
     centre, spread = inputs[0].mean(0), inputs[0].std(0) + 1e-6
@@ -273,13 +279,14 @@ def probe(inputs: Sequence[Any], labels: Sequence[Any]) -> tuple[float, float]:
 def show(rows: dict[str, list[tuple[float, float]]], test_images: int) -> None:
     """Prints mean accuracies in %, with two standard errors of the test accuracy.
 
-    One is that of the mean over seeds. The other is that of the sample of test images.
+    The first is the standard error of the mean over seeds, or a dash for a single run.
+    The second comes from the number of test images.
     """
     print(f"{'':20}validation  test  s.e. (seeds)  s.e. (images)")
     for name, results in rows.items():
         validation, test = np.array(results).T
         means = f"{100 * validation.mean():10.1f}{100 * test.mean():6.1f}"
-        seeds = "–"  # for a single run
+        seeds = "–"
         if len(test) > 1:
             seeds = f"{100 * test.std(ddof=1) / np.sqrt(len(test)):.2f}"
         sample = np.sqrt(test.mean() * (1 - test.mean()) / test_images)
@@ -287,7 +294,7 @@ def show(rows: dict[str, list[tuple[float, float]]], test_images: int) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> dict[str, list[Any]]:
-    """Prints a table; returns the validation and test accuracies of all its rows."""
+    """Prints a table and returns the validation and test accuracies of its rows."""
     config = tyro.cli(Config, prog="python -m examples.barlow_twins", args=arguments)
     devices, batch_size = jax.devices(), config.batch_size
     if batch_size % len(devices):

@@ -37,7 +37,7 @@ _SCALING = {"linear": linear_scaling, "sqrt": sqrt_scaling}
 
 
 class Steps(NamedTuple):
-    """The number of updates that the source of a recipe has, and of which run.
+    """The numbers of updates of a run, from the log or the code of its source.
 
     They hold only for this batch size and this number of training examples.
     """
@@ -55,16 +55,16 @@ class Recipe:
     The source prints most values. A value that it does not print is inferred or None.
     `inferred` has the reason for an inferred value. `hints` has what is known about a
     field that is None. `schedule` and `optimizer` raise ValueError if they need a field
-    that is None. Set it with `replace`.
+    that is None. `replace` gives it a value.
 
     A learning rate belongs to a batch size. If the source has a scaling rule,
     `at_batch` applies it. Otherwise replace both, for example with `linear_scaling` or
     `sqrt_scaling`.
 
     Attributes:
-      name: The source, the table, the network, the algorithm and the batch size. The
-        learning rate, the number of epochs or the scaling rule is added where it is
-        needed to tell two recipes apart.
+      name: The source, the table, the network, the algorithm and the batch size. If two
+        recipes agree in these, the name ends in what they differ in, for example the
+        learning rate, the number of epochs or the scaling rule.
       source: The publication and the table, or the repository, the commit and the
         files, that print the values.
       task: "classification", "self_supervised" for a network that learns from images
@@ -78,50 +78,51 @@ class Recipe:
       rate_scaling: The rule by which the source scales the learning rate with the batch
         size, "linear" or "sqrt". None if it states no rule.
       rate_batch_size: The batch size that `learning_rate` belongs to, if `replace`
-        changed only the batch size. None if they belong together.
+        changed only the batch size. None means `batch_size`.
       epochs: The length of the run in epochs.
-      steps: The number of updates, a `Steps`, if the source's log or code has it. At
-        the same batch size and with as many examples it is used in place of `epochs`
-        and `warmup_epochs`.
+      steps: A `Steps` with the numbers of updates, if the source's log or code has
+        them. They replace `epochs` and `warmup_epochs` in a run with the batch size and
+        the number of examples of `steps`.
       learning_rate: The peak learning rate γ at `batch_size`.
       decay: "polynomial", "piecewise_constant" or "cosine".
       power: The exponent of the polynomial.
-      end_learning_rate: The learning rate at which the polynomial or the cosine ends.
+      end_learning_rate: The learning rate at the end of the polynomial or the cosine.
       boundaries: The epochs at which the piecewise constant rate becomes ten times
         smaller.
       warmup: "linear", or "constant" for a warm-up that stays at `warmup_start`.
       warmup_epochs: The length of the warm-up in epochs. 0 disables the warm-up.
       warmup_start: The learning rate at step 0 of a warm-up.
       decay_from_start: Whether the polynomial or the cosine begins at step 0, as in the
-        authors' solver. The warm-up then replaces its first steps. Otherwise it begins
+        authors' solver. The warm-up then replaces its first steps. If False, it begins
         at the end of the warm-up.
       extra_decay_steps: The number of steps by which the decay is longer than the run.
         It is 1 in Google's runs of MLPerf.
       momentum: The momentum μ. 0 disables momentum.
       nesterov: Whether momentum is Nesterov momentum.
-      momentum_order: "scaled" if the update that enters the momentum is multiplied by
-        γ, as in Caffe and the paper. "unscaled" if γ multiplies the momentum's output.
-        "post" if both γ and the trust ratio of the momentum's output multiply it.
-        "tf_contrib_1.14" if both γ and the trust ratio of the gradient multiply it.
-        `optimizer` refuses the last one, because no chain of `scale_by_lars` has it.
+      momentum_order: "scaled" if γ multiplies the update before it enters the momentum,
+        as in Caffe and the paper. "unscaled" if γ multiplies the output of the
+        momentum. "post" if γ and the trust ratio of that output multiply the output.
+        "tf_contrib_1.14" if γ and the trust ratio of the gradient multiply the output.
+        `optimizer` raises ValueError for the last one, because no chain of
+        `scale_by_lars` computes it.
       weight_decay: The weight decay β. 0 disables weight decay.
       mask: The leaves that get weight decay and, with LARS, a trust ratio. True selects
         all.
       trust_coefficient: The trust coefficient η of LARS.
       eps: The term ε in the denominator of the trust ratio. 0 leaves it out.
-      denominator: "separate" or "joint", as in `scale_by_lars`. For "post" they are the
-        same.
-      fallback_ratio: The factor of LARS on leaves without a trust ratio and where a
-        norm is zero. It is 1 in the published LARS recipes except for Barlow Twins,
-        which has 0.024. SGD does not use it.
+      denominator: "separate" or "joint", as in `scale_by_lars`. It has no effect if
+        `momentum_order` is "post".
+      fallback_ratio: The factor of LARS on leaves without a trust ratio and on leaves
+        with a zero norm. It is 0.024 in the recipe of Barlow Twins and 1 in the other
+        published LARS recipes. SGD ignores it.
       label_smoothing: The label smoothing of the loss. 0 disables it.
-      top1: The test accuracy that the source prints, as a fraction. It is that of a
-        linear classifier on the features if `task` is not "classification". None if the
-        source prints none.
+      top1: The test accuracy that the source prints, as a fraction. If `task` is
+        "self_supervised" or "linear_probe", it is the accuracy of a linear classifier
+        on the features. None if the source prints none.
       inferred: A mapping from each inferred field to the reason for its value.
       hints: A mapping from a field that is None to what is known about it.
-      notes: What else the source says about the run. After `replace` it may also say
-        that the learning rate belongs to another batch size.
+      notes: Further remarks on the run. `replace` adds one if the learning rate belongs
+        to another batch size.
     """
 
     name: str
@@ -163,10 +164,11 @@ class Recipe:
     def replace(self, **fields: Any) -> "Recipe":
         """Returns a copy of the recipe with other values.
 
-        The entries of `inferred` and `hints` for these fields are dropped. `steps` is
-        dropped with `epochs` and with `warmup_epochs`. A learning rate belongs to a
-        batch size, so replace both, for example with `linear_scaling` or
-        `sqrt_scaling`. If you replace only `batch_size`, `notes` says so.
+        The copy has no entries of `inferred` and `hints` for these fields. A new value
+        of `epochs` or `warmup_epochs` sets `steps` to None, unless you give `steps`. A
+        learning rate belongs to a batch size, so replace both, for example with
+        `linear_scaling` or `sqrt_scaling`. If you replace only `batch_size`, `notes`
+        says which batch size the learning rate belongs to.
 
         Args:
           **fields: The new values, by the names of the attributes.
@@ -381,9 +383,9 @@ class Recipe:
     def step_counts(self, num_examples: int) -> tuple[int, int]:
         """Returns the number of warm-up steps and the number of steps of the run.
 
-        They are those of `steps` if its batch size and its number of examples are those
-        of the run. Otherwise each number of epochs becomes epochs · num_examples /
-        batch_size steps, rounded to the nearest int.
+        If `steps` has the batch size of the recipe and the given number of examples,
+        both numbers come from `steps`. If not, each number of epochs becomes epochs ·
+        num_examples / batch_size steps, rounded to the nearest int.
 
         Args:
           num_examples: The number of training examples in one epoch.
@@ -454,9 +456,9 @@ class Recipe:
           its parameter.
 
         Raises:
-          ValueError: If a field that it needs is None, if no chain has the order of
-            momentum, if `schedule` raises it, or if an argument is invalid, as in
-            `lars`.
+          ValueError: If a field that it needs is None, if `momentum_order` is
+            "tf_contrib_1.14", if `schedule` raises it, or if an argument is invalid, as
+            in `lars`.
 
         Example:
           >>> import jax.numpy as jnp
@@ -505,9 +507,10 @@ class Recipe:
         """Returns the norms and the trust ratio of each layer, by this recipe's rule.
 
         These are the statistics that `lars_optax.layer_stats` returns with the settings
-        of the recipe's optimizer. If `momentum_order` is "post", the trust ratio is
-        that of a first update, because it depends on the momentum. The optimizer with
-        `keep_layer_stats=True` keeps the trust ratio of every update.
+        of the recipe's optimizer. If `momentum_order` is "post", the trust ratio
+        depends on the momentum, and this function returns the one of the first update.
+        The state of an optimizer with `keep_layer_stats=True` has the trust ratio of
+        the latest update.
 
         Args:
           grads: The gradients, a tree like `params`.
@@ -534,7 +537,8 @@ class Recipe:
         decayed = adapted = self.mask
         if self.algorithm == "sgd":
             adapted = partial(jax.tree.map, lambda _: False)
-            if self.mask == BY_ROLE:  # SGD may train only biases
+            # A function, because SGD may train a tree in which every leaf is a bias.
+            if self.mask == BY_ROLE:
                 decayed = partial(exclude_bias_and_norm, stacked_axes=stacked_axes)
         return Settings(
             weight_decay=self.weight_decay,

@@ -80,8 +80,8 @@ def sqrt_scaling(base_value: float, batch_size: int, base_batch_size: int) -> fl
     """Returns the learning rate for another batch size by the square-root scaling rule.
 
     The rate is base_value · √(batch_size / base_batch_size). It keeps the variance of
-    an SGD step constant. The learning rates that the LARS paper tuned for LARS grow
-    more slowly than by this rule:
+    an SGD step constant. The learning rates that the paper found for LARS grow more
+    slowly than this rule:
 
         batch size   paper, Table 5   this rule from 512
                512              5.0                  5.0
@@ -147,8 +147,8 @@ def warmup_polynomial_decay_schedule(
       peak_value: The learning rate from which the polynomial decays.
       warmup_steps: The number W of warm-up steps. 0 disables the warm-up.
       decay_steps: The step T at which the decay ends. It counts from step 0 and
-        includes the warm-up, as in `optax.warmup_cosine_decay_schedule`. Google's runs
-        of MLPerf decay over T − W + 1 steps, which is decay_steps=T + 1.
+        includes the warm-up, as in `optax.warmup_cosine_decay_schedule`. In Google's
+        runs of MLPerf it is one more than the number of steps in the run.
       end_value: The learning rate from step T on.
       power: The exponent of the polynomial, a number above 0. The paper always uses 2.
       warmup: "linear" for the gradual warm-up of Goyal et al. 2017, or "constant".
@@ -201,12 +201,14 @@ def warmup_cosine_schedule(
 ) -> optax.Schedule:
     """Returns a schedule with warm-up and a cosine decay, for recipes.
 
-    After the warm-up, the rate at step t is
+    With b `transition_begin` and T `decay_steps`, the rate at step t after the warm-up
+    is
 
         end + (peak − end) · (1 + cos(π (t − b)/(T − b))) / 2
 
-    The arguments and the errors are those of `warmup_polynomial_decay_schedule`. Where
-    both apply, it is `optax.warmup_cosine_decay_schedule`.
+    The arguments and the errors are those of `warmup_polynomial_decay_schedule`. With
+    the default `warmup` and `transition_begin` the schedule is that of
+    `optax.warmup_cosine_decay_schedule`.
     """
     return _warmup_decay(
         init_value,
@@ -214,7 +216,7 @@ def warmup_cosine_schedule(
         warmup_steps,
         decay_steps,
         end_value,
-        # sin² of half the angle is the same, and exact where the rate is near its end.
+        # (1 + cos(π (1 − x)))/2 = sin²(πx/2), and sin² is more accurate near x = 0.
         lambda left: jnp.sin(0.5 * jnp.pi * left) ** 2,
         warmup=warmup,
         transition_begin=transition_begin,
@@ -232,9 +234,10 @@ def _warmup_decay(
     warmup: str,
     transition_begin: int | None,
 ) -> optax.Schedule:
-    """Returns a schedule with warm-up that decays as `shape` of the time left.
+    """Returns a schedule with warm-up and a decay by `shape`.
 
-    The time left falls from 1 at the beginning of the decay to 0 at its end.
+    `shape` is a function of the remaining fraction of the decay, which falls from 1 at
+    its beginning to 0 at its end. The function goes from 1 to 0 too.
     """
     check_number("end_value", end_value)
     warmup_steps = check_count("warmup_steps", warmup_steps, remedy=_STEPS)

@@ -4,9 +4,9 @@ The recipes are these, by the first part of their names:
 
 - "paper": the rows of the LARS paper's Tables 1 to 3 and 5 to 7.
 - "goyal": Goyal et al.'s run at a batch size of 8192.
-- "mlperf": ResNet-50 with LARS. They are Google's results in the rounds v0.6, v0.7 and
-  v1.0, and the reference convergence points (RCP) of MLPerf Training 4.0. Rows that
-  differ only in the hardware are one recipe.
+- "mlperf": ResNet-50 with LARS. The recipes are Google's results in the rounds v0.6,
+  v0.7 and v1.0, and the reference convergence points (RCP) of MLPerf Training 4.0.
+  Results that differ only in the hardware are one recipe.
 - "barlow-twins", "vicreg", "byol", "simclr", "moco-v3", "swav": self-supervised
   learning of ResNet-50.
 - "mae": the linear probe of a masked autoencoder.
@@ -191,7 +191,8 @@ def _goyal() -> list[Recipe]:
             momentum_order="unscaled", weight_decay=1e-4, mask=BY_ROLE, top1=0.7626,
             inferred={
                 "momentum_order": "equivalent to its momentum correction (remark 2)",
-                "mask": "it does not decay BatchNorm; here no bias is decayed either",
+                "mask": "BatchNorm is not decayed in the source; here biases are not "
+                "either",
                 "label_smoothing": "not stated",
             },
         )
@@ -357,10 +358,10 @@ def _mlperf_rcp() -> list[Recipe]:
         "extra_decay_steps": "NVIDIA's MXNet code of v1.0 has none (common/fit.py)",
     }
     after = "the listed {} decay steps begin after the warm-up"
-    whole = "the listed {} decay steps are taken as the whole run, for the runs "
-    whole += "converge shortly before them"
+    whole = "the listed {} decay steps are taken as the whole run, because the runs "
+    whole += "converge shortly before that step"
     rows: list[tuple[int, float, int, float, float, int, bool, bool]] = [
-        # batch, γ, warm-up epochs, μ, β, decay steps, those of the whole run, Google
+        # batch, γ, warm-up epochs, μ, β, decay steps, are they the whole run, Google's?
         (1632, 7.4, 2, 0.9, 5e-5, 27476, False, False),
         (3264, 10.5, 2, 0.9, 5e-5, 14523, True, False),
         (4096, 10.0, 5, 0.9, 2e-4, 13137, False, True),
@@ -441,7 +442,8 @@ def _self_supervised() -> list[Recipe]:
             inferred=steps | {
                 "learning_rate": "0.2 for 256 images",
                 "end_learning_rate": "0.001 of the peak",
-                "fallback_ratio": "biases and norms have 0.0048 where weights have 0.2",
+                "fallback_ratio": "the source has a rate of 0.0048 for biases and norm "
+                "parameters and of 0.2 for weights",
             },
             notes="A leaf of weights with a zero norm has a ratio of 1 in the source.",
         ),
@@ -500,8 +502,8 @@ def _simclr() -> list[Recipe]:
                 "steps": f"{code}, model_util.py",
                 "zero_init_last_bn": f"{code}, resnet.py",
             },
-            notes="The rate is 0.3 for 256 images. The flag of run.py has a weight "
-            "decay of 1e-4 by default, that of tf2/run.py one of 1e-6.",
+            notes="The rate is 0.3 for 256 images. The default weight decay is 1e-4 in "
+            "run.py and 1e-6 in tf2/run.py.",
         ),
         _pretrained(
             "simclr-resnet50-lars-4096-sqrt", f"{code}, README.md", 4096, 100,
@@ -549,7 +551,7 @@ def _swav() -> list[Recipe]:
             },
             notes="apex's LARC leaves the weight decay out where a norm is zero. The "
             "last warm-up step has the peak rate. The prototypes are normalised before "
-            "each step and have no gradient in the first 313 steps. At a batch size of "
+            "each step and get no gradient in the first 313 steps. At a batch size of "
             "256 the source has a rate of 0.6.",
         )
     ]  # fmt: skip

@@ -140,7 +140,7 @@ class Model(_Group):
     #: The value 0 switches it off. If not given, 0.5. Other networks have no dropout.
     dropout: float | None = option(None, low=0, below=1)
     #: Initialize the scale of the last BatchNorm in each residual block to 0 instead
-    #: of 1. For ResNets only. A recipe switches it on if its source does so.
+    #: of 1. For ResNets only. --recipe sets it as the source of the recipe does.
     zero_init_last_bn: bool = False
     #: Images over which BatchNorm takes mean and variance in training. `local`: each
     #: part of the batch separately. The images of a device are one part, unless
@@ -188,8 +188,7 @@ class Optimizer(_Group):
     #: at the end of the warm-up, at the full learning rate.
     decay_from_start: bool = False
     #: Number of updates by which the polynomial or the cosine decay is longer than the
-    #: run [steps].
-    #: The value is 0 in the LARS paper and 1 in Google's runs of MLPerf.
+    #: run [steps]. The value is 0 in the LARS paper and 1 in Google's runs of MLPerf.
     extra_decay_steps: int = option(0, low=0, high=_MANY)
     #: Momentum coefficient μ: the share of the momentum buffer that each step
     #: keeps. The value 0 disables momentum.
@@ -198,9 +197,10 @@ class Optimizer(_Group):
     nesterov: bool = False
     #: Where the learning rate γ is applied. `scaled`: the momentum buffer accumulates
     #: updates already multiplied by γ, as in Caffe. `unscaled`: γ multiplies the
-    #: momentum buffer, as in PyTorch. They differ only when γ changes. With `post` γ
-    #: and the trust ratio of the buffer multiply the buffer, as in an option of SimCLR.
-    #: With `tf_contrib_1.14`, the order of MLPerf v0.6, the run is refused.
+    #: momentum buffer, as in PyTorch. These two differ only when γ changes.
+    #: With `post` both γ and the trust ratio of the buffer multiply the buffer, as in
+    #: an option of SimCLR. The trainer refuses `tf_contrib_1.14`, the order of MLPerf
+    #: v0.6.
     momentum_order: Literal["scaled", "unscaled", "post", "tf_contrib_1.14"] = "scaled"
     #: Weight decay β: β times the weights is added to their gradient; 0 for none.
     weight_decay: float | None = option(5e-4, low=0, high=_RATE)

@@ -17,7 +17,7 @@ from .step.step import TrainState, forward, init_state
 
 
 def describe(experiment: Experiment, changed: Sequence[str] = ()) -> list[str]:
-    """Returns the lines of a description: network, optimizer, batch, memory, rates.
+    """Returns a list of lines: network, optimizer, steps, batch, memory, rates.
 
     `changed` are lines that say where the run departs from its recipe.
     """

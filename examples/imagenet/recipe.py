@@ -53,7 +53,7 @@ def to_recipe(config: Config) -> recipes.Recipe:
     """Returns the run's hyper-parameters as a recipe.
 
     Raises ValueError, naming the flags, if a value that the optimizer needs is None, or
-    if no optimizer has the order of momentum.
+    if the order of momentum is tf_contrib_1.14.
     """
     optimizer = config.optimizer
     values: dict[str, Any] = {

@@ -1,6 +1,6 @@
-"""Published implementations: what was recorded of them, and our optimizers replayed.
+"""Reads the recordings of published implementations and runs optimizers beside them.
 
-`tests/package/vectors/make_vectors.py` recorded them, and says what the files hold.
+`tests/package/vectors/make_vectors.py` made the recordings and describes the files.
 """
 
 import json
@@ -24,7 +24,7 @@ def arrays(name):
 
 
 def read(name, prefix):
-    """The arrays of one file whose key starts with `prefix`, without it."""
+    """The arrays whose key starts with `prefix`, by the rest of the key."""
     found = arrays(name).items()
     return {k.removeprefix(prefix): x for k, x in found if k.startswith(prefix)}
 
@@ -35,14 +35,14 @@ def about(name):
 
 
 def recorded(name, configuration):
-    """Each leaf after every step, and the arguments the implementation was given."""
+    """Each leaf after every step, and the arguments of the implementation."""
     leaves = read(name, f"{configuration}:")
     leaves.pop("learning_rates", None)
     return leaves, about(name)["configurations"][configuration]
 
 
 def recorded_rates(name, configuration):
-    """The source's own learning rates; those of `inputs.npz` if it has no schedule."""
+    """The learning rates of the source's schedule, by default those of `inputs.npz`."""
     own = read(name, f"{configuration}:").get("learning_rates")
     return arrays("inputs")["learning_rates"] if own is None else own
 
@@ -57,7 +57,7 @@ def rate(scale=1.0):
 
 
 def replay(make_optimizer):
-    """Each leaf after every step of the optimizer, from the recorded gradients."""
+    """Each leaf after every step of the optimizer with the recorded gradients."""
     with enable_x64(True):
         optimizer = make_optimizer()
         params = jax.tree.map(jnp.asarray, read("inputs", "params:"))
@@ -76,12 +76,16 @@ def replay(make_optimizer):
 
 
 def errors(ours, theirs):
-    """Per leaf, the greatest difference at any step over that step's largest value."""
+    """The largest relative difference of each leaf at any step.
+
+    The difference at a step is divided by the leaf's largest value at that step.
+    """
 
     def error(a, b):
         axes = tuple(range(1, b.ndim))
         differences, largest = np.max(np.abs(a - b), axes), np.max(np.abs(b), axes)
-        # A leaf that starts at zero stays there in a first step with a rate of zero.
+        # Leave out steps without a difference: if the first learning rate is zero, a
+        # leaf that starts at zero is still zero after it, and 0/0 is nan.
         differs = differences > 0
         return np.max(differences[differs] / largest[differs], initial=0.0)
 

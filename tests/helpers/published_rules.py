@@ -1,4 +1,4 @@
-"""The chain of this package, and the schedule, that stands for each published rule.
+"""The chain of this package and the schedule that equal each published rule.
 
     PYTHONPATH=. python tests/helpers/published_rules.py
 
@@ -39,7 +39,7 @@ def scaled(rate, **options):
 
 
 def post(rate, *, weight_decay, nesterov=False, **options):
-    """The trust ratio comes after the momentum, whose norm is its denominator."""
+    """The trust ratio comes after the momentum and divides by the momentum's norm."""
     decay = optax.add_decayed_weights(weight_decay, lars_optax.exclude_bias_and_norm)
     return optax.chain(
         decay,
@@ -54,15 +54,15 @@ def bias_and_norm(params):
 
 
 def barlow_twins(rate, **options):
-    """The rate of biases and norms is .0048 where that of weights is .2."""
+    """Biases and norm parameters have a rate of 0.0048, and weights one of 0.2."""
     slower = optax.masked(optax.scale(0.0048 / 0.2), bias_and_norm)
     return unscaled(rate, before_trace=slower, **options)
 
 
 ALL = {"weight_decay_mask": True, "trust_ratio_mask": True}
-# Each row: what was recorded, our chain and its options, and the fallback_ratio that
-# stands for what the implementation does with the leaf without a gradient, where that
-# is not 1.
+# Each row: the file, the configuration, our chain, its options, and the fallback_ratio
+# with which the chain equals the implementation on the leaf without a gradient. None
+# means 1.
 DECAY = {"weight_decay": 0.01}
 TIMM = SOLO = DECAY | {"eps": 1e-8}
 JOINT = {"denominator": "joint"}
@@ -70,39 +70,40 @@ NESTEROV = {"nesterov": True}
 # nnabla's reference has its decay in float32.
 NNABLA = {"weight_decay": float(np.float32(0.01))}
 ROWS = [
-    # timm: the same denominator, the same λ = 1 with decay kept at a zero norm.
+    # timm has our denominator. At a zero norm it keeps the decay and has λ = 1.
     ("timm", "decay", unscaled, TIMM | ALL, None),
     ("timm", "nesterov", unscaled, TIMM | ALL | NESTEROV, None),
     ("timm", "no_momentum", unscaled, TIMM | ALL | {"momentum": 0.0}, None),
     ("timm", "always_adapt", unscaled, TIMM | ALL | {"weight_decay": 0.0}, None),
-    # Its users leave biases and norms out with a group of weight_decay=0, which takes
-    # plain SGD there. That is our default masks and fallback_ratio=1.
+    # Users of timm put biases and norms into a group with weight_decay=0, where it is
+    # plain SGD. Our default masks with fallback_ratio=1 do the same.
     ("timm", "two_groups", unscaled, TIMM, None),
-    # pytorch_optimizer leaves out what has one axis, here the leaves our default masks
-    # leave out; it has no ε. Where g = 0 and w ≠ 0 its ratio is η‖w‖/(β‖w‖) = η/β: the
-    # leaf moves by γηw where the authors' solver and we decay it by γβw.
+    # pytorch_optimizer has no ε and leaves out leaves of one axis, which are the leaves
+    # that our default masks leave out. Where g = 0 and w ≠ 0, its ratio is η‖w‖/(β‖w‖)
+    # = η/β, so the leaf changes by γηw. The authors' solver and we change it by γβw.
     ("pytorch_optimizer", "decay", unscaled, DECAY, 0.001 / 0.01),
     ("pytorch_optimizer", "nesterov", unscaled, DECAY | NESTEROV, 0.001 / 0.01),
     ("pytorch_optimizer", "no_momentum", unscaled, DECAY | {"momentum": 0.0},
      0.001 / 0.01),
-    ("pytorch_optimizer", "no_decay", unscaled, {}, None),  # nothing to move
-    # solo-learn drops the decay with the ratio at a zero norm. A leaf that is zero has
-    # no decay to drop, so only the leaf without a gradient differs.
+    # Without weight decay the leaf does not change at a zero gradient.
+    ("pytorch_optimizer", "no_decay", unscaled, {}, None),
+    # At a zero norm solo-learn leaves out the ratio and the decay. The decay of a leaf
+    # that is zero is zero, so only the leaf without a gradient differs.
     ("solo_learn", "decay", unscaled, SOLO | ALL, 0.0),
     ("solo_learn", "exclude_nesterov", unscaled, SOLO | NESTEROV, 0.0),
-    # flax has the paper's order, and λ = 1 with decay kept at a zero norm.
+    # flax has the paper's order. At a zero norm it keeps the decay and has λ = 1.
     ("flax", "decay", scaled, DECAY | ALL, None),
     ("flax", "nesterov", scaled, DECAY | ALL | NESTEROV | {"eps": 1e-3}, None),
     ("flax", "no_decay", scaled, ALL, None),
-    # BYOL and what follows it: the joint denominator, no ratio and no decay where a
-    # leaf has one axis.
+    # BYOL and the four rules after it have the joint denominator. Leaves of one axis
+    # get no ratio and no decay.
     ("byol", "decay", unscaled, JOINT | DECAY, None),
     ("barlow_twins", "decay", barlow_twins, JOINT | DECAY, None),
     ("vicreg", "decay", unscaled, JOINT | DECAY, None),
     ("moco_v3", "decay", unscaled, JOINT | DECAY, None),
     ("mae", "no_decay", unscaled, JOINT, None),
-    # apex, as SwAV uses it and with its own defaults: all leaves, the decay dropped
-    # with the ratio at a zero norm as in solo-learn.
+    # apex, as SwAV uses it and with its own defaults. All leaves have a ratio. At a
+    # zero norm it leaves out the ratio and the decay, as solo-learn does.
     ("apex", "swav", unscaled, DECAY | ALL | {"eps": 1e-8}, 0.0),
     ("apex", "clip", lars_optax.larc, DECAY | ALL, 0.0),
     ("simclr", "classic", scaled, JOINT | DECAY, None),
@@ -120,7 +121,10 @@ ROWS = [
 
 
 def row_errors(source, configuration, chain, options, idle_ratio):
-    """Per leaf, the error of a row's chain and of the one with its `idle_ratio`."""
+    """The errors of a row's chain, and of that chain with the row's `idle_ratio`.
+
+    Both are dictionaries with the error of each leaf.
+    """
     theirs, _ = recorded(source, configuration)
     rates = as_schedule(recorded_rates(source, configuration))
     found = errors(replay(lambda: chain(rates, **options)), theirs)
@@ -141,21 +145,21 @@ def by_256(rate, batch_size):
 
 
 def simclr(learning_rate, learning_rate_scaling, train_batch_size, **_):
-    """Its number of steps is one more than the epochs have."""
+    """The decay of SimCLR is one step longer than the run."""
     if learning_rate_scaling == "linear":
         return cosine(by_256(learning_rate, train_batch_size), steps=26)
     return cosine(lars_optax.sqrt_scaling(learning_rate, train_batch_size, 1), steps=26)
 
 
 def swav(base_lr, start_warmup, final_lr, **_):
-    """The last step of its warm-up is at the peak, and so is the first of its decay."""
+    """The last step of the warm-up and the first of the decay have the peak rate."""
     warmup = optax.linear_schedule(start_warmup, base_lr, 9)
     decay = optax.cosine_decay_schedule(base_lr, 15, final_lr / base_lr)
     return optax.join_schedules([warmup, decay], [10])
 
 
-# source: its schedule from the arguments it was given, the precision it has, and what
-# the documentation calls it.
+# source: a function from its arguments to its schedule, the tolerance, and the name of
+# the schedule in the documentation.
 FLOAT64, FLOAT32 = 1e-12, 1e-6
 WARMUP_COSINE = "`optax.warmup_cosine_decay_schedule`"
 SCHEDULES = {
@@ -175,7 +179,7 @@ SCHEDULES = {
 
 
 def schedule_error(source, configuration):
-    """The greatest difference of the rates at any step, over the peak."""
+    """The largest difference of the rates at any step, divided by the peak."""
     theirs = recorded_rates(source, configuration)
     _, arguments = recorded(source, configuration)
     with enable_x64(True):
@@ -199,7 +203,10 @@ def cells_of(file):
 
 
 def rules_table():
-    """The rows of each line of the first table, by the cells that are not measured."""
+    """The rows that belong to each line of the first table, by the line's cells.
+
+    The cells leave out the difference, which is measured.
+    """
     lines = {}
     for row in ROWS:
         source, _, chain, options, _ = row
@@ -210,7 +217,7 @@ def rules_table():
 
 
 def schedules_table():
-    """The recordings of each line of the second table."""
+    """The recordings that belong to each line of the second table."""
     lines = {}
     for source, configuration, *_ in ROWS:
         if source in SCHEDULES:
@@ -220,7 +227,7 @@ def schedules_table():
 
 
 def rule_error(row):
-    """The largest error of any leaf, that of the idle leaf with the `idle_ratio`."""
+    """The largest error of any leaf, with the `idle_ratio` for the idle leaf."""
     found, own = row_errors(*row)
     return max((found | {IDLE: own[IDLE]}).values())
 

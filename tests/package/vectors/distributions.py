@@ -13,7 +13,8 @@ import torch
 from inputs import run_torch, two_groups
 
 DECAY = {"weight_decay": 0.01, "momentum": 0.9}
-LARC = {"rate_scale": 0.02}  # brings the rate among the trust ratios: both branches
+# With this factor some trust ratios are above the rate and some below.
+LARC = {"rate_scale": 0.02}
 
 PYTORCH_OPTIMIZER = {
     "decay": DECAY,
@@ -39,7 +40,7 @@ FLAX = {
 }
 
 
-# distribution: the module of it that has the rule
+# distribution: its module that has the rule
 MODULES = {
     "timm": "timm.optim.lars",
     "pytorch_optimizer": "pytorch_optimizer.optimizer.lars",
@@ -62,7 +63,7 @@ def load(distribution, placeholders=()):
 
 
 def run(build, options, inputs, groups=list):
-    """As `run_torch`; of the options, `rate_scale` is a factor of the rates."""
+    """As `run_torch`, with the rates multiplied by the option `rate_scale`."""
     params, grads, rates = inputs
     rates = rates * options.get("rate_scale", 1.0)
     arguments = {key: x for key, x in options.items() if key != "rate_scale"}
@@ -70,7 +71,7 @@ def run(build, options, inputs, groups=list):
 
 
 def record_timm(options, inputs, name):
-    """timm.optim.lars.Lars: PyTorch's SGD with the ratio put before it."""
+    """timm.optim.lars.Lars: PyTorch's SGD after multiplication by the ratio."""
     lars = load("timm").Lars
 
     def without_decay(tensors):
@@ -101,8 +102,9 @@ def record_solo_learn(options, inputs, _):
 def record_flax(options, inputs, _):
     """flax.optim.LARS, which left Flax after 0.5.3: the rate is inside the momentum.
 
-    The tree-walking part of flax.optim does not run on today's jax, so the rule is
-    called leaf by leaf; what the rule does not use is replaced by placeholders.
+    The part of flax.optim that maps the rule over a tree does not run with the JAX of
+    make_vectors.py, so the rule is called for each leaf. Placeholders replace the
+    modules that the rule does not use.
     """
     params, grads, rates = inputs
     unused = ("jax_utils", "core", "serialization", "traverse_util")
@@ -115,7 +117,8 @@ def record_flax(options, inputs, _):
         state = definition.init_param_state(param)
         for step, rate in enumerate(rates):
             hyper = definition.hyper_params.replace(learning_rate=float(rate))
-            grad = jax.numpy.asarray(grads[leaf][step])  # it does += on a NumPy one
+            # The rule would change a NumPy array in place.
+            grad = jax.numpy.asarray(grads[leaf][step])
             param, state = definition.apply_param_gradient(
                 step, hyper, param, state, grad
             )
@@ -123,7 +126,7 @@ def record_flax(options, inputs, _):
     return history
 
 
-# distribution: (what records it, what else it needs, its configurations)
+# distribution: (the function that records it, other distributions, configurations)
 RECORDERS = {
     "timm": (record_timm, ["torch"], TIMM),
     "pytorch_optimizer": (record_pytorch_optimizer, ["torch"], PYTORCH_OPTIMIZER),

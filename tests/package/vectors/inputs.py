@@ -1,15 +1,15 @@
-"""The parameters, gradients and rates that every published implementation is given.
+"""The parameters, gradients and learning rates that every implementation gets.
 
-The gradients are given, not computed from the parameters, so that one wrong step shows
-and does not feed back.
+The gradients are drawn at random and do not depend on the parameters. An error in one
+step thus does not change the gradients of later steps.
 """
 
 import numpy as np
 import torch
 
 STEPS = 25
-DROP = 15  # the learning rate falls to a tenth here
-IDLE_STEPS = (7, 8, 16)  # steps where the leaf idle/kernel has no gradient
+DROP = 15  # the step at which the learning rate falls to a tenth
+IDLE_STEPS = (7, 8, 16)  # steps at which the gradient of idle/kernel is zero
 
 # name: (shape, scale of the initial values, scale of the gradients)
 LEAVES = {
@@ -18,7 +18,7 @@ LEAVES = {
     "dense/bias": ((3,), 0.05, 0.1),
     "norm/scale": ((2,), 0.0, 1e-3),  # zero at first, one axis
     "head/kernel": ((2, 2), 0.0, 1e-3),  # zero at first, two axes
-    "idle/kernel": ((2, 2), 0.5, 0.05),  # gradient zero now and then
+    "idle/kernel": ((2, 2), 0.5, 0.05),  # gradient zero at IDLE_STEPS
 }
 
 
@@ -38,8 +38,8 @@ def make_inputs():
 def run_torch(build, inputs, groups=list, set_rate=None):
     """Every leaf after every step of the torch optimizer that `build` returns.
 
-    `set_rate(optimizer, step)` stands for the given learning rates where a source has a
-    schedule of its own. Its rates, those of the first group, are then recorded too.
+    If a source has a schedule of its own, `set_rate(optimizer, step)` sets the learning
+    rate in place of the given ones. The rates of the first group are recorded too.
     """
     params, grads, rates = inputs
     tensors = {leaf: torch.tensor(value) for leaf, value in params.items()}
@@ -56,7 +56,7 @@ def run_torch(build, inputs, groups=list, set_rate=None):
             for group in optimizer.param_groups:
                 group["lr"] = float(rate)
         for leaf, tensor in tensors.items():
-            # A new tensor each time: some implementations change it in place.
+            # A new tensor at each step: some implementations change it in place.
             tensor.grad = torch.tensor(grads[leaf][step])
         optimizer.step()
         for leaf, tensor in tensors.items():

@@ -1,7 +1,7 @@
 """Record what published LARS implementations do, for `test_published.py`.
 
-Run by hand; the tests only read the .npz files this writes beside itself. In a fresh
-environment of Python 3.11, away from the project's own:
+Run this by hand. It writes .npz files into its own folder. The tests only read them.
+Use a new environment of Python 3.11, separate from that of the project:
 
     pip install torch==2.13.0 numpy==2.4.6 jax==0.10.2 optax==0.2.8 dm-tree==0.1.10
     pip install tensorflow-cpu==2.21.0 tf_keras==2.21.0 ninja setuptools
@@ -9,8 +9,8 @@ environment of Python 3.11, away from the project's own:
     pip install --no-deps solo-learn==1.0.2 flax==0.5.3
     python tests/package/vectors/make_vectors.py SOURCES [NAME ...]
 
-`--no-deps` because each file below needs torch (or jax) and nothing else of what its
-distribution asks for. Each is loaded without its package's `__init__`, unmodified.
+`--no-deps` leaves out the dependencies of these distributions, because their rules need
+only torch or jax. Each rule is loaded unmodified, without its package's `__init__`.
 
 SOURCES is a folder with the other published files, which stay outside the project. It
 holds a clone of each repository that `repositories.py` names, as SOURCES/owner/name. It
@@ -18,10 +18,11 @@ also holds the unpacked wheels of tensorflow 1.15.5 and 1.14.0, as
 SOURCES/tensorflow-1.15.5 and so on. NAMEs are the files to write, by default all.
 
 Everything is float64. One set of initial parameters, gradients and learning rates
-(`inputs.npz`) goes through every configuration. Each further file holds
-`<configuration>:<leaf>`, the leaf after every step, and `about`, a JSON text with the
-source, the versions and every configuration's arguments in its own words. If a source
-has a schedule of its own, `<configuration>:learning_rates` are its rates.
+(`inputs.npz`) goes through every configuration. Each other file holds
+`<configuration>:<leaf>`, the leaf after every step, and `about`, a JSON text. It has
+the source, the versions, and the arguments of every configuration by the source's
+names. If a source has a schedule of its own, `<configuration>:learning_rates` are its
+rates.
 """
 
 import importlib.metadata

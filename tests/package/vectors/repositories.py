@@ -1,8 +1,9 @@
 """The implementations that are files of a repository or of an old TensorFlow.
 
-Each file is executed as it was published. What it imports and the rule does not use is
-replaced by placeholders. A source with a schedule of its own runs it too: one step per
-epoch, so that its 10 epochs of warm-up and 15 of cosine decay are the 25 steps.
+Each file is executed as it was published. Placeholders replace the modules that it
+imports and the rule does not use. If a source has a schedule of its own, the schedule
+runs too, with one step per epoch. Its 10 epochs of warm-up and 15 epochs of cosine
+decay are then the 25 steps.
 """
 
 import ast
@@ -28,11 +29,11 @@ from inputs import STEPS, run_torch, two_groups
 os.environ["TF_USE_LEGACY_KERAS"] = "1"  # SimCLR's optimizer is one of Keras 2
 
 LOADER = range(1)  # a data loader of one step per epoch
-BATCH = 25_600  # 100 times the 256 images that the rates are quoted for
+BATCH = 25_600  # 100 times the batch size of 256 to which the sources' rates belong
 
 
 class Source(NamedTuple):
-    """A file of a commit, or of an unpacked distribution if `commit` is a version."""
+    """A file of a repository at a commit, or of an unpacked wheel of that version."""
 
     repository: str
     commit: str
@@ -50,7 +51,8 @@ class Source(NamedTuple):
     def load(self, sources, *unused, **given):
         """The file as a module, with `given` modules and placeholders for `unused`."""
         module = types.ModuleType(Path(self.path).stem)
-        # Unsafe, as one of them imports `assert_allclose`.
+        # A MagicMock has attributes whose name begins with "assert" only if it is
+        # unsafe, and one file imports `assert_allclose`.
         modules = {name: mock.MagicMock(unsafe=True) for name in unused} | given
         with mock.patch.dict(sys.modules, modules):
             exec(compile(self.read(sources), self.path, "exec"), module.__dict__)
@@ -130,7 +132,7 @@ def set_rate_at_epoch(adjust, **arguments):
 
 
 def record_byol(sources, options, inputs):
-    """A chain of Optax 0.2.8, which runs with the old name of `jax.tree.map`."""
+    """BYOL's chain, on Optax 0.2.8, with `jax.tree_map` as a name of `jax.tree.map`."""
     schedules = BYOL_SCHEDULE.load(sources)
     module = BYOL.load(sources)
     params, grads, _ = inputs
@@ -171,7 +173,7 @@ def record_byol(sources, options, inputs):
 
 
 def record_barlow_twins(sources, options, inputs):
-    """Weights and the leaves of one axis are two groups with a rate each."""
+    """Weights are one group, and leaves of one axis another with its own rate."""
     module = BARLOW_TWINS.load(sources, "PIL", "torchvision", "torchvision.transforms")
     arguments = SimpleNamespace(epochs=STEPS, **options)
 
@@ -187,7 +189,7 @@ def record_barlow_twins(sources, options, inputs):
 
 
 def record_vicreg(sources, options, inputs):
-    """The optimizer of Barlow Twins in one group."""
+    """The optimizer of Barlow Twins, with all leaves in one group."""
     unused = ("torchvision", "torchvision.datasets", "augmentations", "distributed")
     module = VICREG.load(sources, *unused, "resnet")
     arguments = SimpleNamespace(epochs=STEPS, **options)
@@ -204,7 +206,7 @@ def record_vicreg(sources, options, inputs):
 
 
 def function(source, sources, name):
-    """One function of a script that needs more than the rule to be imported."""
+    """One function of a script, executed without the imports of the script."""
     tree = ast.parse(source.read(sources))
     tree.body = [node for node in tree.body if getattr(node, "name", None) == name]
     namespace = {"math": math}
@@ -224,7 +226,7 @@ def record_moco_v3(sources, options, inputs):
 
 
 def record_mae(sources, options, inputs):
-    """MoCo v3's file copied, with MAE's schedule, as its linear probe uses both."""
+    """MAE's copy of MoCo v3's file, with the schedule of MAE's linear probe."""
     lars = MAE.load(sources).LARS
     adjust = MAE_SCHEDULE.load(sources).adjust_learning_rate
     rates = {"lr": options["lr"], "min_lr": options["min_lr"]}
@@ -295,7 +297,7 @@ def run_tensorflow(optimizer, set_rate, inputs):
 
 
 def record_simclr(sources, options, inputs):
-    """The TensorFlow 2 version; the older one keeps its momentum in float32."""
+    """The version for TensorFlow 2. The older one keeps its momentum in float32."""
     import tensorflow as tf
 
     model = SIMCLR_SCHEDULE.load(sources, "data_util", "lars_optimizer", "resnet")
@@ -310,7 +312,7 @@ def record_simclr(sources, options, inputs):
     rates = []
 
     def set_rate(step):
-        # Keras 2 computes its cosine in float32, whatever it is given.
+        # Keras 2 computes its cosine in float32, also from a float64 step.
         rates.append(float(schedule(tf.constant(step, tf.float32))))
         optimizer.learning_rate = tf.Variable(rates[-1], dtype=tf.float64)
 
@@ -318,7 +320,7 @@ def record_simclr(sources, options, inputs):
 
 
 def record_tf_contrib(sources, options, inputs, source=TF_CONTRIB):
-    """tf.contrib's optimizer on the kernels of a TensorFlow of today."""
+    """tf.contrib's optimizer on the kernels of the installed TensorFlow."""
     import tensorflow as tf
 
     kernels = importlib.import_module("tensorflow.python.ops.gen_training_ops")
@@ -332,7 +334,8 @@ def record_tf_contrib(sources, options, inputs, source=TF_CONTRIB):
 record_tf_contrib_1_14 = partial(record_tf_contrib, source=TF_CONTRIB_1_14)
 
 
-# PyTorch no longer dispatches on `tensor.type()`, and there is no CUDA file to link.
+# PyTorch no longer dispatches on `tensor.type()`. Without CUDA, the function of the
+# CUDA file needs an empty definition.
 FOR_TORCHLARS = """
 #include "torch/extension.h"
 #undef AT_DISPATCH_FLOATING_TYPES_AND_HALF
@@ -345,7 +348,7 @@ inline void ComputeAdaptiveLrOnDevice(
 
 
 def record_torchlars(sources, options, inputs):
-    """torchlars around torch.optim.SGD; its C++ file is compiled for the CPU."""
+    """torchlars around torch.optim.SGD. Its C++ file is compiled for the CPU."""
     from torch.utils import cpp_extension
 
     with tempfile.TemporaryDirectory() as folder:
@@ -367,7 +370,7 @@ def record_torchlars(sources, options, inputs):
 
 
 def record_nnabla(sources, options, inputs):
-    """The NumPy reference of nnabla's own test; its C++ solver is float32 alone."""
+    """The NumPy reference in nnabla's test. Its C++ solver has only float32."""
     unused = ("nnabla", "nnabla.solvers", "nnabla.testing")
     base = NNABLA._replace(path="python/test/solver/solver_test_utils.py")
     base = base.load(sources, *unused)
@@ -402,7 +405,7 @@ TF = {"weight_decay": 0.01, "momentum": 0.9}
 SKIP = {"skip_list": ["batch_normalization", "bias"]}
 SWAV_RATES = {"base_lr": 4.8, "start_warmup": 0.3, "final_lr": 0.0048, "wd": 0.01}
 
-# file: (source, what records it, what else it needs, its configurations)
+# file: (source, the function that records it, distributions, configurations)
 RECORDERS = {
     "byol": (BYOL, record_byol, ["jax", "optax"], {
         "decay": {"base_learning_rate": 0.2, "batch_size": BATCH, "weight_decay": 0.01,
