@@ -16,7 +16,15 @@ from matplotlib.ticker import NullFormatter, StrMethodFormatter
 
 from benchmarks.results import STUDY, Record, Table, markdown
 from benchmarks.study import protocol
-from benchmarks.study.protocol import DATA, METHODS, NETWORKS, TUNED, Cell, cells
+from benchmarks.study.protocol import (
+    DATA,
+    METHODS,
+    NETWORKS,
+    PROPORTIONS,
+    TUNED,
+    Cell,
+    cells,
+)
 from benchmarks.study.runs import STUDY_FILE, Runs
 from examples.imagenet.report.figures import line_style
 
@@ -46,12 +54,14 @@ def score(cell: Cell, final: list[Record]) -> str:
     return percent([r["accuracy"] for r in final]) + some + diverged
 
 
-def rows(name: str) -> list[Cell]:
+def rows(name: str, whole: bool = False) -> list[Cell]:
     """Returns the rows of the study for `name`, a network or a data set.
 
-    For a network they are the rows on Fashion-MNIST.
+    For a network they are the rows on Fashion-MNIST. They are the rows of 90 epochs if
+    `whole` is true, and otherwise the others.
     """
-    return [x for x in cells() if x.data == name or x[:2] == (DATA, name)]
+    of_name = [x for x in cells() if x.data == name or x[:2] == (DATA, name)]
+    return [x for x in of_name if (x.method in PROPORTIONS) == whole]
 
 
 def first_cells(cell: Cell) -> dict[str, str]:
@@ -59,13 +69,13 @@ def first_cells(cell: Cell) -> dict[str, str]:
     return {"batch": f"{cell.batch:,}", "optimizer": METHODS[cell.method].title}
 
 
-def accuracies(name: str, records: list[Record]) -> str:
+def accuracies(name: str, records: list[Record], whole: bool = False) -> str:
     """Returns a Markdown table of test accuracies at the chosen learning rates.
 
-    Its rows are those of `name`, a network or a data set.
+    Its rows are `rows(name, whole)`.
     """
     runs, lines = Runs(records), []
-    for cell in rows(name):
+    for cell in rows(name, whole):
         rates, best = runs.trials(cell)
         final = runs.final(cell)
         results = {
@@ -75,17 +85,17 @@ def accuracies(name: str, records: list[Record]) -> str:
             "test accuracy": score(cell, final),
         }
         lines.append(first_cells(cell) | results)
-    some = any(runs.tried(cell) or runs.final(cell) for cell in rows(name))
+    some = any(runs.tried(cell) or runs.final(cell) for cell in rows(name, whole))
     return markdown(lines if some else [])
 
 
-def trials(name: str, records: list[Record]) -> str:
+def trials(name: str, records: list[Record], whole: bool = False) -> str:
     """Returns a Markdown table of the validation accuracy at each learning rate tried.
 
-    Its rows are those of `name`, a network or a data set.
+    Its rows are `rows(name, whole)`.
     """
     runs, lines = Runs(records), []
-    for cell in rows(name):
+    for cell in rows(name, whole):
         found = [
             f"{r['learning_rate']:g}: {100 * r['accuracy']:.1f}"
             + " (diverged)" * r["diverged"]
@@ -107,6 +117,16 @@ TABLES = (
     *(
         Table(STUDY, mark + name, STUDY_FILE, partial(make, name))
         for name in (*NETWORKS, "digits", "cifar10")
+        for mark, make in (("", accuracies), ("trials ", trials))
+    ),
+    *(
+        Table(
+            STUDY,
+            f"90 epochs {mark}{name}",
+            STUDY_FILE,
+            partial(make, name, whole=True),
+        )
+        for name in NETWORKS
         for mark, make in (("", accuracies), ("trials ", trials))
     ),
 )

@@ -33,6 +33,15 @@ They were added after the first results. The row of `optax.lars` among them was 
 last and begins with four learning rates, 10 to 80. Runs that two rows share are run
 once.
 
+The rows of 90 epochs have the proportions of the paper's ResNet-50. Its hardest run has
+a batch size of 32,768, which is 2.6 % of the images, 90 epochs and 3,519 updates. Here
+the large batch has 2,048 images, which is 3.7 %, and 2,417 updates. The baseline has a
+batch size of 16 and 309,375 updates. The learning rate grows over an eighteenth of the
+epochs, which are 5 of 90, and all else is as above. Each optimizer begins with three
+learning rates. A trial has all 90 epochs and seed 1. It is evaluated on the validation
+images, by which the rate is chosen, and on the test images. Seeds 2 and 3 follow at the
+chosen rate. The trials of the baseline have 30 epochs.
+
 The table has the test accuracy after the last update; nothing is chosen by test images.
 A run that diverges ends, and counts with the accuracy after its last update. Nothing is
 left out.
@@ -80,6 +89,9 @@ LONG = Stage(30, (0,), "validation")
 FINAL = Stage(30, (1, 2, 3), "test")
 ABLATION = Stage(30, (1, 2, 3), "validation")
 MORE_SEEDS = {"cifar10": (1, 2, 3, 4, 5)}
+# The rows of 90 epochs: the batch sizes of the baseline and of the others.
+FEW_IMAGES, MANY_IMAGES = 16, 2048
+WHOLE, WHOLE_FINAL = Stage(90, (1,), "validation"), Stage(90, (1, 2, 3), "test")
 
 
 class Method(NamedTuple):
@@ -95,6 +107,8 @@ class Method(NamedTuple):
     make: Callable[[Recipe, int], Any] = Recipe.optimizer
     tuning: Stage = TUNING
     rates: int = RATES  # number of learning rates tried at first
+    final: Stage = FINAL
+    warmup: float = 1 / 6  # as a fraction of the epochs
 
     @property
     def trains(self) -> tuple[Any, ...]:
@@ -102,7 +116,7 @@ class Method(NamedTuple):
 
         Methods with equal `trains` differ only in how their learning rate is chosen.
         """
-        return self.optimizer, self.make
+        return self.optimizer, self.make, self.warmup
 
 
 def optax_lars(recipe: Recipe, images: int) -> Any:
@@ -154,7 +168,23 @@ RATIOS = {
     )
     for ratio in (0.1, 0.005, 0.001)
 }
-METHODS |= TUNED_LONG | RATIOS
+_SGD_RATES, _LARS_RATES = (0.1, 0.2), (10, 10)
+PROPORTIONS = {
+    f"{name}-90": METHODS[name]._replace(
+        lowest=lowest, rates=FEW, tuning=WHOLE, final=WHOLE_FINAL, warmup=1 / 18
+    )
+    for name, lowest in {
+        "sgd": _SGD_RATES,
+        "nesterov": _SGD_RATES,
+        "lars": _LARS_RATES,
+        "lars-all": _LARS_RATES,
+        "optax-lars": _LARS_RATES,
+    }.items()
+}
+PROPORTIONS["baseline-90"] = PROPORTIONS["sgd-90"]._replace(
+    title="SGD, the baseline", lowest=(0.01, 0.02), tuning=LONG._replace(seeds=(1,))
+)
+METHODS |= TUNED_LONG | RATIOS | PROPORTIONS
 LOWEST_SMALL = (0.005, 0.01)  # of the baseline, without and with BatchNorm
 # Methods that scale a rate: of which method, at which batch size, by which rule.
 RULES = {
@@ -184,7 +214,8 @@ class Cell(NamedTuple):
     @property
     def final(self) -> Stage:
         """The epochs, seeds and images of the runs at the chosen learning rate."""
-        return FINAL._replace(seeds=MORE_SEEDS.get(self.data, FINAL.seeds))
+        final = METHODS[self.method].final
+        return final._replace(seeds=MORE_SEEDS.get(self.data, final.seeds))
 
     def config(self, source: str, rate: float, stage: Stage, devices: int) -> Config:
         """Returns the trainer's configuration of a run at the learning rate `rate`.
@@ -192,16 +223,17 @@ class Cell(NamedTuple):
         `source` is the trainer's --data. The run uses at most `devices` devices. The
         caller sets the seed.
         """
-        few = -(-self.batch // BN_IMAGES)
+        few, method = -(-self.batch // BN_IMAGES), METHODS[self.method]
         parts = next(n for n in range(few, self.batch + 1) if self.batch % n == 0)
         used = math.gcd(parts, devices)
-        rates: Any = {"learning_rate": rate, "warmup_epochs": stage.epochs / 6}
+        warmup = method.warmup * stage.epochs
+        rates: Any = {"learning_rate": rate, "warmup_epochs": warmup}
         pixels = 32 if self.data == "cifar10" else None
         network: Any = self.network
         return Config(
             data=Data(source=source, evaluate_on=stage.split, pixels=pixels),
             model=Model(network=network, width=0.5 if self.data == "digits" else 1.0),
-            optimizer=replace(METHODS[self.method].optimizer, **rates),
+            optimizer=replace(method.optimizer, **rates),
             batching=Batching(
                 batch_size=self.batch,
                 epochs=stage.epochs,
@@ -230,6 +262,8 @@ class Cell(NamedTuple):
         def scale(rate: float) -> float:
             return lars_optax.sqrt_scaling(rate, self.batch, tuned.batch)
 
+        if self.method in PROPORTIONS:
+            return _doublings(method.lowest[norm], method.rates)
         if self.batch in (SMALL[self.data], tuned.batch):
             return _doublings(scale(method.lowest[norm]), method.rates)
         rate = best(tuned)
@@ -248,7 +282,7 @@ def cells() -> list[Cell]:
     digits = ((32, "sgd"), (1600, "sgd"), (1600, "lars-all"))
     found = [Cell("digits", "alexnet_small", *each) for each in digits]
     main = ((128, "sgd"), (8192, "sgd"), (8192, "lars"))
-    done = ("sgd", "lars", "lars-sqrt", *TUNED_LONG, *RATIOS)
+    done = ("sgd", "lars", "lars-sqrt", *TUNED_LONG, *RATIOS, *PROPORTIONS)
     others = [(8192, name) for name in METHODS if name not in done]
     rule = [(n, "lars-sqrt") for n in (512, 1024, 2048, 4096, 16_384)]
     more = [(n, name) for n in (2048, 16_384) for name in ("sgd", "nesterov", "lars")]
@@ -259,4 +293,20 @@ def cells() -> list[Cell]:
     ]
     largest = [(32_768, name) for name in ("sgd", "nesterov", "lars", "lars-sqrt")]
     cifar10 = (*main, *others, *rule, *more, *largest)
-    return found + [Cell("cifar10", "resnet_small", *each) for each in cifar10]
+    found += [Cell("cifar10", "resnet_small", *each) for each in cifar10]
+    return found + proportions()
+
+
+def proportions() -> list[Cell]:
+    """Returns the rows of 90 epochs, in the order in which they are trained."""
+    parts = (
+        ("baseline-90", "lars-all-90"),
+        ("lars-90", "sgd-90"),
+        ("nesterov-90", "optax-lars-90"),
+    )
+    return [
+        Cell(DATA, net, FEW_IMAGES if name == "baseline-90" else MANY_IMAGES, name)
+        for part in parts
+        for net in reversed(NETWORKS)
+        for name in part
+    ]

@@ -47,6 +47,13 @@ class Job(NamedTuple):
     variant: Variant | None = None
 
     @property
+    def also_final(self) -> bool:
+        """Whether a final run differs from this trial only in what is evaluated."""
+        final, trial = self.cell.final, self.stage
+        same = self.variant is None and trial.epochs == final.epochs
+        return same and trial.split != final.split and self.seed in final.seeds
+
+    @property
     def key(self) -> Record:
         """The fields and values that tell this run's record from all others."""
         run: Record = {"learning_rate": self.rate, "seed": self.seed}

@@ -87,7 +87,9 @@ def train(job: Job, place: Place, out: Path, **options: Any) -> Result:
 def run(job: Job, place: Place, about: Record, file: str) -> Record:
     """Trains a run, from its last checkpoint if there is one.
 
-    Adds its record to `file`, under benchmarks/results.
+    Adds its record to `file`, under benchmarks/results. If a final run differs from
+    this trial only in what is evaluated, adds the record of that run too, unless the
+    trial diverged.
     """
     bound = experiment(job.cell, job.rate, job.stage, place, job.variant)
     out = OUT / job.name
@@ -97,6 +99,12 @@ def run(job: Job, place: Place, about: Record, file: str) -> Record:
     result = fit(bound, how, checkpoints=saved)
     record = job.key | asdict(result) | about
     append(file, record)
+    final = job._replace(stage=job.cell.final)
+    if job.also_final and not result.diverged:
+        restored = saved.restore(bound.init(job.seed))
+        assert restored is not None, "the last update is saved"
+        scores = bound.evaluate(bound.place(restored[0]), split=bound.dataset.test)
+        append(file, record | final.key | asdict(scores))
     shutil.rmtree(out / "checkpoints")
     return record
 

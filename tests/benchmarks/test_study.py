@@ -14,7 +14,8 @@ from small_runs import ROOT
 from trees import assert_equal, assert_refused, each_step
 
 import lars_optax
-from benchmarks.study import large_batches, protocol
+from benchmarks import results
+from benchmarks.study import large_batches, protocol, train
 from benchmarks.study.ablations import ABLATIONS
 from benchmarks.study.protocol import FINAL, METHODS, cells
 from benchmarks.study.runs import Job, Runs, missing, remaining
@@ -121,8 +122,12 @@ def test_every_batch_divides_into_parts_of_512_images_at_most(devices):
         assert batching.devices <= devices
         plan = make_plan(batching, batching.devices, 55_000, 1)
         assert plan.images_per_slot * plan.accumulate * batching.devices == cell.batch
-        images = {32: 32, 128: 128, 1600: 400}.get(cell.batch, 512)
+        images = {16: 16, 32: 32, 128: 128, 1600: 400}.get(cell.batch, 512)
         assert plan.images_per_slot == images
+
+
+# Methods that differ only in how their learning rate is chosen.
+SHARED = {"linear": "sgd", "lars-sqrt": "lars", "baseline-90": "sgd-90"}
 
 
 def test_every_method_trains_with_an_optimizer_of_its_own():
@@ -134,7 +139,7 @@ def test_every_method_trains_with_an_optimizer_of_its_own():
         *_, (updates, _) = each_step(tx, [grads] * 3, PARAMS)
         seen[name] = ravel_pytree(updates)[0]
     same = {name: name.removesuffix("-long") for name in protocol.TUNED_LONG}
-    for name, other in (same | {"linear": "sgd", "lars-sqrt": "lars"}).items():
+    for name, other in (same | SHARED).items():
         np.testing.assert_array_equal(seen.pop(name), seen[other])
     assert_all_differ(seen, 1e-4)
 
@@ -182,3 +187,34 @@ def test_the_cheapest_row_comes_out_again(monkeypatch, tmp_path):
     (new,), old = large_batches.again("digits/alexnet_small/1600/lars-all", 1, Place())
     # Other devices and versions round otherwise, which is as good as another seed.
     assert new == pytest.approx(mean(old), abs=max(4 * stdev(old), 0.01))
+
+
+def test_a_trial_that_is_a_final_run_too_has_both_records(monkeypatch, tmp_path):
+    epochs = 2
+    short = METHODS["lars-90"]._replace(
+        tuning=protocol.WHOLE._replace(epochs=epochs),
+        final=protocol.WHOLE_FINAL._replace(epochs=epochs),
+    )
+    monkeypatch.setitem(METHODS, "lars-90", short)
+    monkeypatch.setattr(train, "OUT", tmp_path)
+    monkeypatch.setattr(results, "RESULTS", tmp_path)
+    cell = protocol.Cell("digits", "alexnet_bn_small", 1600, "lars-90")
+    job = Job(cell, 10.0, cell.tuning, 1)
+    trial = train.run(job, Place(devices=1), {}, "study.jsonl")
+    runs = Runs(results.read("study.jsonl"))
+    assert runs.records[0] == trial
+    assert runs.tried(cell) == [trial]
+    (final,) = runs.of(job._replace(stage=cell.final))
+    assert (final["count"], trial["count"]) == (1000, 800)
+    again = train.train(job._replace(stage=cell.final), Place(devices=1), tmp_path)
+    assert final["accuracy"] == again.accuracy
+    assert final["updates"] == trial["updates"] == 2 * epochs
+
+
+def test_the_rows_of_90_epochs_have_the_updates_that_their_protocol_names():
+    rates = {cell.batch: cell for cell in protocol.proportions()}
+    counts = {}
+    for batch, cell in rates.items():
+        recipe = to_recipe(cell.config("mnist", 1.0, cell.final, 1))
+        counts[batch] = recipe.step_counts(55_000)
+    assert counts == {16: (17_188, 309_375), 2048: (134, 2_417)}

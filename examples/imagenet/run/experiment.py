@@ -222,22 +222,25 @@ class Experiment:
         self,
         state: TrainState,
         watch: Callable[[tuple[Broken, ...]], None] = lambda broken: None,
+        split: Source | None = None,
     ) -> Scores:
-        """Returns means over all images of the evaluated split, each counted once.
+        """Returns means over all images of `split`, each counted once.
 
-        After each batch `watch` is called with its images that could not be read.
+        The default is the split that the settings name. After each batch `watch` is
+        called with its images that could not be read.
         """
+        split = split or self.eval_split
         total = {"loss": 0.0, "correct": 0, "top5": 0, "count": 0}
         share = self._share(self.eval_batch)
-        for batch, broken in self.eval_split.evaluation(share):
+        for batch, broken in split.evaluation(share):
             watch(broken)
             sums = jax.device_get(self.eval_step(state, batch))
             total = {name: total[name] + sums[name].item() for name in total}
         count = int(total["count"])
-        if count != self.eval_split.size:
+        if count != split.size:
             raise RuntimeError(
                 f"the evaluation counted {count} images instead of"
-                f" {self.eval_split.size}: the data must yield each image exactly once"
+                f" {split.size}: the data must yield each image exactly once"
             )
         loss, accuracy, top5 = (total[k] / count for k in ("loss", "correct", "top5"))
         return Scores(loss, accuracy, top5, count)
