@@ -10,6 +10,8 @@ from lars_optax._lars import scale_by_lars as scale_by_lars
 from lars_optax._layer_stats import layer_stats as layer_stats
 from lars_optax._masks import exclude_bias_and_norm as exclude_bias_and_norm
 from lars_optax._masks import match_paths as match_paths
+from lars_optax._noise_scale import NoiseScale as NoiseScale
+from lars_optax._noise_scale import gradient_noise_scale as gradient_noise_scale
 from lars_optax._plots import plot_layer_stats as plot_layer_stats
 from lars_optax._rule import LayerStats as LayerStats
 from lars_optax._schedules import epochs_to_steps as epochs_to_steps
