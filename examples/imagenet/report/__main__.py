@@ -12,13 +12,14 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import median
 from typing import Annotated, Any
 
 import tyro
 
 from ..flags import check, check_number, read_flags
 from ..terminal import Terminal, printable
-from .figures import curve, plot_layers, plot_logs
+from .figures import curve, plot_layers, plot_logs, plot_noise_scale
 from .page import ABSENT, Part, Table, duration, markdown, show
 from .runs import Run, labels, read_runs
 from .speed import cells, ratios, tables
@@ -81,7 +82,7 @@ def _write(runs: Sequence[Run], out: Path, epochs: float | None) -> list[Part]:
     parts = [_overview(runs), *(_notes(*pair) for pair in labelled)]
     parts += _curves(labelled, out)
     for run, label in labelled:
-        parts += _layers(run, label, out)
+        parts += _layers(run, label, out) + _noise_scale(run, label, out)
     parts += tables(speeds)
     (out / "report.md").write_text(markdown(parts), "utf-8")
     numbers = {
@@ -173,9 +174,25 @@ def _layers(run: Run, label: str, out: Path) -> list[Part]:
     return [table, picture]
 
 
+def _noise_scale(run: Run, label: str, out: Path) -> list[Part]:
+    """Says how large a batch the noise scale suggests, and draws it over the run."""
+    if not (found := run.noise_scales()):
+        return []
+    epochs, scales = zip(*found, strict=True)
+    text = (
+        f"{run.name}: the median of the gradient noise scale is {median(scales):,.0f}"
+        " images. Up to about this batch size a run loses little by a larger batch. Far"
+        " above it, a larger batch hardly saves updates."
+    )
+    picture = out / f"noise-scale-{run.name}.png"
+    batch_size = run.settings["batch_size"]
+    plot_noise_scale(epochs, scales, batch_size, f"{run.name}: {label}", picture)
+    return [text, picture]
+
+
 def _numbers(run: Run, label: str) -> dict[str, Any]:
     """Returns the entry of a run in report.json; values that the log lacks are None."""
-    norms = run.norms()
+    norms, scales = run.norms(), run.noise_scales()
     lines = {
         key: [x if math.isfinite(x) else None for x in values.tolist()]
         for key, values in curve(run.log).items()
@@ -192,6 +209,7 @@ def _numbers(run: Run, label: str) -> dict[str, Any]:
         "splits": run.splits,
         "curve": lines,
         "norms": norms and {"step": norms[0], "leaves": norms[1]},
+        "noise_scale": median([scale for _, scale in scales]) if scales else None,
     }
 
 

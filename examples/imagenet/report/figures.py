@@ -207,6 +207,32 @@ def plot_layers(log: Sequence[Record], heading: str, out: Path) -> None:
     figure.savefig(out, dpi=150)
 
 
+def plot_noise_scale(
+    epochs: Sequence[float],
+    scales: Sequence[float],
+    batch_size: int,
+    heading: str,
+    out: Path,
+) -> None:
+    """Draws the gradient noise scale over epochs, and the batch size, into a file."""
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import StrMethodFormatter
+
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    axes = figure.subplots()
+    axes.set_title(_drawable(heading), fontsize="medium")
+    every = max(1, len(scales) // 6)
+    axes.plot(epochs, scales, label="noise scale", markevery=every, **line_style(0))
+    label = f"batch size, {batch_size:,}"
+    axes.axhline(batch_size, label=label, color=_COLOURS[1], linestyle=_DASHES[1])
+    axes.set(xlabel="epoch", ylabel="images", yscale="log")
+    axes.yaxis.set_major_formatter(StrMethodFormatter("{x:,g}"))
+    axes.yaxis.set_minor_formatter(StrMethodFormatter("{x:,g}"))
+    axes.grid(color="0.85")
+    axes.legend()
+    figure.savefig(out, dpi=150)
+
+
 def _array(value: float | None) -> Any:
     # The trainer's numbers are of float32; no axis has room for what is far beyond it.
     drawn = value if value and 1e-50 < abs(value) < 1e50 else None

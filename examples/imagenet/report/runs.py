@@ -97,6 +97,15 @@ class Run:
         tables = self.of("layers")
         return (tables[0]["step"], tables[0]["layers"]) if tables else None
 
+    def noise_scales(self) -> list[tuple[float, float]]:
+        """Returns the epoch and the gradient noise scale of each update that has one.
+
+        Updates at which the estimate is not positive are left out.
+        """
+        steps = self.of("step")
+        found = [(record["epoch"], record.get("noise_scale")) for record in steps]
+        return [(epoch, scale) for epoch, scale in found if scale and scale > 0]
+
     def speeds(self) -> tuple[list[Record], list[Record]]:
         """Returns the first speed record of each process, and all other speed records.
 

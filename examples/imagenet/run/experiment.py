@@ -141,6 +141,7 @@ class Experiment:
         self.step = spread(update, donate_state=True)
         self.eval_step = spread(partial(eval_step, model=self.model))
         self.shapes = jax.eval_shape(self.init, 0)
+        self._check_noise_scale()
         self.layer_names = [name for name, _ in named_leaves(self.shapes.params)]
         self._compiled = False
 
@@ -179,6 +180,20 @@ class Experiment:
             found["parts of a batch with their own random dropout"] = slots
         return found
 
+    def _check_noise_scale(self) -> None:
+        """Raises ValueError if --noise-scale has no independent gradients to compare.
+
+        That is if an update computes one gradient, or if BatchNorm makes the gradient
+        of a device depend on the images of others.
+        """
+        devices = self.plan.processes * self.plan.devices
+        wanted, accumulate = self.batching.noise_scale, self.plan.accumulate
+        remedy = "an update has one gradient; give more --devices or --accumulate"
+        check(not wanted or devices * accumulate > 1, "noise_scale", wanted, remedy)
+        sync = self._config.model.bn == "sync" and bool(self.shapes.batch_stats)
+        remedy = "the gradients of the devices depend on each other; give --bn local"
+        check(not (wanted and sync) or devices == 1, "noise_scale", wanted, remedy)
+
     def epoch(self, step: int) -> float:
         """Returns the number of epochs done before update `step`, counted from 0."""
         return step * self.batching.batch_size / self.dataset.train.size
@@ -186,7 +201,8 @@ class Experiment:
     def init(self, seed: int) -> TrainState:
         """Returns the state before the first update, on every device."""
         shape = self.dataset.image_shape
-        return self.place(init_state(seed, self.model, self.tx, shape))
+        wanted = self.batching.noise_scale
+        return self.place(init_state(seed, self.model, self.tx, shape, wanted))
 
     def place(self, state: TrainState) -> TrainState:
         """Returns a copy of the state on every device."""

@@ -18,6 +18,8 @@ from ..step.step import TrainState
 from .cluster import gather
 from .experiment import Experiment
 
+# The scalar metrics of an update that are in its record in the log.
+LOGGED = ("loss", "accuracy", "noise", "signal", "noise_scale")
 IN_FLIGHT = 2  # steps that may be unfinished when the next one begins
 
 
@@ -92,7 +94,7 @@ class Recorder:
         self.seconds += seconds
         for (step, _), metrics in zip(self._pending, fetched, strict=True):
             epoch, rate = experiment.epoch(step), experiment.schedule.rates[step].item()
-            scores = {name: metrics[name].item() for name in ("loss", "accuracy")}
+            scores = {k: metrics[k].item() for k in LOGGED if k in metrics}
             when = {"step": step, "epoch": epoch, "learning_rate": rate}
             self.log.write(kind="step", **when, **scores)
             layers = metrics["layers"]

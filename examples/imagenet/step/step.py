@@ -31,6 +31,8 @@ class TrainState(NamedTuple):
     batch_stats: Any  # BatchNorm's running means and variances; {} without BatchNorm
     opt_state: optax.OptState
     finite: jax.Array  # bool [], whether all updates so far were finite
+    # Moving averages over the updates, float32 []; None if they are not wanted.
+    noise_scale: lars_optax.NoiseScale | None = None
 
 
 def init_state(
@@ -38,8 +40,13 @@ def init_state(
     model: nn.Module,
     tx: optax.GradientTransformation,
     image_shape: tuple[int, ...],
+    noise_scale: bool = False,
 ) -> TrainState:
-    """Returns the state before the first update; `image_shape` is that of one image."""
+    """Returns the state before the first update.
+
+    `image_shape` is that of one image. With `noise_scale` every update estimates the
+    gradient noise scale.
+    """
     # On a CPU, XLA takes twelve seconds to compile JAX's default generator.
     key = jax.random.key(seed, impl="rbg")
     variables = _init_variables(key, model, image_shape)
@@ -51,6 +58,7 @@ def init_state(
         variables.get("batch_stats", {}),
         tx.init(params),
         jnp.ones((), bool),
+        lars_optax.NoiseScale(*jnp.zeros(3)) if noise_scale else None,
     )
 
 
@@ -90,7 +98,10 @@ def train_step(
     state stays unchanged, in this update and in all later ones.
 
     The metrics are the scalars "loss", "accuracy" and "finite", which is whether the
-    state was updated, and "layers": `LayerStats` of vectors over the parameters.
+    state was updated, and "layers": `LayerStats` of vectors over the parameters. If the
+    state has a noise scale, "noise" and "signal" are the estimates of this update, and
+    "noise_scale" is the ratio of their moving averages. The small batch of an estimate
+    is one group of slots, and the large batch is the whole one.
     """
     platform = platform or jax.default_backend()
     slots = accumulate * solvers
@@ -109,29 +120,43 @@ def train_step(
             return losses.mean(), jax.tree.map(lambda x: x.mean(0), aux)
 
         (loss, aux), grads = jax.value_and_grad(mean_loss, has_aux=True)(state.params)
-        return loss, aux, grads
+        wanted = state.noise_scale is not None
+        square = optax.tree.norm(grads, squared=True) if wanted else None
+        return loss, (*aux, square), grads
 
     keys = keys.reshape(accumulate, solvers, *keys.shape[1:])
     mean = _mean_in_turn(gradient, (keys, *cut), accumulate, platform)
     if axis_name is not None:
         mean = jax.lax.pmean(mean, axis_name)
-    loss, (accuracy, moments), grads = mean
+    loss, (accuracy, moments, small_square), grads = mean
     if platform == "gpu":
         grads = jax.tree.map(_row_major, grads)
     layers = _stack(layer_stats(grads, state.params))
+    metrics = {"loss": loss, "accuracy": accuracy, "layers": layers}
+    noise_scale = None
+    if state.noise_scale is not None:
+        n = 1 if axis_name is None else jax.lax.psum(1, axis_name)
+        images = len(batch.labels)
+        big_square = jnp.sum(layers.grad_norm**2)
+        found = lars_optax.gradient_noise_scale(
+            small_square, big_square, images // accumulate, images * n
+        )
+        noise_scale = found.moving_average(state.noise_scale)
+        metrics |= {"noise": found.noise, "signal": found.signal}
+        metrics |= {"noise_scale": noise_scale.scale}
     updates, opt_state = tx.update(grads, state.opt_state, state.params)
     new = state._replace(
         step=state.step + 1,
         params=optax.apply_updates(state.params, updates),
         batch_stats=age(state.batch_stats, from_moments(moments), state.step == 0),
         opt_state=opt_state,
+        noise_scale=noise_scale,
     )
     # `new` itself is not checked, which would take another pass over all parameters.
     finite = jnp.isfinite(loss) & jnp.isfinite(layers.grad_norm).all() & state.finite
     stays = state._replace(finite=finite)
     state = jax.tree.map(partial(jnp.where, finite), new, stays)
-    metrics = {"loss": loss, "accuracy": accuracy, "layers": layers, "finite": finite}
-    return state, metrics
+    return state, metrics | {"finite": finite}
 
 
 def _row_major(grad: Array) -> Array:
