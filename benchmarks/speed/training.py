@@ -37,17 +37,22 @@ def no_stats(_: Any, params: Any) -> Any:
 
 
 def trainers_step(
-    network: str, dtype: Dtype, tx: Any, platform: str | None = None, **options: Any
+    network: str,
+    dtype: Dtype,
+    tx: Any,
+    platform: str | None = None,
+    noise_scale: bool = False,
+    **options: Any,
 ) -> tuple[Callable[[], Any], Callable[..., Any]]:
     """Returns two functions: one makes the trainer's state, the other takes a step.
 
-    The images have the network's full size. `options` are further arguments of the
-    trainer's `train_step`.
+    The images have the network's full size. With `noise_scale` the step estimates the
+    gradient noise scale. `options` are further arguments of the trainer's `train_step`.
     """
     side, std = image_pixels(network), published_pixel_std(network) or 1.0
     pixels: Any = {"pixel_mean": 128.0, "pixel_std": std}
     model = make_model(network, classes=1000, dtype=dtype, platform=platform, **pixels)
-    init = partial(init_state, 0, model, tx, (side, side, 3))
+    init = partial(init_state, 0, model, tx, (side, side, 3), noise_scale)
     return init, partial(train_step, model=model, tx=tx, platform=platform, **options)
 
 
@@ -55,7 +60,7 @@ class TrainingStep:
     """The trainer's compiled step, which takes and times a step when it is called.
 
     It runs on one device, always on the same batch, and donates its state. `options`
-    are further arguments of the trainer's `train_step`.
+    are further arguments of `trainers_step`.
     """
 
     def __init__(
