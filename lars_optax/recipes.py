@@ -1,6 +1,6 @@
 """The published hyperparameters of runs with LARS and SGD, as recipes.
 
-They are in three modules. The name of a recipe begins with its source:
+The recipes are in three modules. The name of a recipe begins with its source:
 
 - `_recipes_paper.py`: "paper" for the rows of the LARS paper's Tables 1 to 3 and 5 to
   7, and "goyal" for Goyal et al.'s run at a batch size of 8192.
