@@ -302,13 +302,14 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, list[Any]]:
     data = load(config.data, config.validation_images)
     splits = [read(source) for source in (data.train, data.validation, data.test)]
     images, labels = zip(*splits, strict=True)
-    rates = {"lars": config.lars_rate, "sgd": config.sgd_rate}
+    recipes = [make_recipe("lars", config.lars_rate, config)]
+    if config.compare:
+        recipes.append(make_recipe("sgd", config.sgd_rate, config))
+    _, steps = recipes[0].step_counts(data.train.size)  # as many as with SGD
     network, methods = Network(), {}
-    for name in ("lars", "sgd") if config.compare else ("lars",):
-        recipe = make_recipe(name, rates[name], config)
+    for recipe in recipes:
         tx = recipe.optimizer(data.train.size)
-        methods[name.upper()] = tx, make_update(network, tx, devices)
-    _, steps = recipe.step_counts(data.train.size)
+        methods[recipe.algorithm.upper()] = tx, make_update(network, tx, devices)
 
     pixels = [x.reshape(len(x), -1) / np.float32(255) for x in images]
     rows = {"raw pixels": [probe(pixels, labels)]}

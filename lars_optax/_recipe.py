@@ -34,6 +34,7 @@ _CHOICES = {
     "denominator": ("separate", "joint"),
 }
 _SCALING = {"linear": linear_scaling, "sqrt": sqrt_scaling}
+IMAGENET = 1_281_167  # training images
 
 
 class Steps(NamedTuple):
@@ -235,8 +236,8 @@ class Recipe:
                 f"recipe.replace(batch_size={batch_size}, learning_rate=...), for "
                 "example with sqrt_scaling."
             )
-        rate, base = cast(float, self.learning_rate), self.batch_size
-        base = self.rate_batch_size or base
+        rate = cast(float, self.learning_rate)
+        base = self.rate_batch_size or self.batch_size
         scale = _SCALING[self.rate_scaling]
         new = self.replace(
             batch_size=batch_size,
@@ -478,13 +479,9 @@ class Recipe:
         trace = wide_momentum(self.momentum, self.nesterov, accumulator_dtype)
         settings = self._settings(stacked_axes, axis_name)
         if self.momentum_order == "post" and self.algorithm == "lars":
-            no_ratio = partial(jax.tree.map, lambda _: False)
-            decay = dataclasses.replace(
-                settings, trust_ratio_mask=no_ratio, fallback_ratio=1.0
-            )
             ratio = dataclasses.replace(settings, weight_decay=0.0)
             return optax.chain(
-                transform(decay, False),
+                transform(_without_ratio(settings), False),
                 trace,
                 transform(ratio, keep_layer_stats),
                 in_dtype_of_params(rate),
@@ -534,20 +531,27 @@ class Recipe:
         return stats_tree(grads, settings.layer_stats(layers))
 
     def _settings(self, stacked_axes: Any, axis_name: Any) -> Settings:
-        decayed = adapted = self.mask
-        if self.algorithm == "sgd":
-            adapted = partial(jax.tree.map, lambda _: False)
-            # A function, because SGD may train a tree in which every leaf is a bias.
-            if self.mask == BY_ROLE:
-                decayed = partial(exclude_bias_and_norm, stacked_axes=stacked_axes)
-        return Settings(
+        settings = Settings(
             weight_decay=self.weight_decay,
-            weight_decay_mask=decayed,
+            weight_decay_mask=self.mask,
             trust_coefficient=self.trust_coefficient,
             eps=self.eps,
-            trust_ratio_mask=adapted,
+            trust_ratio_mask=self.mask,
             denominator="joint" if self.momentum_order == "post" else self.denominator,
-            fallback_ratio=self.fallback_ratio if self.algorithm == "lars" else 1.0,
+            fallback_ratio=self.fallback_ratio,
             stacked_axes=stacked_axes,
             axis_name=axis_name,
         )
+        if self.algorithm == "lars":
+            return settings
+        if self.mask == BY_ROLE:
+            # A function, because SGD may train a tree in which every leaf is a bias.
+            decayed = partial(exclude_bias_and_norm, stacked_axes=stacked_axes)
+            settings = dataclasses.replace(settings, weight_decay_mask=decayed)
+        return _without_ratio(settings)
+
+
+def _without_ratio(settings: Settings) -> Settings:
+    """Returns settings with a trust ratio of 1 on every leaf."""
+    no_leaf = partial(jax.tree.map, lambda _: False)
+    return dataclasses.replace(settings, trust_ratio_mask=no_leaf, fallback_ratio=1.0)

@@ -19,10 +19,8 @@ from statistics import mean
 from typing import Any, Literal, get_args
 
 import numpy as np
-import optax
 import tyro
 
-import lars_optax
 from benchmarks.results import STUDY, Record, Table, markdown
 from benchmarks.study.page import draw_panels, percent
 from benchmarks.study.protocol import ABLATION, NETWORKS, STUDIED, TUNED, Cell
@@ -30,7 +28,6 @@ from benchmarks.study.runs import ABLATIONS_FILE, Job, Variant
 from benchmarks.study.train import Place, run_missing
 from examples.imagenet.report.figures import line_style, spread_accuracies
 from examples.imagenet.report.page import markdown_table
-from lars_optax.recipes import Recipe
 
 Ablation = Literal["denominator", "momentum", "excluded", "decay", "warm-up"]
 RATES = tuple(5.0 * 2**k for k in range(6))
@@ -38,53 +35,30 @@ RATIO_TITLE = "weights, others at "
 CLOSE = 0.01  # a score this far below the best one is near it
 
 
-def joint(recipe: Recipe, images: int) -> Any:
-    """Returns LARS with the denominator ‖g + βw‖ of `optax.lars`."""
-    rate, decay = recipe.schedule(images), recipe.weight_decay or 0.0
-    options: Any = {"momentum": recipe.momentum, "denominator": "joint"}
-    options["fallback_ratio"] = recipe.fallback_ratio
-    return lars_optax.lars(rate, decay, **options)
-
-
-def post(recipe: Recipe, images: int) -> Any:
-    """Returns LARS that applies the trust ratio λ after the momentum.
-
-    The momentum sums gradients with weight decay, and λ has the norm of that sum in its
-    denominator.
-    """
-    decay, mask = recipe.weight_decay or 0.0, lars_optax.exclude_bias_and_norm
-    ratio = recipe.fallback_ratio
-    return optax.chain(
-        optax.add_decayed_weights(decay, mask),
-        optax.trace(recipe.momentum or 0.0),
-        lars_optax.scale_by_lars(denominator="joint", fallback_ratio=ratio),
-        optax.scale_by_learning_rate(recipe.schedule(images)),
-    )
+def _variant(ablation: Ablation, title: str, **changes: Any) -> Variant:
+    return Variant(ablation, title, replace(STUDIED, **changes))
 
 
 def _ratio(ratio: float) -> Variant:
-    optimizer = replace(STUDIED, fallback_ratio=ratio)
-    return Variant("excluded", f"{RATIO_TITLE}{ratio:g}", optimizer)
+    return _variant("excluded", f"{RATIO_TITLE}{ratio:g}", fallback_ratio=ratio)
 
 
 def _warm_up(share: float, title: str) -> Variant:
-    optimizer = replace(STUDIED, warmup_epochs=share * ABLATION.epochs)
-    return Variant("warm-up", f"{title} of the epochs", optimizer)
+    epochs = share * ABLATION.epochs
+    return _variant("warm-up", f"{title} of the epochs", warmup_epochs=epochs)
 
 
 _VARIANTS = (
-    Variant("denominator", "‖g‖ + β‖w‖", STUDIED),
-    Variant("denominator", "‖g + βw‖", STUDIED, joint),
-    Variant("momentum", "after the rate (scaled)", STUDIED),
-    Variant(
-        "momentum", "before it (unscaled)", replace(STUDIED, momentum_order="unscaled")
-    ),
+    _variant("denominator", "‖g‖ + β‖w‖"),
+    _variant("denominator", "‖g + βw‖", denominator="joint"),
+    _variant("momentum", "after the rate (scaled)"),
+    _variant("momentum", "before it (unscaled)", momentum_order="unscaled"),
     # Here the momentum does not lengthen the steps of a layer with a λ.
-    Variant("momentum", "before λ and the rate (post)", STUDIED, post),
+    _variant("momentum", "before λ and the rate (post)", momentum_order="post"),
     *map(_ratio, (0.02, 1, 0.1, 0.005, 0.001)),
-    Variant("excluded", "all leaves", replace(STUDIED, layers="all")),
-    Variant("decay", "from the end of the warm-up", STUDIED),
-    Variant("decay", "from step 0", replace(STUDIED, decay_from_start=True)),
+    _variant("excluded", "all leaves", layers="all"),
+    _variant("decay", "from the end of the warm-up"),
+    _variant("decay", "from step 0", decay_from_start=True),
     _warm_up(1 / 6, "a sixth"),
     _warm_up(0, "none"),
     _warm_up(1 / 3, "a third"),

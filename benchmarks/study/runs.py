@@ -1,29 +1,24 @@
 """Finds which training runs of the study and the ablations have results."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from itertools import product
 from statistics import median
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from benchmarks.results import Record
 from benchmarks.study.protocol import METHODS, RULES, STUDIED, Cell, Stage
 from examples.imagenet.config import Optimizer
-from lars_optax.recipes import Recipe
 
 STUDY_FILE, ABLATIONS_FILE = "study.jsonl", "ablations.jsonl"
 COMPILING = 15  # seconds that a run takes to compile, about
 
 
 class Variant(NamedTuple):
-    """A variant of LARS that an ablation compares with others.
-
-    `make` builds the optimizer if the trainer cannot build it from `optimizer`.
-    """
+    """A variant of LARS that an ablation compares with others."""
 
     ablation: str
     title: str
     optimizer: Optimizer
-    make: Callable[[Recipe, int], Any] = Recipe.optimizer
 
     @property
     def key(self) -> dict[str, str]:
@@ -32,7 +27,7 @@ class Variant(NamedTuple):
         They are the same for all variants that train as the study does, so that these
         share their runs.
         """
-        if (self.optimizer, self.make) == (STUDIED, Recipe.optimizer):
+        if self.optimizer == STUDIED:
             return {"ablation": "as in the study", "variant": "as in the study"}
         return {"ablation": self.ablation, "variant": self.title}
 

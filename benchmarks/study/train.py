@@ -61,18 +61,17 @@ def experiment(
 ) -> Experiment:
     """Returns the trainer's experiment for a row of the study at one learning rate.
 
-    It is cached, so that runs with different seeds compile the step once. The optimizer
-    is that of `variant`, a variant of an ablation, if it is given.
+    It is cached, so that runs with different seeds compile the step once. If `variant`
+    is given, its settings of the optimizer replace those of the row.
     """
     source, data = dataset(cell.data, place)
     devices = start_devices(place.devices)
     config = cell.config(source, rate, stage, len(devices))
-    make = METHODS[cell.method].make
     if variant:
         optimizer = replace(variant.optimizer, learning_rate=rate)
-        config, make = replace(config, optimizer=optimizer), variant.make
+        config = replace(config, optimizer=optimizer)
     some = devices[: config.batching.devices]
-    return Experiment(config, data, some, make)
+    return Experiment(config, data, some, METHODS[cell.method].make)
 
 
 def train(job: Job, place: Place, out: Path, **options: Any) -> Result:

@@ -36,10 +36,9 @@ def configure(recipe_name: str | None) -> Config:
             " a linear probe"
         )
     network: Any = recipe.network
-    random_resized = recipe.name.startswith(("goyal", "mlperf"))
     return Config(
         recipe=recipe.name,
-        data=Data(augment="rrc" if random_resized else "caffe"),
+        data=Data(augment="caffe" if recipe.name in recipes.names("paper") else "rrc"),
         model=Model(network=network, zero_init_last_bn=recipe.zero_init_last_bn),
         optimizer=Optimizer(
             layers="all" if recipe.mask is True else "weights",
@@ -80,10 +79,8 @@ def to_recipe(config: Config) -> recipes.Recipe:
         )
     if optimizer.momentum_order == "tf_contrib_1.14":
         raise ValueError(
-            f"--momentum-order: {recipe.name} has tf_contrib_1.14, in which the trust"
-            " ratio of the gradient multiplies the output of the momentum; no optimizer"
-            " of this package does so; give --momentum-order scaled, the order of"
-            " MLPerf's later rounds, unscaled or post"
+            "--momentum-order: no optimizer of this package has tf_contrib_1.14; give"
+            " --momentum-order scaled, as in MLPerf's later rounds, unscaled or post"
         )
     return recipe
 

@@ -161,7 +161,7 @@ def test_every_variant_of_an_ablation_trains_with_an_optimizer_of_its_own():
         for variant in variants:
             optimizer = replace(variant.optimizer, learning_rate=50.0)
             recipe = to_recipe(replace(config, optimizer=optimizer))
-            steps = each_step(variant.make(recipe, 3200), grads, PARAMS)
+            steps = each_step(recipe.optimizer(3200), grads, PARAMS)
             found = ravel_pytree([updates for updates, _ in steps])
             seen[*variant.key.values()] = found[0]
     assert len(seen) == 1 + sum(len(variants) - 1 for variants in ABLATIONS.values())

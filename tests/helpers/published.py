@@ -14,7 +14,7 @@ from compat import enable_x64
 from trees import train_step
 
 VECTORS = Path(__file__).parents[1] / "package" / "vectors"
-IDLE = "idle/kernel"  # its gradient is zero at steps 7, 8 and 16
+IDLE = "idle/kernel"  # its gradient is zero at some steps
 
 
 @cache

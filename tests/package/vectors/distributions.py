@@ -10,28 +10,28 @@ from unittest import mock
 import jax
 import numpy as np
 import torch
-from inputs import run_torch, two_groups
+from inputs import SGD
+from run_optimizers import run_torch, two_groups
 
-DECAY = {"weight_decay": 0.01, "momentum": 0.9}
 # With this factor some trust ratios are above the rate and some below.
 LARC = {"rate_scale": 0.02}
 
 PYTORCH_OPTIMIZER = {
-    "decay": DECAY,
-    "nesterov": DECAY | {"nesterov": True},
-    "no_momentum": DECAY | {"momentum": 0.0},
+    "decay": SGD,
+    "nesterov": SGD | {"nesterov": True},
+    "no_momentum": SGD | {"momentum": 0.0},
     "no_decay": {"momentum": 0.9},
-    "dampening": DECAY | {"dampening": 0.3},
+    "dampening": SGD | {"dampening": 0.3},
 }
 TIMM = PYTORCH_OPTIMIZER | {
     "always_adapt": {"momentum": 0.9, "always_adapt": True},
-    "two_groups": DECAY,  # the leaves of one axis in a group without decay
-    "trust_clip": DECAY | LARC | {"trust_coeff": 0.02, "trust_clip": True},
+    "two_groups": SGD,  # the leaves of one axis in a group without decay
+    "trust_clip": SGD | LARC | {"trust_coeff": 0.02, "trust_clip": True},
 }
 SOLO_LEARN = {
-    "decay": DECAY,
-    "exclude_nesterov": DECAY | {"nesterov": True, "exclude_bias_n_norm": True},
-    "clip": DECAY | LARC | {"eta": 0.02, "clip": True},
+    "decay": SGD,
+    "exclude_nesterov": SGD | {"nesterov": True, "exclude_bias_n_norm": True},
+    "clip": SGD | LARC | {"eta": 0.02, "clip": True},
 }
 FLAX = {
     "decay": {"weight_decay": 0.01, "beta": 0.9},
@@ -62,8 +62,11 @@ def load(distribution, placeholders=()):
     return importlib.import_module(MODULES[distribution])
 
 
-def run(build, options, inputs, groups=list):
-    """As `run_torch`, with the rates multiplied by the option `rate_scale`."""
+def run_with_options(build, options, inputs, groups=list):
+    """As `run_torch`, with the options of one configuration as arguments of `build`.
+
+    The option `rate_scale` multiplies the learning rates instead.
+    """
     params, grads, rates = inputs
     rates = rates * options.get("rate_scale", 1.0)
     arguments = {key: x for key, x in options.items() if key != "rate_scale"}
@@ -79,13 +82,13 @@ def record_timm(options, inputs, name):
         return [weights, others | {"weight_decay": 0.0}]
 
     groups = without_decay if name == "two_groups" else list
-    return run(lars, options, inputs, groups)
+    return run_with_options(lars, options, inputs, groups)
 
 
 def record_pytorch_optimizer(options, inputs, _):
     """pytorch_optimizer.optimizer.lars.LARS: leaves of one axis take plain SGD."""
     lars = load("pytorch_optimizer").LARS
-    return run(lars, options, inputs)
+    return run_with_options(lars, options, inputs)
 
 
 def record_solo_learn(options, inputs, _):
@@ -96,7 +99,7 @@ def record_solo_learn(options, inputs, _):
         sgd = {"weight_decay": weight_decay, "momentum": momentum, "nesterov": nesterov}
         return wrapper(torch.optim.SGD(leaves, lr=1.0, **sgd), **options)
 
-    return run(build, options, inputs)
+    return run_with_options(build, options, inputs)
 
 
 def record_flax(options, inputs, _):

@@ -5,11 +5,13 @@ step thus does not change the gradients of later steps.
 """
 
 import numpy as np
-import torch
 
 STEPS = 25
 DROP = 15  # the step at which the learning rate falls to a tenth
 IDLE_STEPS = (7, 8, 16)  # steps at which the gradient of idle/kernel is zero
+
+# The arguments of SGD, by the names that most implementations have.
+SGD = {"weight_decay": 0.01, "momentum": 0.9}
 
 # name: (shape, scale of the initial values, scale of the gradients)
 LEAVES = {
@@ -33,40 +35,3 @@ def make_inputs():
     step = np.arange(STEPS)
     rates = np.minimum(20.0 * (step + 1) / 5, 20.0 * (1 - step / 60) ** 2)
     return params, grads, np.where(step < DROP, rates, 0.1 * rates)
-
-
-def run_torch(build, inputs, groups=list, set_rate=None):
-    """Every leaf after every step of the torch optimizer that `build` returns.
-
-    If a source has a schedule of its own, `set_rate(optimizer, step)` sets the learning
-    rate in place of the given ones. The rates of the first group are recorded too.
-    """
-    params, grads, rates = inputs
-    tensors = {leaf: torch.tensor(value) for leaf, value in params.items()}
-    for tensor in tensors.values():
-        tensor.requires_grad_()
-    optimizer = build(groups(tensors.values()))
-    history = {leaf: [] for leaf in params}
-    history |= {"learning_rates": []} if set_rate else {}
-    for step, rate in enumerate(rates):
-        if set_rate:
-            set_rate(optimizer, step)
-            history["learning_rates"].append(optimizer.param_groups[0]["lr"])
-        else:
-            for group in optimizer.param_groups:
-                group["lr"] = float(rate)
-        for leaf, tensor in tensors.items():
-            # A new tensor at each step: some implementations change it in place.
-            tensor.grad = torch.tensor(grads[leaf][step])
-        optimizer.step()
-        for leaf, tensor in tensors.items():
-            history[leaf].append(tensor.detach().numpy().copy())
-    return history
-
-
-def two_groups(tensors):
-    """The leaves of several axes, and those of one axis."""
-    return [
-        {"params": [t for t in tensors if t.ndim > 1]},
-        {"params": [t for t in tensors if t.ndim == 1]},
-    ]

@@ -13,9 +13,10 @@ Use a new environment of Python 3.11, separate from that of the project:
 only torch or jax. Each rule is loaded unmodified, without its package's `__init__`.
 
 SOURCES is a folder with the other published files, which stay outside the project. It
-holds a clone of each repository that `repositories.py` names, as SOURCES/owner/name. It
-also holds the unpacked wheels of tensorflow 1.15.5 and 1.14.0, as
-SOURCES/tensorflow-1.15.5 and so on. NAMEs are the files to write, by default all.
+holds a clone of each repository that `self_supervised.py` and `repositories.py` name,
+as SOURCES/owner/name. It also holds the unpacked wheels of tensorflow 1.15.5 and
+1.14.0, as SOURCES/tensorflow-1.15.5 and so on. NAMEs are the files to write, by default
+all.
 
 Everything is float64. One set of initial parameters, gradients and learning rates
 (`inputs.npz`) goes through every configuration. Each other file holds
@@ -35,6 +36,7 @@ import distributions
 import jax
 import numpy as np
 import repositories
+import self_supervised
 from inputs import make_inputs
 
 HERE = Path(__file__).parent
@@ -76,13 +78,14 @@ def main(sources, *names):
             source = {"repository": name, "commit": found[name], "path": path}
             about = {"source": source, "versions": found}
             write(file, runs, about | {"configurations": configurations})
-    for name, (source, record, needs, configurations) in repositories.RECORDERS.items():
+    recorders = self_supervised.RECORDERS | repositories.RECORDERS
+    for name, (source, record, needs, configurations) in recorders.items():
         if not names or name in names:
             read = Path(sources).resolve()
             runs = {key: record(read, x, inputs) for key, x in configurations.items()}
             about = {"source": source._asdict(), "versions": versions(*needs)}
-            if name in repositories.SCHEDULES:
-                about["schedule"] = repositories.SCHEDULES[name]._asdict()
+            if name in self_supervised.SCHEDULES:
+                about["schedule"] = self_supervised.SCHEDULES[name]._asdict()
             write(name, runs, about | {"configurations": configurations})
 
 
