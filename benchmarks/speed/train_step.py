@@ -110,7 +110,7 @@ def noise_scale(network: str, size: int, rounds: int) -> Record:
     """
     ready = partial(TrainingStep, network, "float32", draw_batch(network, 2 * size))
     options = {"tx": OPTIMIZERS[LARS], "accumulate": 2}
-    steps = {
+    steps: dict[str, timer.Step] = {
         name: ready(**options, noise_scale=wanted)
         for name, wanted in (("LARS", False), ("LARS and noise scale", True))
     }
