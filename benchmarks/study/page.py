@@ -21,6 +21,7 @@ from benchmarks.study.protocol import (
     METHODS,
     NETWORKS,
     PROPORTIONS,
+    SUGGESTED,
     TUNED,
     Cell,
     cells,
@@ -58,10 +59,11 @@ def rows(name: str, whole: bool = False) -> list[Cell]:
     """Returns the rows of the study for `name`, a network or a data set.
 
     For a network they are the rows on Fashion-MNIST. They are the rows of 90 epochs if
-    `whole` is true, and otherwise the others.
+    `whole` is true, and otherwise the others without those of suggested rates.
     """
     of_name = [x for x in cells() if x.data == name or x[:2] == (DATA, name)]
-    return [x for x in of_name if (x.method in PROPORTIONS) == whole]
+    some = [x for x in of_name if x.method not in SUGGESTED]
+    return [x for x in some if (x.method in PROPORTIONS) == whole]
 
 
 def first_cells(cell: Cell) -> dict[str, str]:
@@ -164,8 +166,10 @@ def draw_panels(
 
 
 def draw_rates(runs: Runs, axis: Any, network: str) -> None:
+    here = {x.method for x in rows(network) if x.batch == TUNED[DATA]}
     for name, method in METHODS.items():
-        if found := runs.tried(Cell(DATA, network, TUNED[DATA], name)):
+        found = runs.tried(Cell(DATA, network, TUNED[DATA], name))
+        if found and name in here:
             rates = [r["learning_rate"] for r in found]
             scores = [100 * r["accuracy"] for r in found]
             axis.plot(rates, scores, label=method.title, **STYLES[name])

@@ -42,6 +42,14 @@ learning rates. A trial has all 90 epochs and seed 1. It is evaluated on the val
 images, by which the rate is chosen, and on the test images. Seeds 2 and 3 follow at the
 chosen rate. The trials of the baseline have 30 epochs.
 
+The rows with a suggested rate test a rule that needs no trials. For T updates of B
+images the suggested rate of LARS is 19 · (B/T)^¼, and at most 40. Rule and factor were
+chosen before these rows were run, from published rates and from the trials of the other
+rows. The rows "rates around the suggested one" begin with half, once and twice the
+suggested rate. A trial has the full length and seed 1, and is evaluated on the
+validation and on the test images. Seeds 2 and 3 follow at the suggested and at the best
+rate.
+
 The table has the test accuracy after the last update; nothing is chosen by test images.
 A run that diverges ends, and counts with the accuracy after its last update. Nothing is
 left out.
@@ -92,6 +100,7 @@ MORE_SEEDS = {"cifar10": (1, 2, 3, 4, 5)}
 # The rows of 90 epochs: the batch sizes of the baseline and of the others.
 FEW_IMAGES, MANY_IMAGES = 16, 2048
 WHOLE, WHOLE_FINAL = Stage(90, (1,), "validation"), Stage(90, (1, 2, 3), "test")
+TRAINED = 55_000  # images of Fashion-MNIST that are not held out
 
 
 class Method(NamedTuple):
@@ -176,7 +185,7 @@ PROPORTIONS = {
     for name, lowest in {
         "sgd": _SGD_RATES,
         "nesterov": _SGD_RATES,
-        "lars": _LARS_RATES,
+        "lars": (0, 0),  # as the rows with a suggested rate
         "lars-all": _LARS_RATES,
         "optax-lars": _LARS_RATES,
     }.items()
@@ -184,13 +193,26 @@ PROPORTIONS = {
 PROPORTIONS["baseline-90"] = PROPORTIONS["sgd-90"]._replace(
     title="SGD, the baseline", lowest=(0.01, 0.02), tuning=LONG._replace(seeds=(1,))
 )
-METHODS |= TUNED_LONG | RATIOS | PROPORTIONS
+PROPORTIONS["lars-suggested-90"] = PROPORTIONS["lars-90"]._replace(
+    title="LARS of weights, suggested rate"
+)
+SUGGESTED = {
+    "lars-suggested": METHODS["lars"]._replace(title="LARS of weights, suggested rate"),
+    "lars-around": METHODS["lars"]._replace(
+        title="LARS of weights, rates around the suggested one",
+        tuning=LONG._replace(seeds=(1,)),
+        rates=FEW,
+    ),
+}
+METHODS |= TUNED_LONG | RATIOS | PROPORTIONS | SUGGESTED
 LOWEST_SMALL = (0.005, 0.01)  # of the baseline, without and with BatchNorm
 # Methods that scale a rate: of which method, at which batch size, by which rule.
 RULES = {
     "linear": ("sgd", SMALL, lars_optax.linear_scaling),
     "lars-sqrt": ("lars", TUNED, lars_optax.sqrt_scaling),
 }
+# Methods whose learning rate no trial chooses.
+UNTUNED = (*RULES, "lars-suggested", "lars-suggested-90")
 
 
 class Cell(NamedTuple):
@@ -243,6 +265,12 @@ class Cell(NamedTuple):
             run=RUN,
         )
 
+    @property
+    def suggested_rate(self) -> float:
+        """The learning rate of LARS that the rule under test suggests."""
+        updates = lars_optax.epochs_to_steps(self.final.epochs, TRAINED, self.batch)
+        return min(round(19 * math.pow(self.batch / updates, 0.25), 1), 40.0)
+
     def rates(self, best: Callable[["Cell"], float | None]) -> tuple[float, ...]:
         """Returns the learning rates that are tried first for this row of the tables.
 
@@ -262,6 +290,10 @@ class Cell(NamedTuple):
         def scale(rate: float) -> float:
             return lars_optax.sqrt_scaling(rate, self.batch, tuned.batch)
 
+        if self.method in UNTUNED:
+            return (self.suggested_rate,)
+        if self.method in ("lars-around", "lars-90"):
+            return _doublings(self.suggested_rate / 2, METHODS[self.method].rates)
         if self.method in PROPORTIONS:
             return _doublings(method.lowest[norm], method.rates)
         if self.batch in (SMALL[self.data], tuned.batch):
@@ -282,7 +314,7 @@ def cells() -> list[Cell]:
     digits = ((32, "sgd"), (1600, "sgd"), (1600, "lars-all"))
     found = [Cell("digits", "alexnet_small", *each) for each in digits]
     main = ((128, "sgd"), (8192, "sgd"), (8192, "lars"))
-    done = ("sgd", "lars", "lars-sqrt", *TUNED_LONG, *RATIOS, *PROPORTIONS)
+    done = ("sgd", "lars", "lars-sqrt", *TUNED_LONG, *RATIOS, *PROPORTIONS, *SUGGESTED)
     others = [(8192, name) for name in METHODS if name not in done]
     rule = [(n, "lars-sqrt") for n in (512, 1024, 2048, 4096, 16_384)]
     more = [(n, name) for n in (2048, 16_384) for name in ("sgd", "nesterov", "lars")]
@@ -294,7 +326,17 @@ def cells() -> list[Cell]:
     largest = [(32_768, name) for name in ("sgd", "nesterov", "lars", "lars-sqrt")]
     cifar10 = (*main, *others, *rule, *more, *largest)
     found += [Cell("cifar10", "resnet_small", *each) for each in cifar10]
-    return found + proportions()
+    return found + suggested() + proportions()
+
+
+def suggested() -> list[Cell]:
+    """Returns the rows with a suggested learning rate and with others around it."""
+    return [
+        Cell(DATA, net, batch, name)
+        for batch in (8192, 2048, 512, 16_384)
+        for net in NETWORKS
+        for name in SUGGESTED
+    ]
 
 
 def proportions() -> list[Cell]:
@@ -302,7 +344,7 @@ def proportions() -> list[Cell]:
     parts = (
         ("baseline-90", "lars-all-90"),
         ("lars-90", "sgd-90"),
-        ("nesterov-90", "optax-lars-90"),
+        ("nesterov-90", "optax-lars-90", "lars-suggested-90"),
     )
     return [
         Cell(DATA, net, FEW_IMAGES if name == "baseline-90" else MANY_IMAGES, name)

@@ -6,7 +6,7 @@ from statistics import median
 from typing import NamedTuple
 
 from benchmarks.results import Record
-from benchmarks.study.protocol import METHODS, RULES, STUDIED, Cell, Stage
+from benchmarks.study.protocol import METHODS, STUDIED, UNTUNED, Cell, Stage
 from examples.imagenet.config import Optimizer
 
 STUDY_FILE, ABLATIONS_FILE = "study.jsonl", "ablations.jsonl"
@@ -79,7 +79,7 @@ class Runs:
         They are in order of learning rate. There are none if the row's learning rate
         follows from another row's.
         """
-        found = [] if cell.method in RULES else self._like(cell, cell.tuning)
+        found = [] if cell.method in UNTUNED else self._like(cell, cell.tuning)
         return sorted(found, key=lambda r: r["learning_rate"])
 
     def final(self, cell: Cell) -> list[Record]:

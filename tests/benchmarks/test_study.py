@@ -68,6 +68,12 @@ def test_every_final_run_has_the_best_of_its_trials_and_no_best_is_at_an_end():
             share = (cell.batch / base.batch) ** power
             assert rate == runs.final(base)[0]["learning_rate"] * share
             continue
+        if cell.method in ("lars-suggested", "lars-suggested-90"):
+            assert not tried
+            updates = cell.final.epochs * 55_000 / cell.batch
+            suggested = min(19 * (cell.batch / updates) ** 0.25, 40)
+            assert rate == pytest.approx(suggested, rel=0.01)
+            continue
         if cell.batch in (protocol.SMALL[cell.data], protocol.TUNED[cell.data]):
             assert len(tried) >= METHODS[cell.method].rates
         assert {r["split"] for r in tried} == {"validation"}
@@ -127,7 +133,14 @@ def test_every_batch_divides_into_parts_of_512_images_at_most(devices):
 
 
 # Methods that differ only in how their learning rate is chosen.
-SHARED = {"linear": "sgd", "lars-sqrt": "lars", "baseline-90": "sgd-90"}
+SHARED = {
+    "linear": "sgd",
+    "lars-sqrt": "lars",
+    "lars-suggested": "lars",
+    "lars-around": "lars",
+    "baseline-90": "sgd-90",
+    "lars-suggested-90": "lars-90",
+}
 
 
 def test_every_method_trains_with_an_optimizer_of_its_own():
