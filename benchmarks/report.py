@@ -14,12 +14,21 @@ from typing import Any
 from benchmarks.correctness import regimes
 from benchmarks.results import NOT_RUN, README, RESULTS, STUDY, Table, read
 from benchmarks.speed import gpu_program, input_pipeline, optimizer_step, train_step
-from benchmarks.study import ablations, default_ratio, layers, page, scaling
+from benchmarks.study import (
+    ablations,
+    default_ratio,
+    layers,
+    noise_scale,
+    page,
+    scaling,
+    starting_rate,
+)
 from benchmarks.study.runs import ABLATIONS_FILE, STUDY_FILE
 from examples.imagenet import demo
 
 MODULES: Any = (regimes, optimizer_step, train_step, gpu_program, input_pipeline, page,
-                default_ratio, layers, ablations, scaling)  # fmt: skip
+                default_ratio, layers, ablations, scaling, noise_scale,
+                starting_rate)  # fmt: skip
 TABLES = [
     Table(README, "demo", "demo.json", lambda record: demo.markdown(record["rows"])),
     *(table for module in MODULES for table in module.TABLES),
@@ -55,6 +64,9 @@ def main() -> None:
         path.write_text(text)
         print(f"written: {path}")
     page.draw(read(STUDY_FILE), STUDY.parent)
+    starting_rate.draw(read(STUDY_FILE), STUDY.parent)
+    if (RESULTS / noise_scale.FILE).is_file():
+        noise_scale.draw(read(noise_scale.FILE), STUDY.parent)
     ablations.draw(read(ABLATIONS_FILE), STUDY.parent)
 
 

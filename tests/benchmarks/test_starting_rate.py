@@ -1,0 +1,51 @@
+"""Law: a fit finds a known law, and noise scales are averaged over epochs."""
+
+import numpy as np
+import pytest
+from logs import step
+
+from benchmarks.study import noise_scale, starting_rate
+from benchmarks.study.protocol import suggested_rate
+
+
+def test_a_fit_finds_the_powers_of_a_known_law():
+    sizes = [(512, 9000), (512, 70), (4096, 300), (65_536, 1800)]
+    rows = [starting_rate.Row("", b, t, 0.3 * b**0.4 / t**0.7) for b, t in sizes]
+    found, ratios = starting_rate.fit(rows, *starting_rate.FITS["B and T"])
+    np.testing.assert_allclose(found, [np.log(0.3), 0.4, -0.7])
+    np.testing.assert_allclose(ratios, 1)
+    _, ratios = starting_rate.fit(rows, *starting_rate.FITS["B"])
+    assert ratios.min() < 0.7
+    assert ratios.max() > 1.4
+
+
+def test_the_suggested_rate_is_within_a_factor_of_two_of_every_published_one():
+    rows = starting_rate.published()
+    assert len(rows) == 29
+    for row in rows:
+        ratio = 100 * row.turn / suggested_rate(row.batch_size, row.updates)
+        assert 0.5 < ratio < 2, row
+
+
+def test_noise_and_signal_are_averaged_over_each_epoch():
+    records = [(0.0, 1.0, 4.0), (0.5, 3.0, 2.0), (1.0, 5.0, 1.0)]
+    log = [
+        step(i) | {"epoch": epoch, "noise": noise, "signal": signal}
+        for i, (epoch, noise, signal) in enumerate(records)
+    ]
+    assert noise_scale.by_epoch(log) == [
+        {"epoch": 1, "noise": 2.0, "signal": 3.0},
+        {"epoch": 2, "noise": 5.0, "signal": 1.0},
+    ]
+
+
+@pytest.mark.parametrize(
+    ("scores", "expected"),
+    [
+        ({128: 0.92, 512: 0.915, 2048: 0.90}, (512, 2048)),
+        ({128: 0.92, 512: 0.90, 2048: 0.915}, (128, 512)),
+        ({2048: 0.90, 512: 0.905}, (0, 512)),
+    ],
+)
+def test_an_optimizer_begins_to_lose_between_two_batch_sizes(scores, expected):
+    assert noise_scale.begins_to_lose(scores, 0.91) == expected
