@@ -20,6 +20,7 @@ Training", of August 2017. Its later versions have another title and other table
 """
 
 import difflib
+import re
 from typing import Any
 
 from lars_optax._masks import BY_ROLE
@@ -578,6 +579,7 @@ _TABLES = (
     _mlperf_v07, _mlperf_v10, _mlperf_rcp, _self_supervised, _byol, _simclr, _moco_v3,
     _swav, _mae,
 )  # fmt: skip
+_NETWORK = re.compile("-(?:alexnet|resnet50|vit)")  # in a name, after the family
 _RECIPES = {recipe.name: recipe for table in _TABLES for recipe in table()}
 
 
@@ -585,8 +587,8 @@ def names(family: str | None = None) -> tuple[str, ...]:
     """Returns the names of the recipes, in the order of their tables.
 
     Args:
-      family: The beginning of the names, up to one of their hyphens, such as "paper",
-        "paper-t7", "mlperf" or "byol". None selects all recipes.
+      family: The beginning of the names, up to one of their hyphens or to the end, such
+        as "paper", "paper-t7", "mlperf" or "byol". None selects all recipes.
 
     Raises:
       ValueError: If no name begins with `family`.
@@ -597,9 +599,9 @@ def names(family: str | None = None) -> tuple[str, ...]:
     """
     if family is None:
         return tuple(_RECIPES)
-    found = tuple(name for name in _RECIPES if name.startswith(f"{family}-"))
+    found = tuple(name for name in _RECIPES if f"{name}-".startswith(f"{family}-"))
     if not found:
-        known = dict.fromkeys(name.split("-resnet50")[0] for name in _RECIPES)
+        known = dict.fromkeys(_NETWORK.split(name)[0] for name in _RECIPES)
         raise ValueError(
             f"no name of a recipe begins with {family!r}-. Names begin for example "
             f"with {', '.join(known)}."
@@ -624,8 +626,10 @@ def get(name: str) -> Recipe:
     """
     if name in _RECIPES:
         return _RECIPES[name]
-    nearest = difflib.get_close_matches(str(name), _RECIPES, n=3, cutoff=0.0)
+    wanted = str(name).lower()
+    nearest = difflib.get_close_matches(wanted, _RECIPES, n=3, cutoff=0.0)
     raise ValueError(
         f"no recipe is called {name!r}; the nearest names are {', '.join(nearest)}. "
-        "recipes.names() lists all names."
+        "recipes.names() lists all names. Recipe.at_batch and Recipe.replace give a "
+        "recipe another batch size."
     )
