@@ -71,7 +71,8 @@ def _optimizer(recipe: Recipe) -> str:
     )
     if recipe.algorithm == "lars":
         text += f", trust coefficient {recipe.trust_coefficient:g}"
-        text += f", {recipe.denominator} denominator, ε {recipe.eps:g}"
+        denominator = "joint" if post else recipe.denominator
+        text += f", {denominator} denominator, ε {recipe.eps:g}"
         text += f", fallback ratio {recipe.fallback_ratio:g}"
     return f"{text}, label smoothing {recipe.label_smoothing:g}"
 
