@@ -2,6 +2,7 @@
 
 import re
 
+import jax.numpy as jnp
 import pytest
 from trees import assert_refused
 
@@ -61,3 +62,10 @@ def test_a_wrong_name_is_answered_with_near_names_whatever_its_case():
     for wrong in ("byol", "BYOL", "BYOL-ResNet50-LARS-1024-300-epochs"):
         message = rf"called '{wrong}'; the nearest names are {BYOL.name[:14]}.*at_batch"
         assert_refused(message, recipes.get, wrong)
+
+
+def test_a_mask_that_selects_no_leaf_is_answered_with_the_field_of_a_recipe():
+    biases = {"bias": jnp.ones(3)}
+    message = r"selects no leaf of 'bias'.* call recipe\.replace\(mask=True\)\."
+    assert_refused(message, BYOL.optimizer(1000).init, biases)
+    BYOL.replace(mask=True).optimizer(1000).init(biases)
