@@ -36,6 +36,11 @@ _CHOICES = {
 _SCALING = {"linear": linear_scaling, "sqrt": sqrt_scaling}
 
 
+def _text(rate: Any) -> str:
+    """Returns a learning rate with six digits, or "<traced>" inside a JAX transform."""
+    return "<traced>" if isinstance(rate, jax.core.Tracer) else f"{float(rate):g}"
+
+
 class Steps(NamedTuple):
     """The numbers of updates of a run, from the log or the code of its source.
 
@@ -167,8 +172,9 @@ class Recipe:
         The copy has no entries of `inferred` and `hints` for these fields. A new value
         of `epochs` or `warmup_epochs` sets `steps` to None, unless you give `steps`. A
         learning rate belongs to a batch size, so replace both, for example with
-        `linear_scaling` or `sqrt_scaling`. If you replace only `batch_size`, `notes`
-        says which batch size the learning rate belongs to.
+        `linear_scaling` or `sqrt_scaling`. `end_learning_rate` and `warmup_start` keep
+        their values. If you replace only `batch_size`, `notes` says which batch size
+        the learning rate belongs to.
 
         Args:
           **fields: The new values, by the names of the attributes.
@@ -243,7 +249,8 @@ class Recipe:
             learning_rate=scale(rate, batch_size, base),
             end_learning_rate=scale(self.end_learning_rate, batch_size, base),
         )
-        why = f"{rate:g} at batch_size={base}, by the source's {self.rate_scaling} rule"
+        rule = f"by the source's {self.rate_scaling} rule"
+        why = f"{_text(rate)} at batch_size={base}, {rule}"
         grounds = {**self.inferred, **new.inferred, "learning_rate": why}
         return dataclasses.replace(new, inferred=grounds)
 
@@ -258,7 +265,7 @@ class Recipe:
         if self.rate_scaling is not None:
             rule = f"{self.rate_scaling}_scaling, the rule of its source"
         return (
-            f"learning_rate={self.learning_rate:g} belongs to "
+            f"learning_rate={_text(self.learning_rate)} belongs to "
             f"batch_size={self.rate_batch_size}, but batch_size is {self.batch_size}: "
             f"scale the learning rate too, with {rule}, or tune it."
         )

@@ -1,8 +1,11 @@
 """Law: wrong names and fields of recipes are refused by name, with what is allowed."""
 
 import re
+from fractions import Fraction
 
+import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 from trees import assert_refused
 
@@ -69,3 +72,24 @@ def test_a_mask_that_selects_no_leaf_is_answered_with_the_field_of_a_recipe():
     message = r"selects no leaf of 'bias'.* call recipe\.replace\(mask=True\)\."
     assert_refused(message, BYOL.optimizer(1000).init, biases)
     BYOL.replace(mask=True).optimizer(1000).init(biases)
+
+
+@pytest.mark.parametrize(("change", "factor"), [
+    (lambda recipe: recipe.at_batch(64), 1 / 64),
+    (lambda recipe: recipe.replace(batch_size=64), 1),
+    (lambda recipe: recipe.replace(batch_size=64).replace(epochs=300).at_batch(64),
+     1 / 64),
+])  # fmt: skip
+def test_a_recipe_with_a_traced_rate_can_change_its_batch_size(change, factor):
+    def rate(peak):
+        return change(BYOL.replace(learning_rate=peak)).schedule(1000)(50)
+
+    peaks, done = jnp.array([0.5, 2.0]), 50 / 156  # of the warm-up
+    expected = factor * done * peaks
+    np.testing.assert_allclose(jax.vmap(rate)(peaks), expected, rtol=1e-6)
+
+
+def test_a_fraction_is_a_learning_rate():
+    third = BYOL.replace(learning_rate=Fraction(1, 3)).at_batch(2048)
+    assert third.learning_rate == 1 / 6
+    assert third.inferred["learning_rate"].startswith("0.333333 at batch_size=4096")
