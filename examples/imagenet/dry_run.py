@@ -62,7 +62,7 @@ def _steps(recipe: Recipe, examples: int, updates: int) -> str:
 def _optimizer(recipe: Recipe) -> str:
     nesterov = "Nesterov " if recipe.nesterov else ""
     order = "before" if recipe.momentum_order == "scaled" else "after"
-    post = recipe.momentum_order == "post"
+    post = recipe.momentum_order == "post" and recipe.algorithm == "lars"
     rate = "learning rate and trust ratio" if post else "the learning rate"
     decayed = "all parameters" if recipe.mask is True else "all but biases and norms"
     text = (
