@@ -22,13 +22,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-import tyro
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
 import lars_optax
-from examples.imagenet.data.dataset import Share, Source
+from examples.imagenet.data.dataset import Dataset, Share, Source
 from examples.imagenet.data.sources import load
+from examples.imagenet.flags import check, check_number, read_flags
 from lars_optax.recipes import Recipe
 
 AXIS = "devices"  # the mesh axis over which a batch is divided
@@ -39,7 +39,7 @@ class Config:
     """Train an encoder with Barlow Twins and print the accuracy of a linear probe."""
 
     #: "mnist" for 5,000 digits that need no download, or a folder with MNIST's IDX
-    #: files.
+    #: files. All images must fit into memory.
     data: str = "mnist"
     #: Number of training images of a folder that serve as validation images.
     validation_images: int = 5000
@@ -54,8 +54,22 @@ class Config:
     sgd_rate: float = 0.003
     #: Whether to train with SGD too.
     compare: bool = False
-    #: Random seeds. There is one run for each.
+    #: Random seeds, all different. There is one run for each.
     seeds: tuple[int, ...] = (0,)
+
+    def __post_init__(self) -> None:
+        ok = self.data not in ("", "synthetic")
+        check(ok, "data", self.data, "give mnist or a folder with MNIST's IDX files")
+        check_number("--validation-images", self.validation_images, low=1, high=10**9)
+        check_number("--batch-size", self.batch_size, low=1, high=10**7)
+        check_number("--epochs", self.epochs, low=1, high=100_000)
+        check_number("--lars-rate", self.lars_rate, low=0, high=1e30)
+        check_number("--sgd-rate", self.sgd_rate, low=0, high=1e30)
+        for seed in self.seeds:
+            check_number("--seeds", seed, low=0, below=2**32)
+        # A seed that is given twice would make the standard error too small.
+        ok = 0 < len(self.seeds) == len(set(self.seeds))
+        check(ok, "seeds", self.seeds, "give one or more seeds, all different")
 
 
 class Network(nn.Module):
@@ -184,6 +198,26 @@ def make_recipe(algorithm: str, rate: float, config: Config) -> Recipe:
     )
 
 
+def load_data(config: Config, devices: int) -> Dataset:
+    """Returns the data set of the settings.
+
+    Raises ValueError if it has no validation or no test images. Also raises it if the
+    batch does not divide evenly among the devices, or has more images than there are.
+    """
+    data = load(config.data, config.validation_images)
+    for split in ("validation", "test"):
+        remedy = f"it has no {split} images; give a folder with some"
+        check(getattr(data, split).size > 0, "data", config.data, remedy)
+    size, images = config.batch_size, data.train.size
+    near = max(min(size, images) // devices, 1) * devices
+    remedy = (
+        f"it must be a multiple of {devices}, the number of devices, and at most"
+        f" {images}, the number of training images; give {near}"
+    )
+    check(size % devices == 0 and size <= images, "batch_size", size, remedy)
+    return data
+
+
 def make_update(network: Network, tx: Any, devices: Sequence[jax.Device]) -> Any:
     """Returns a function that updates variables and opt_state with a batch of images.
 
@@ -294,12 +328,16 @@ def show(rows: dict[str, list[tuple[float, float]]], test_images: int) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> dict[str, list[Any]]:
-    """Prints a table and returns the validation and test accuracies of its rows."""
-    config = tyro.cli(Config, prog="python -m examples.barlow_twins", args=arguments)
-    devices, batch_size = jax.devices(), config.batch_size
-    if batch_size % len(devices):
-        raise SystemExit(f"--batch-size: give a multiple of {len(devices)} devices")
-    data = load(config.data, config.validation_images)
+    """Prints a table and returns the validation and test accuracies of its rows.
+
+    Wrong flags or data raise SystemExit with a message.
+    """
+    devices = jax.devices()
+    try:
+        config: Config = read_flags(Config, "examples.barlow_twins", arguments)
+        data = load_data(config, len(devices))
+    except (ValueError, OSError) as error:
+        raise SystemExit(f"error: {error}") from None
     splits = [read(source) for source in (data.train, data.validation, data.test)]
     images, labels = zip(*splits, strict=True)
     recipes = [make_recipe("lars", config.lars_rate, config)]
@@ -320,7 +358,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, list[Any]]:
         trained = {"untrained encoder": untrained}
         for name, (tx, update) in methods.items():
             start, opt_state = time.perf_counter(), tx.init(untrained["params"])
-            batches = data.train.training(seed, range(steps), Share(batch_size))
+            batches = data.train.training(seed, range(steps), Share(config.batch_size))
             trained[name], loss = pretrain(
                 update, untrained, opt_state, batches, view_key
             )

@@ -247,7 +247,8 @@ def refuse_empty_default(
             raise ValueError(
                 f"{argument}={mask!r} selects no leaf of {list_some(named)}, because "
                 "none has the name or the shape of a weight. Remove optax.flatten if "
-                f"you use it, or pass {argument}=True to select every leaf."
+                f"you use it, or pass {argument}=True to select every leaf. For a "
+                "recipe call recipe.replace(mask=True)."
             )
 
 

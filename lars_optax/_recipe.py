@@ -22,7 +22,7 @@ from lars_optax._schedules import (
     warmup_polynomial_decay_schedule,
 )
 from lars_optax._transform import transform
-from lars_optax._validate import check_count, check_number
+from lars_optax._validate import check_bool, check_count, check_number
 
 _RATE_NOTE = re.compile(r"\s*learning_rate=\S+ belongs to batch_size=.*? tune it\.")
 _CHOICES = {
@@ -35,6 +35,11 @@ _CHOICES = {
 }
 _SCALING = {"linear": linear_scaling, "sqrt": sqrt_scaling}
 IMAGENET = 1_281_167  # training images
+
+
+def _text(rate: Any) -> str:
+    """Returns a learning rate with six digits, or "<traced>" inside a JAX transform."""
+    return "<traced>" if isinstance(rate, jax.core.Tracer) else f"{float(rate):g}"
 
 
 class Steps(NamedTuple):
@@ -168,8 +173,9 @@ class Recipe:
         The copy has no entries of `inferred` and `hints` for these fields. A new value
         of `epochs` or `warmup_epochs` sets `steps` to None, unless you give `steps`. A
         learning rate belongs to a batch size, so replace both, for example with
-        `linear_scaling` or `sqrt_scaling`. If you replace only `batch_size`, `notes`
-        says which batch size the learning rate belongs to.
+        `linear_scaling` or `sqrt_scaling`. `end_learning_rate` and `warmup_start` keep
+        their values. If you replace only `batch_size`, `notes` says which batch size
+        the learning rate belongs to.
 
         Args:
           **fields: The new values, by the names of the attributes.
@@ -198,12 +204,12 @@ class Recipe:
             name: {k: v for k, v in getattr(self, name).items() if k not in fields}
             for name in ("inferred", "hints")
         }
-        notes = _RATE_NOTE.sub("", fields.pop("notes", self.notes)).strip()
         belongs: int | None = self.rate_batch_size or self.batch_size
         if "learning_rate" in fields:
             belongs = None
         kept: dict[str, Any] = grounds | {"rate_batch_size": belongs}
         new = dataclasses.replace(self, **(kept | fields))
+        notes = _RATE_NOTE.sub("", new.notes).strip()
         if new.rate_batch_size == new.batch_size:
             return dataclasses.replace(new, rate_batch_size=None, notes=notes)
         return dataclasses.replace(new, notes=f"{notes} {new._rate_note()}".strip())
@@ -244,7 +250,8 @@ class Recipe:
             learning_rate=scale(rate, batch_size, base),
             end_learning_rate=scale(self.end_learning_rate, batch_size, base),
         )
-        why = f"{rate:g} at batch_size={base}, by the source's {self.rate_scaling} rule"
+        rule = f"by the source's {self.rate_scaling} rule"
+        why = f"{_text(rate)} at batch_size={base}, {rule}"
         grounds = {**self.inferred, **new.inferred, "learning_rate": why}
         return dataclasses.replace(new, inferred=grounds)
 
@@ -255,11 +262,13 @@ class Recipe:
         """
         if self.rate_batch_size is None or self.learning_rate is None:
             return ""
+        rule = "linear_scaling for SGD or sqrt_scaling for LARS"
+        if self.rate_scaling is not None:
+            rule = f"{self.rate_scaling}_scaling, the rule of its source"
         return (
-            f"learning_rate={self.learning_rate:g} belongs to "
+            f"learning_rate={_text(self.learning_rate)} belongs to "
             f"batch_size={self.rate_batch_size}, but batch_size is {self.batch_size}: "
-            "scale the learning rate too, with linear_scaling for SGD or sqrt_scaling "
-            "for LARS, or tune it."
+            f"scale the learning rate too, with {rule}, or tune it."
         )
 
     def __post_init__(self) -> None:
@@ -274,6 +283,12 @@ class Recipe:
                 f"{self.name}: rate_scaling must be None or one of {tuple(_SCALING)}, "
                 f"got {self.rate_scaling!r}."
             )
+        for name in ("name", "source", "network", "notes"):
+            self._check_type(name, str, "a str")
+        for name in ("inferred", "hints"):
+            self._check_type(name, Mapping, "a mapping from fields to texts")
+        for name in ("zero_init_last_bn", "decay_from_start", "nesterov"):
+            check_bool(name, getattr(self, name))
         check_mask(self.mask, "mask")
         check_number("momentum", self.momentum, high=1.0, optional=True)
         check_number("label_smoothing", self.label_smoothing, high=1.0)
@@ -296,6 +311,11 @@ class Recipe:
         for epoch in self.boundaries:
             check_number("boundaries", epoch)
 
+    def _check_type(self, name: str, kind: type, what: str) -> None:
+        value = getattr(self, name)
+        if not isinstance(value, kind):
+            raise ValueError(f"{self.name}: {name} must be {what}, got {value!r}.")
+
     def _check_steps(self) -> None:
         if self.steps is None:
             return
@@ -306,6 +326,11 @@ class Recipe:
             )
         for name, count in self.steps._asdict().items():
             check_count(f"steps.{name}", count, low=0 if name == "warmup" else 1)
+        if self.steps.warmup >= self.steps.total:
+            raise ValueError(
+                f"{self.name}: steps.warmup must be less than steps.total="
+                f"{self.steps.total}, got {self.steps.warmup}."
+            )
 
     def missing(self) -> tuple[str, ...]:
         """Returns the names of the fields that `optimizer` needs and that are None.

@@ -16,6 +16,7 @@ import optax
 from lars_optax._validate import check_count, check_number
 
 _STEPS = "Use epochs_to_steps to turn epochs into steps."
+_MOST_STEPS = 2**31 - 1  # Optax counts steps in int32
 
 
 def epochs_to_steps(epochs: float, num_examples: int, batch_size: int) -> int:
@@ -33,17 +34,28 @@ def epochs_to_steps(epochs: float, num_examples: int, batch_size: int) -> int:
       The number of updates, an int.
 
     Raises:
-      ValueError: If `epochs` is negative or not finite, or if another argument is not
-        an int of at least 1.
+      ValueError: If `epochs` is negative or not finite, if another argument is not an
+        int of at least 1, or if there are more than 2³¹ − 1 steps.
 
     Example:
       >>> epochs_to_steps(90, 1_281_167, 8192)
       14075
     """
     check_number("epochs", epochs)
-    check_count("num_examples", num_examples, low=1)
-    check_count("batch_size", batch_size, low=1)
-    return round(epochs * num_examples / batch_size)
+    # The product would overflow narrow NumPy integers, so it is one of Python numbers.
+    examples = check_count("num_examples", num_examples, low=1)
+    size = check_count("batch_size", batch_size, low=1)
+    try:
+        steps = round(float(epochs) * examples / size)
+    except OverflowError:  # more than a float can hold
+        steps = _MOST_STEPS + 1
+    if steps > _MOST_STEPS:
+        raise ValueError(
+            f"epochs={epochs}, num_examples={num_examples} and batch_size={batch_size} "
+            f"are more than {_MOST_STEPS} steps, the most that Optax counts. Give "
+            "fewer epochs or a larger batch_size."
+        )
+    return steps
 
 
 def linear_scaling(base_value: float, batch_size: int, base_batch_size: int) -> float:

@@ -59,7 +59,10 @@ def check_number(
         hint = " To schedule it, wrap the optimizer in optax.inject_hyperparams."
         hint *= callable(value)
         raise ValueError(f"{argument} must be {what}, got {value!r}.{hint}")
-    number = float(value)
+    try:
+        number = float(value)
+    except OverflowError:  # an int above the largest float
+        number = math.inf
     above = number > 0 if positive else number >= 0
     if not (math.isfinite(number) and above and number < high):
         bounds = "> 0" if positive else ">= 0"

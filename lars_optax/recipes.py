@@ -16,11 +16,13 @@ printed rate. The other has the rate of the logs, and its name ends in "-correct
 """
 
 import difflib
+import re
 
 from lars_optax import _recipes_mlperf, _recipes_paper, _recipes_self_supervised
 from lars_optax._recipe import Recipe as Recipe
 from lars_optax._recipe import Steps as Steps
 
+_NETWORK = re.compile("-(?:alexnet|resnet50|vit)")  # in a name, after the family
 _RECIPES: dict[str, Recipe] = {
     recipe.name: recipe
     for module in (_recipes_paper, _recipes_mlperf, _recipes_self_supervised)
@@ -32,8 +34,8 @@ def names(family: str | None = None) -> tuple[str, ...]:
     """Returns the names of the recipes, in the order of their tables.
 
     Args:
-      family: The beginning of the names, up to one of their hyphens, such as "paper",
-        "paper-t7", "mlperf" or "byol". None selects all recipes.
+      family: The beginning of the names, up to one of their hyphens or to the end, such
+        as "paper", "paper-t7", "mlperf" or "byol". None selects all recipes.
 
     Raises:
       ValueError: If no name begins with `family`.
@@ -44,9 +46,9 @@ def names(family: str | None = None) -> tuple[str, ...]:
     """
     if family is None:
         return tuple(_RECIPES)
-    found = tuple(name for name in _RECIPES if name.startswith(f"{family}-"))
+    found = tuple(name for name in _RECIPES if f"{name}-".startswith(f"{family}-"))
     if not found:
-        known = dict.fromkeys(name.split("-resnet50")[0] for name in _RECIPES)
+        known = dict.fromkeys(_NETWORK.split(name)[0] for name in _RECIPES)
         raise ValueError(
             f"no name of a recipe begins with {family!r}-. Names begin for example "
             f"with {', '.join(known)}."
@@ -71,8 +73,10 @@ def get(name: str) -> Recipe:
     """
     if name in _RECIPES:
         return _RECIPES[name]
-    nearest = difflib.get_close_matches(str(name), _RECIPES, n=3, cutoff=0.0)
+    wanted = str(name).lower()
+    nearest = difflib.get_close_matches(wanted, _RECIPES, n=3, cutoff=0.0)
     raise ValueError(
         f"no recipe is called {name!r}; the nearest names are {', '.join(nearest)}. "
-        "recipes.names() lists all names."
+        "recipes.names() lists all names. Recipe.at_batch and Recipe.replace give a "
+        "recipe another batch size."
     )

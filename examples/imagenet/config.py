@@ -211,7 +211,8 @@ class Optimizer(_Group):
     #: LARS: the term ε in the denominator of the trust ratio; 0 for none.
     eps: float = option(0.0, low=0, high=_RATE)
     #: LARS: the denominator of the trust ratio. `separate`: ‖g‖ + β‖w‖, as in the LARS
-    #: paper. `joint`: ‖g + βw‖, as in optax.lars.
+    #: paper. `joint`: ‖g + βw‖, as in optax.lars. With --momentum-order post it is
+    #: always the joint one.
     denominator: Literal["separate", "joint"] = "separate"
     #: LARS: factor used in place of the trust ratio on parameters that --layers leaves
     #: out, and on layers whose weights or gradient are all 0. Published recipes use 1.

@@ -62,7 +62,7 @@ def _steps(recipe: Recipe, examples: int, updates: int) -> str:
 def _optimizer(recipe: Recipe) -> str:
     nesterov = "Nesterov " if recipe.nesterov else ""
     order = "before" if recipe.momentum_order == "scaled" else "after"
-    post = recipe.momentum_order == "post"
+    post = recipe.momentum_order == "post" and recipe.algorithm == "lars"
     rate = "learning rate and trust ratio" if post else "the learning rate"
     decayed = "all parameters" if recipe.mask is True else "all but biases and norms"
     text = (
@@ -71,7 +71,8 @@ def _optimizer(recipe: Recipe) -> str:
     )
     if recipe.algorithm == "lars":
         text += f", trust coefficient {recipe.trust_coefficient:g}"
-        text += f", {recipe.denominator} denominator, ε {recipe.eps:g}"
+        denominator = "joint" if post else recipe.denominator
+        text += f", {denominator} denominator, ε {recipe.eps:g}"
         text += f", fallback ratio {recipe.fallback_ratio:g}"
     return f"{text}, label smoothing {recipe.label_smoothing:g}"
 

@@ -1,5 +1,6 @@
 """Laws of examples/barlow_twins.py: devices share one batch, and only one loss."""
 
+import re
 from functools import partial
 
 import jax
@@ -7,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from image_trees import write_idx_folder
+from image_trees import write_classes, write_idx_folder
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
@@ -153,6 +154,58 @@ def test_probe_separates_what_is_separable_and_guesses_noise():
     ]
     assert min(example.probe(signal, labels)) > 0.99
     assert max(example.probe(noise, labels)) < 0.45  # chance is 25 %
+
+
+@pytest.mark.parametrize(("flags", "message"), [
+    ("--seeds", r"--seeds: got \(\); give one or more"),
+    ("--seeds 0 1 0", r"--seeds: got \(0, 1, 0\); .* all different"),
+    ("--seeds 0 -1", r"--seeds: got -1; give 0 ≤ seeds < 4,294,967,296"),
+    ("--seeds 4294967296", r"--seeds: got 4294967296; give"),
+    ("--epochs 0", r"--epochs: got 0; give 1 ≤ epochs"),
+    ("--batch-size -8", r"--batch-size: got -8; give 1 ≤ batch-size"),
+    ("--lars-rate -1", r"--lars-rate: got -1.0; give 0 ≤ lars-rate"),
+    ("--lars-rate nan", r"--lars-rate: got nan; give 0 ≤ lars-rate"),
+    ("--sgd-rate inf", r"--sgd-rate: got inf; give 0 ≤ sgd-rate"),
+    ("--validation-images 0", r"--validation-images: got 0; give 1 ≤"),
+    ("--data synthetic", r"--data: got 'synthetic'; give mnist or a folder"),
+    ("--data=", r"--data: got ''; give mnist or a folder"),
+    ("--data nowhere", r"--data: 'nowhere' is not a folder; give mnist"),
+    ("--batch-size 3208", r"--batch-size: got 3208; .* at most 3200, .* give 3200$"),
+    ("--batch-size 3204", r"--batch-size: got 3204; .* multiple of 8, .* give 3200$"),
+    ("--batch-size 4", r"--batch-size: got 4; .* multiple of 8, .* give 8$"),
+])  # fmt: skip
+def test_a_wrong_flag_is_refused_with_its_value_and_a_remedy(
+    flags, message, eight_devices, capsys
+):
+    with pytest.raises(SystemExit) as ended:
+        example.main(flags.split())
+    printed = capsys.readouterr()
+    text = " ".join(f"{printed.out} {printed.err}".split())
+    if ended.value.code != 2:  # the status of tyro's own errors
+        text = str(ended.value)
+    assert re.search(message, text)
+
+
+def test_wrong_folders_are_refused(eight_devices, tmp_path):
+    def split(n, side=SIDE):
+        return Split(np.zeros((n, side, side, 1), np.uint8), np.arange(n) % 2)
+
+    def refused(flags, message):
+        with pytest.raises(SystemExit, match=message):
+            example.main(["--batch-size", "8", *flags])
+
+    flags = ["--data", str(write_idx_folder(tmp_path / "a", train=split(24)))]
+    refused(flags, "--data: .*has no images.* missing: t10k-images-idx3-ubyte")
+    write_idx_folder(tmp_path / "a", t10k=split(8, side=SIDE + 1))
+    refused([*flags, "--validation-images", "8"], "--data: .* files of one data set")
+    write_idx_folder(tmp_path / "a", t10k=split(8))
+    refused(flags, r"--validation-images: got 5000, .* give at most 23")
+    refused([*flags, "--validation-images", "20"], "at most 4, the number of training")
+    (tmp_path / "a" / "t10k-images-idx3-ubyte").write_bytes(b"no images")
+    refused([*flags, "--validation-images", "8"], "it starts with 6e6f20")
+    write_classes(tmp_path / "b", {"cat": 16, "dog": 16})
+    flags = ["--data", str(tmp_path / "b"), "--validation-images", "8"]
+    refused(flags, "--data: .* has no test images; give a folder with some")
 
 
 def test_command_line_trains_and_prints_a_table(monkeypatch, tmp_path, capsys):

@@ -3,6 +3,8 @@
 float32 holds a rate to 2⁻²⁴ of itself; a difference of two rates loses a few more bits.
 """
 
+import re
+from fractions import Fraction
 from functools import partial
 
 import jax
@@ -116,6 +118,29 @@ def test_epochs_to_steps_rounds():
     assert lars_optax.epochs_to_steps(90, 1_281_167, 8192) == 14075
     assert lars_optax.epochs_to_steps(2.5, 1_281_167, 4096) == 782
     assert lars_optax.epochs_to_steps(0, 100, 10) == 0
+
+
+@pytest.mark.parametrize(("epochs", "examples", "batch"), [
+    (1000, np.int32(10_000_000), 4096),  # the product exceeds int32
+    (90, np.uint16(60_000), np.uint8(128)),
+    (np.float32(90), 1_281_167, 3),  # the product has more digits than float32
+    (jnp.float32(0.5), 1001, 3),
+])  # fmt: skip
+def test_epochs_to_steps_does_not_overflow_the_types_of_its_arguments(
+    epochs, examples, batch
+):
+    steps = lars_optax.epochs_to_steps(epochs, examples, batch)
+    assert type(steps) is int
+    assert steps == round(Fraction(float(epochs)) * int(examples) / int(batch))
+
+
+@pytest.mark.parametrize(("epochs", "examples", "batch"), [
+    (2**31, 1, 1), (1e308, 1000, 2), (1, 10**400, 2), (100, 10**12, 4096),
+])  # fmt: skip
+def test_more_steps_than_optax_counts_are_refused(epochs, examples, batch):
+    message = f"epochs={re.escape(str(epochs))}.* more than 2147483647 steps.* larger"
+    assert_refused(message, lars_optax.epochs_to_steps, epochs, examples, batch)
+    assert lars_optax.epochs_to_steps(2**31 - 1, 1, 1) == 2**31 - 1
 
 
 @pytest.mark.parametrize(("make", "message"), [

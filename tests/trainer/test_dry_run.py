@@ -127,6 +127,20 @@ def test_a_run_with_the_steps_of_a_log_ends_its_epochs_and_then_itself(
     assert schedule.epochs == expected | {updates: updates * batch / IMAGENET}
 
 
+@pytest.mark.parametrize("given", ["separate", "joint"])
+def test_the_order_post_has_the_joint_denominator_that_it_trains_with(given, dry_run):
+    flags = f"--momentum-order post --denominator {given} --accumulate 8192"
+    text = dry_run(f"--recipe mlperf-v1.0-resnet50-lars-8192 {flags}")
+    assert "trust coefficient 0.001, joint denominator, ε 0," in row(text, "optimizer")
+
+
+def test_sgd_has_no_trust_ratio_in_the_order_post(dry_run):
+    flags = "--optimizer sgd --momentum-order post --accumulate 8192"
+    text = dry_run(f"--recipe mlperf-v1.0-resnet50-lars-8192 {flags}")
+    expected = "sgd, momentum 0.9 with the learning rate applied after it, weight"
+    assert row(text, "optimizer").startswith(expected)
+
+
 def test_a_dry_run_has_as_many_devices_as_are_asked_for():
     flags = "--dry-run --devices 40 --batch-size 320 --solvers-per-device 2"
     run = python("-m", "examples.imagenet", *flags.split())
