@@ -20,8 +20,9 @@ print(f"Python {platform.python_version()}, jax {jax.__version__},"
 PY
 
 tests="against_reference chains contracts data_parallel diagnostics equivalence errors
-    keep_layer_stats kernels larc precision published recipes recipes_optimizers
-    recipes_schedules recipes_values schedules sharding transform wrappers"
+    keep_layer_stats kernels larc noise_scale precision published recipe_errors recipes
+    recipes_optimizers recipes_schedules recipes_values schedules sharding transform
+    wrappers"
 processes=
 if [ "$name" = newest ]; then
     tests="$tests frameworks masks optax_suite properties roles stacked"
