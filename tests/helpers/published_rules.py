@@ -19,6 +19,7 @@ from published import (
     recorded_rates,
     replay,
 )
+from published_recipes import recipe_lines
 
 import lars_optax
 
@@ -233,13 +234,15 @@ def rule_error(row):
 
 
 def main():
-    """Print both tables."""
+    """Print the three tables."""
     for cells, rows in rules_table().items():
         error = max(rule_error(row) for row in rows)
         print("|", " | ".join([*cells, f"{error:.0e}"]), "|")
     for cells, recordings in schedules_table().items():
         error = max(schedule_error(*recording) for recording in recordings)
         print("|", " | ".join([*cells, f"{error:.0e}"]), "|")
+    for cells in recipe_lines():
+        print("|", " | ".join(cells), "|")
 
 
 if __name__ == "__main__":

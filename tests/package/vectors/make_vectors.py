@@ -23,6 +23,9 @@ Everything is float64. One set of initial parameters, gradients and learning rat
 the source, the versions, and the arguments of every configuration by the source's
 names. If a source has a schedule of its own, `<configuration>:learning_rates` are its
 rates.
+
+`schedules.json` holds the learning rates of the sources' schedules in the published
+runs, at steps where the schedule changes. NAME is `schedules`.
 """
 
 import importlib.metadata
@@ -35,6 +38,7 @@ import distributions
 import jax
 import numpy as np
 import repositories
+import schedules
 from inputs import make_inputs
 
 HERE = Path(__file__).parent
@@ -84,6 +88,11 @@ def main(sources, *names):
             if name in repositories.SCHEDULES:
                 about["schedule"] = repositories.SCHEDULES[name]._asdict()
             write(name, runs, about | {"configurations": configurations})
+    if not names or "schedules" in names:
+        found = versions("jax", "tensorflow", "tf_keras", "torch")
+        runs = schedules.record(Path(sources).resolve())
+        text = json.dumps({"versions": found, "runs": runs}, indent=1)
+        (HERE / "schedules.json").write_text(text + "\n")
 
 
 if __name__ == "__main__":

@@ -205,11 +205,14 @@ def record_vicreg(sources, options, inputs):
     return run_torch(build, inputs, set_rate=set_rate)
 
 
-def function(source, sources, name):
-    """One function of a script, executed without the imports of the script."""
+def function(source, sources, name, **names):
+    """One function of a script, executed without the imports of the script.
+
+    `names` are the imported names that it needs, besides `math`.
+    """
     tree = ast.parse(source.read(sources))
     tree.body = [node for node in tree.body if getattr(node, "name", None) == name]
-    namespace = {"math": math}
+    namespace = {"math": math} | names
     exec(compile(tree, source.path, "exec"), namespace)
     return namespace[name]
 
@@ -237,7 +240,7 @@ def record_mae(sources, options, inputs):
     )
 
 
-def swav_rates(sources, options):
+def swav_schedule(sources, arguments, batches):
     """The statements of `main_swav.py` that assign its schedule, executed alone."""
     tree = ast.parse(SWAV.read(sources))
     (main,) = [node for node in tree.body if getattr(node, "name", None) == "main"]
@@ -247,12 +250,16 @@ def swav_rates(sources, options):
         for node in main.body
         if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) in names
     ]
+    names = {"np": np, "math": math, "args": arguments, "train_loader": batches}
+    exec(compile(tree, SWAV.path, "exec"), names)
+    return names["lr_schedule"]
+
+
+def swav_rates(sources, options):
     keys = ("start_warmup", "base_lr", "final_lr")
     arguments = {key: options[key] for key in keys}
     arguments = SimpleNamespace(warmup_epochs=10, epochs=STEPS, **arguments)
-    names = {"np": np, "math": math, "args": arguments, "train_loader": LOADER}
-    exec(compile(tree, SWAV.path, "exec"), names)
-    return names["lr_schedule"]
+    return swav_schedule(sources, arguments, LOADER)
 
 
 def record_apex(sources, options, inputs):
