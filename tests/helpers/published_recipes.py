@@ -31,7 +31,7 @@ RUNS = json.loads((VECTORS / "schedules.json").read_text())["runs"]
 # leaf that the source treats otherwise. The code of Barlow Twins leaves out the factor
 # of biases where a kernel is zero. apex leaves out the weight decay where a gradient is
 # zero.
-TF_CONTRIB = ("tf_contrib", "skip", None)
+TF_CONTRIB, KERAS = ("tf_contrib", "skip", None), ("mlperf_keras", "skip", None)
 OPTIMIZERS = {
     "barlow-twins": ("barlow_twins", "decay", "head/kernel"),
     "vicreg": ("vicreg", "decay", None),
@@ -41,6 +41,8 @@ OPTIMIZERS = {
     "swav": ("apex", "swav", IDLE),
     "mae": ("mae", "no_decay", None),
     "mlperf-v0.7-resnet50-lars-2048": TF_CONTRIB,
+    "mlperf-v0.7-resnet50-lars-2496": KERAS,
+    "mlperf-v0.7-resnet50-lars-4096": KERAS,
     "mlperf-v0.7-resnet50-lars-8192": TF_CONTRIB,
     "mlperf-v0.7-resnet50-lars-65536": TF_CONTRIB,
     "mlperf-v1.0": TF_CONTRIB,

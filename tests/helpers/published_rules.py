@@ -115,6 +115,8 @@ ROWS = [
     ("tf_contrib", "decay", scaled, DECAY | ALL, None),
     ("tf_contrib", "skip", scaled, DECAY, None),
     ("tf_contrib", "nesterov", scaled, DECAY | ALL | NESTEROV | {"eps": 1e-3}, None),
+    # An ε of 0 becomes that of Keras.
+    ("mlperf_keras", "skip", scaled, DECAY | {"eps": 1e-7}, None),
     ("torchlars", "decay", unscaled, TIMM | ALL, None),
     # nnabla's ratio at a zero gradient is that of pytorch_optimizer.
     ("nnabla", "decay", scaled, NNABLA | ALL, 0.001 / NNABLA["weight_decay"]),

@@ -120,6 +120,7 @@ FITTING = {
     ("simclr", "classic"): "scaled joint",
     ("simclr", "popular"): "post",
     ("tf_contrib", "decay"): "scaled separate",
+    ("mlperf_keras", "skip"): "scaled separate",
     ("torchlars", "decay"): "unscaled separate",
     ("nnabla", "decay"): "scaled separate",
 }

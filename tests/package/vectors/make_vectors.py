@@ -36,6 +36,7 @@ from pathlib import Path
 
 import distributions
 import jax
+import mlperf_keras
 import numpy as np
 import repositories
 import schedules
@@ -80,7 +81,8 @@ def main(sources, *names):
             source = {"repository": name, "commit": found[name], "path": path}
             about = {"source": source, "versions": found}
             write(file, runs, about | {"configurations": configurations})
-    for name, (source, record, needs, configurations) in repositories.RECORDERS.items():
+    recorders = repositories.RECORDERS | mlperf_keras.RECORDERS
+    for name, (source, record, needs, configurations) in recorders.items():
         if not names or name in names:
             read = Path(sources).resolve()
             runs = {key: record(read, x, inputs) for key, x in configurations.items()}
