@@ -36,6 +36,7 @@ from pathlib import Path
 
 import distributions
 import jax
+import mlperf
 import mlperf_keras
 import numpy as np
 import repositories
@@ -92,7 +93,8 @@ def main(sources, *names):
             write(name, runs, about | {"configurations": configurations})
     if not names or "schedules" in names:
         found = versions("jax", "tensorflow", "tf_keras", "torch")
-        runs = schedules.record(Path(sources).resolve())
+        published = schedules.RUNS | mlperf.RUNS
+        runs = schedules.record(Path(sources).resolve(), published)
         text = json.dumps({"versions": found, "runs": runs}, indent=1)
         (HERE / "schedules.json").write_text(text + "\n")
 

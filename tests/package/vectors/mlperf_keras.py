@@ -9,8 +9,8 @@ from functools import partial
 from types import SimpleNamespace
 from unittest import mock
 
+from mlperf import google
 from repositories import run_tensorflow
-from schedules import google
 
 FOLDER = "resnet-cloud-TF2.0-gpu-v100-8"
 LARS = google("v0.7", FOLDER, "lars_optimizer.py")
