@@ -14,12 +14,19 @@ from typing import Any
 from benchmarks.correctness import regimes
 from benchmarks.results import NOT_RUN, README, RESULTS, STUDY, Table, read
 from benchmarks.speed import gpu_program, input_pipeline, optimizer_step, train_step
-from benchmarks.study import ablations, default_ratio, layers, page, scaling
+from benchmarks.study import (
+    ablations,
+    barlow_twins,
+    default_ratio,
+    layers,
+    page,
+    scaling,
+)
 from benchmarks.study.runs import ABLATIONS_FILE, STUDY_FILE
 from examples.imagenet import demo
 
 MODULES: Any = (regimes, optimizer_step, train_step, gpu_program, input_pipeline, page,
-                default_ratio, layers, ablations, scaling)  # fmt: skip
+                default_ratio, layers, ablations, scaling, barlow_twins)  # fmt: skip
 TABLES = [
     Table(README, "demo", "demo.json", lambda record: demo.markdown(record["rows"])),
     *(table for module in MODULES for table in module.TABLES),

@@ -49,9 +49,9 @@ class Config:
     epochs: int = 100
     #: Learning rate of LARS at a batch size of 256. It is scaled linearly to
     #: the value of --batch-size. The published rate is 0.2.
-    lars_rate: float = 20.0
+    lars_rate: float = 2.0
     #: Learning rate of SGD at a batch size of 256, scaled in the same way.
-    sgd_rate: float = 0.003
+    sgd_rate: float = 0.001
     #: Whether to train with SGD too.
     compare: bool = False
     #: Random seeds. There is one run for each.

@@ -178,7 +178,7 @@ def errors_of(rows: list[Record]) -> tuple[float, float]:
 
 
 def accuracy_table(records: list[Record]) -> str:
-    """Returns a Markdown table of the accuracies on digits."""
+    """Returns a Markdown table of the accuracies on digits, and the runs' seconds."""
     lines = []
     for name, rows in accuracies(records).items():
         seeds, sample = errors_of(rows)
@@ -189,7 +189,11 @@ def accuracy_table(records: list[Record]) -> str:
             "s.e. of the seeds": percent(seeds, 2),
             "s.e. of the images": percent(sample, 2),
         })  # fmt: skip
-    return markdown(lines)
+    seconds = [r["seconds"] for r in records if "seconds" in r]
+    if not seconds:
+        return markdown(lines)
+    some = f"{min(seconds):.0f} to {max(seconds):.0f}"
+    return markdown(lines) + f"\nOne training run took {some} seconds.\n"
 
 
 def difference_table(records: list[Record]) -> str:
@@ -209,24 +213,20 @@ def difference_table(records: list[Record]) -> str:
 
 
 def trial_table(records: list[Record]) -> str:
-    """Returns a Markdown table of the trials. The chosen one is bold."""
-    columns = {}
-    for name in RATES:
-        best, column = chosen(name, records), []
-        for job in trials(name):
+    """Returns a Markdown table of the trials. The chosen ones are bold."""
+    best = {name: chosen(name, records) for name in RATES}
+    lines: list[dict[str, str]] = []
+    for jobs in zip(*map(trials, RATES), strict=True):
+        lines.append({})
+        for job in jobs:
+            name, rate = job.features, job.learning_rate
             found = [percent(r["validation"]) for r in job.of(records)[:1]]
             text = found[0] if found else "not run"
-            bold = f"**{text}**" if job.learning_rate == best else text
-            column.append((f"{job.learning_rate:g}", bold))
-        columns[name] = column
-    return markdown(
-        {
-            f"{name}: {title}" if title == "rate" else f"{title} of {name}": text
-            for name, pair in zip(columns, row, strict=True)
-            for title, text in zip(("rate", "validation"), pair, strict=True)
-        }
-        for row in zip(*columns.values(), strict=True)
-    )
+            lines[-1][f"rate of {name}"] = f"{rate:g}"
+            lines[-1][f"validation of {name}"] = (
+                f"**{text}**" if rate == best[name] else text
+            )
+    return markdown(lines)
 
 
 def fashion_table(records: list[Record]) -> str:
@@ -234,9 +234,11 @@ def fashion_table(records: list[Record]) -> str:
     lines = []
     for job in fashion():
         rate = f" at the rate {job.learning_rate:g}" if job.learning_rate else ""
-        found = [percent(r["test"]) for r in job.of(records)[:1]]
-        test = found[0] if found else "not run"
-        lines.append({"features": job.features + rate, "test": test})
+        line = {"features": job.features + rate, "test": "not run"}
+        for record in job.of(records)[:1]:
+            _, sample = errors_of([record])
+            line |= {"test": percent(record["test"]), "s.e.": percent(sample, 2)}
+        lines.append(line)
     return markdown(lines)
 
 

@@ -6,11 +6,13 @@ import jax
 import numpy as np
 import pytest
 from image_trees import write_idx_folder
+from small_runs import ROOT
 
 if not hasattr(jax, "shard_map"):
     reason = "the example uses jax.shard_map, which jax has since 0.6.1"
     pytest.skip(reason, allow_module_level=True)
 
+from benchmarks.results import NOT_RUN, read
 from benchmarks.study import barlow_twins as study
 from examples import barlow_twins as example
 from examples.imagenet.data.arrays import Split
@@ -25,8 +27,8 @@ def complete(best):
     records = []
     while jobs := study.missing(records):
         job = jobs[0]
-        score = 0.9 - abs(np.log(job.learning_rate / best.get(job.features, 1) or 1))
-        records.append(made(job, score))
+        rate, best_rate = job.learning_rate or 1.0, best.get(job.features, 1.0)
+        records.append(made(job, 0.9 - abs(np.log(rate / best_rate))))
     return records
 
 
@@ -84,3 +86,40 @@ def test_a_run_of_the_study_is_one_of_the_example(monkeypatch, tmp_path, capsys)
         if name in rates:
             assert record["updates"] == 6
             assert f"{name}, seed 1: last loss {record['loss']:.1f}," in losses
+
+
+def test_the_tables_have_the_best_trials_in_bold_and_what_is_missing():
+    everything = complete({"LARS": 6.0, "SGD": 0.01})
+    text = study.trial_table(everything)
+    assert text.count("**90.0**") == text.count("**") // 2 == 2
+    assert "| 6 | **90.0** |" in text
+    assert "| 0.01 | **90.0** |" in text
+    some = [r for r in everything if r["features"] != "SGD"]
+    assert study.trial_table(some).count("not run") == 6
+    assert "**" not in study.trial_table(some[1:])
+    assert study.accuracy_table(some).count("\n| ") == 4  # a header and three rows
+    assert "| SGD |" not in study.accuracy_table(some)
+    assert study.difference_table(some).count("\n| ") == 3
+    assert study.difference_table([]) == study.accuracy_table([]) == NOT_RUN
+    assert study.fashion_table([]).count("not run") == 4
+
+
+def test_a_difference_has_the_standard_errors_of_both_rows():
+    # 50 of 100 images: a standard error of 0.05. Seeds of LARS: 0.02/√3.
+    records = complete({})
+    for record in records:
+        if record["features"] == "LARS" and record["data"] == "digits":
+            record["test"] = 0.5 + 0.02 * (record["seed"] - 1)
+    errors = study.errors_of(study.accuracies(records)["LARS"])
+    np.testing.assert_allclose(errors, (0.02 / 3**0.5, 0.05))
+    both = 100 * (2 * 0.05**2 + 0.02**2 / 3) ** 0.5
+    for name in ("raw pixels", "untrained encoder", "SGD"):
+        assert f"| {name} | 0.0 | {both:.1f} |" in study.difference_table(records)
+
+
+def test_the_defaults_of_the_example_are_the_rates_that_the_results_choose(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    records, config = read(study.FILE), example.Config()
+    chosen = {name: study.chosen(name, records) for name in study.RATES}
+    assert chosen == {"LARS": config.lars_rate, "SGD": config.sgd_rate}
+    assert study.missing(records) == []
