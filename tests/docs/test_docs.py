@@ -148,6 +148,11 @@ def test_picture_of_imports_is_that_of_the_code():
     assert kept == script["drawing"](), "the imports have changed: make report"
 
 
+def test_gallery_has_every_picture():
+    shown = {link[1] for link in LINK.finditer((ROOT / "docs/gallery.md").read_text())}
+    assert {path.name for path in (ROOT / "docs").glob("*.png")} <= shown
+
+
 def test_demo_used_the_rates_of_the_committed_sweep():
     run = json.loads((ROOT / "benchmarks/results/demo.json").read_text())
     sweep = json.loads((ROOT / "benchmarks/results/demo_sweep.json").read_text())
