@@ -17,7 +17,8 @@ help:
 	@echo "make gpu-program  count kernels and memory of these programs; needs no GPU"
 	@echo "make lint    check format, style, types and who imports whom"
 	@echo "make docs    build the documentation into site/"
-	@echo "make report  put the benchmarks' results into the tables of the pages"
+	@echo "make report  put the benchmarks' results into the tables of the pages, and draw"
+	@echo "             the picture of imports"
 	@echo "make clean   remove the environment and what the runs wrote"
 
 train: $(STAMP)
@@ -50,6 +51,7 @@ format: $(STAMP)
 
 report: $(STAMP)
 	$(PY) -m benchmarks.report
+	PYTHONPATH=. $(PY) tools/draw_imports.py
 
 # Written last, so that a half-made environment is built again.
 $(STAMP): requirements.lock requirements-cuda.lock tools/make_venv.sh

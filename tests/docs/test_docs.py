@@ -2,6 +2,7 @@
 
 import json
 import re
+import runpy
 import shlex
 from pathlib import Path
 
@@ -139,6 +140,17 @@ def test_tables_are_those_of_the_committed_results(monkeypatch):
     assert {str(page) for page in pages} >= {"README.md", "benchmarks/README.md"}
     for page, text in pages.items():
         assert page.read_text() == text, f"{page} is not of the results: make report"
+
+
+def test_picture_of_imports_is_that_of_the_code():
+    script = runpy.run_path(str(ROOT / "tools/draw_imports.py"))
+    kept = script["PICTURE"].read_text(encoding="utf-8")
+    assert kept == script["drawing"](), "the imports have changed: make report"
+
+
+def test_gallery_has_every_picture():
+    shown = {link[1] for link in LINK.finditer((ROOT / "docs/gallery.md").read_text())}
+    assert {path.name for path in (ROOT / "docs").glob("*.png")} <= shown
 
 
 def test_demo_used_the_rates_of_the_committed_sweep():
