@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.correctness import regimes
-from benchmarks.results import NOT_RUN, README, RESULTS, STUDY, Table, read
+from benchmarks.results import NOT_RUN, RESULTS, STUDY, Table, read
 from benchmarks.speed import gpu_program, input_pipeline, optimizer_step, train_step
 from benchmarks.study import (
     ablations,
@@ -31,7 +31,7 @@ MODULES: Any = (regimes, optimizer_step, train_step, gpu_program, input_pipeline
                 default_ratio, layers, ablations, scaling, barlow_twins, noise_scale,
                 starting_rate)  # fmt: skip
 TABLES = [
-    Table(README, "demo", "demo.json", lambda record: demo.markdown(record["rows"])),
+    Table(STUDY, "demo", "demo.json", lambda record: demo.markdown(record["rows"])),
     *(table for module in MODULES for table in module.TABLES),
 ]
 

@@ -15,7 +15,7 @@ from examples.imagenet.report.page import markdown_table
 
 RESULTS = Path("benchmarks/results")
 README, BENCHMARKS = Path("README.md"), Path("benchmarks/README.md")
-STUDY = Path("docs/study.md")
+STUDY, COMPARED = Path("docs/study.md"), Path("docs/compared.md")
 NOT_RUN = "Not run.\n"
 Record = dict[str, Any]
 # The title of a column, and the field, factor and format of its cells.

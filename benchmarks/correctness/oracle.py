@@ -144,7 +144,7 @@ class Row(NamedTuple):
     optax_lars: Cell
     lars_optax: Cell
     what_happens: str
-    readme: str  # "wrong", "lacks", or "" for neither table
+    shown_in: str  # "wrong", "lacks", or "" for neither table
     ours_is_right: bool = True
 
 
@@ -168,21 +168,22 @@ def compare(
     *,
     pair: Any = None,
     wrap: Any = None,
-    readme: str | None = None,
+    shown_in: str | None = None,
     **only_ours: Any,
 ) -> Row:
     """Measures `optax.lars` and `lars_optax.lars` on a case, and returns the table row.
 
     An optimizer is right if its error is at most `allowed`. `pair` replaces the two
-    optimizers. `readme` is the README table with the row: "wrong", "lacks" or "" for
-    neither. By default it is "wrong" if `optax.lars` is wrong, else "".
+    optimizers. `shown_in` is the table of docs/compared.md that has the row: "wrong",
+    "lacks" or "" for neither. By default it is "wrong" if `optax.lars` is wrong, and
+    else "".
     """
     pair = pair or both(case, **only_ours)
     theirs, ours = (error(tx, case, wrap) for tx in pair)
     right, ours_is_right = (
         isinstance(x, float) and x <= allowed for x in (theirs, ours)
     )
-    if readme is None:
-        readme = "" if right else "wrong"
+    if shown_in is None:
+        shown_in = "" if right else "wrong"
     note = note or ("both are right" if right else "")
-    return Row(regime, theirs, ours, note, readme, ours_is_right)
+    return Row(regime, theirs, ours, note, shown_in, ours_is_right)

@@ -9,7 +9,8 @@ layer, at the parameters that each optimizer has reached. A number in the table 
 largest error of an update over leaves and steps, as a share of the largest element of
 the right update. Exits with an error if `lars_optax.lars` is wrong in a row that it
 should get right. Takes half a minute and writes benchmarks/results/regimes.json. The
-README has two tables of these rows: where `optax.lars` is wrong, and what it lacks.
+page docs/compared.md has two tables of these rows: where `optax.lars` is wrong, and
+what it lacks.
 """
 
 from collections.abc import Iterator
@@ -26,7 +27,7 @@ import lars_optax
 from benchmarks.correctness import oracle
 from benchmarks.correctness.masks import networks
 from benchmarks.correctness.oracle import LAYER, MASKS, Row, both, compare, make
-from benchmarks.results import README, RESULTS, Record, Table, markdown, save
+from benchmarks.results import COMPARED, RESULTS, Record, Table, markdown, save
 
 FLOAT16 = (  # regime, shape, scales of w and g, β, what happens
     ("float16, gradients ~1", (512, 512), 0.05, 1, oracle.BETA, "`optax.lars`: λ = 0"),
@@ -88,7 +89,7 @@ def rules() -> Iterator[Row]:
         grads["kernel"] = cancels + 1e-5 * grads["kernel"]
     note = "the joint denominator keeps steps long where g and βw cancel"
     regime = "the paper's denominator, g ≈ −0.9 βw"
-    yield compare(regime, near, note, denominator="separate", readme="lacks")
+    yield compare(regime, near, note, denominator="separate", shown_in="lacks")
     case, rate = make(kernel=LAYER), optax.scale_by_learning_rate(oracle.RATE)
     scale = partial(lars_optax.scale_by_lars, trust_ratio_mask=True)
     joint = scale(oracle.BETA, True, oracle.ETA, denominator="joint")
@@ -101,7 +102,7 @@ def rules() -> Iterator[Row]:
         ("ratio after the momentum (SimCLR, not classic)", "post", post),
     ):
         pair, other = (both(case)[0], chain), case._replace(order=order)
-        yield compare(regime, other, note, pair=pair, readme="lacks")
+        yield compare(regime, other, note, pair=pair, shown_in="lacks")
     options: Any = dict.fromkeys(MASKS, True) | {"denominator": "joint"}
     options |= {"trust_coefficient": oracle.ETA, "keep_layer_stats": True}
     keeps = lars_optax.lars(oracle.RATE, oracle.BETA, **options)
@@ -142,7 +143,7 @@ def masks() -> Iterator[Row]:
     yield Row("callable masks, `inject_hyperparams`", *cells, note, "wrong", refuses)
     pair = (theirs(**same), ours(**joint))
     regime = "default masks, `inject_hyperparams`"
-    yield compare(regime, case, "as without", pair=pair, readme="")
+    yield compare(regime, case, "as without", pair=pair, shown_in="")
     theirs, ours = (inject(f, MASKS) for f in (optax.lars, lars_optax.lars))
     pair = (theirs(**same | by_rank), ours(**joint | by_rank))
     yield compare("callable masks in its `static_args`", case, pair=pair)
@@ -196,7 +197,7 @@ def costs() -> Iterator[Row]:
         pair = both(case._replace(momentum=momentum))
         sizes = [optax.tree.size(tx.init(case.params)) for tx in pair]
         note = "state: {:,} and {:,} bytes".format(*(4 * size for size in sizes))
-        yield compare(f"`momentum={momentum}`", case, note, pair=pair, readme="lacks")
+        yield compare(f"`momentum={momentum}`", case, note, pair=pair, shown_in="lacks")
     jitted = (jax.jit(partial(oracle.train, tx)) for tx in both(case))
     compiled = (f.lower(case.params, case.grads[:1]).compile() for f in jitted)
     theirs, ours = (str(x.as_text()).count(" reduce(") for x in compiled)
@@ -209,10 +210,10 @@ def show(cell: oracle.Cell) -> str:
     return cell if isinstance(cell, str) else f"{cell:.2g}"
 
 
-def table(record: Record, readme: str | None = None) -> str:
+def table(record: Record, shown_in: str | None = None) -> str:
     """Returns the comparison as a Markdown table.
 
-    Without `readme` it has all rows. With "wrong" it has those where `optax.lars` is
+    Without `shown_in` it has all rows. With "wrong" it has those where `optax.lars` is
     wrong, and with "lacks" those of features that `optax.lars` lacks.
     """
     return markdown(
@@ -223,13 +224,13 @@ def table(record: Record, readme: str | None = None) -> str:
             "what happens": row["what_happens"],
         }
         for row in record["rows"]
-        if readme in (None, row["readme"])
+        if shown_in in (None, row["shown_in"])
     )
 
 
 TABLES = (
-    Table(README, "wrong", "regimes.json", partial(table, readme="wrong")),
-    Table(README, "lacks", "regimes.json", partial(table, readme="lacks")),
+    Table(COMPARED, "wrong", "regimes.json", partial(table, shown_in="wrong")),
+    Table(COMPARED, "lacks", "regimes.json", partial(table, shown_in="lacks")),
     Table(RESULTS / "regimes.md", "all", "regimes.json", table),
 )
 
@@ -245,7 +246,7 @@ def main() -> None:
     for row in rows:  # JSON has no NaN
         row |= {k: "nan" for k, x in row.items() if x != x}
     save("regimes.json", {"seed": 0, "steps": oracle.STEPS, "rows": rows})
-    print("Run make report to put these results into the tables of the README.")
+    print("Run make report to put these results into the tables of docs/compared.md.")
 
 
 if __name__ == "__main__":

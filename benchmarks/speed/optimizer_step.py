@@ -29,7 +29,7 @@ import tyro
 import lars_optax
 from benchmarks import results
 from benchmarks.networks import NETWORKS, TITLES, Network, shapes
-from benchmarks.results import BENCHMARKS, README, Record, Table
+from benchmarks.results import BENCHMARKS, COMPARED, Record, Table
 from benchmarks.speed import timer
 from benchmarks.speed.peer import start_peer
 from benchmarks.speed.training import Dtype
@@ -49,7 +49,7 @@ OPTIMIZERS: dict[str, Any] = {
     "optax.lamb": optax.lamb(RATE, weight_decay=DECAY),
     "optax.adamw": optax.adamw(RATE, weight_decay=DECAY),
 }
-# The optimizers in the README's table.
+# The optimizers in the table of docs/compared.md.
 MAIN = (BASE, LARS, "optax.lars", "optax.lamb", "timm Lars",
         "timm Lars, compiled", "torch.optim.SGD, fused")  # fmt: skip
 COLUMNS = {
@@ -195,7 +195,7 @@ def import_milliseconds() -> float:
 
 
 def main_table(record: Record) -> str:
-    """Returns the README's Markdown table of step times as multiples of SGD's."""
+    """Returns the table of docs/compared.md: step times as multiples of SGD's."""
     rows = []
     for name in MAIN:
         row = {"one step": f"`{name}`" if "." in name else name}
@@ -233,7 +233,7 @@ def page(record: Record) -> str:
 
 
 TABLES = (
-    Table(README, "speed", "optimizer_step_cpu.json", main_table),
+    Table(COMPARED, "speed", "optimizer_step_cpu.json", main_table),
     Table(BENCHMARKS, "optimizer_step_cpu", "optimizer_step_cpu.json", page),
     Table(BENCHMARKS, "optimizer_step_gpu", "optimizer_step_gpu.json", page),
 )

@@ -22,7 +22,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import StrMethodFormatter
 
 from benchmarks.results import STUDY, Record, Table, markdown, read, save
-from benchmarks.study.protocol import DATA, NETWORKS, RUN, SMALL, Cell, cells
+from benchmarks.study import page
+from benchmarks.study.protocol import DATA, NETWORKS, RUN, SMALL, Cell
 from benchmarks.study.runs import STUDY_FILE, Runs
 from benchmarks.study.train import OUT, Place, dataset
 from examples.imagenet.log import LOG, read_log
@@ -33,13 +34,6 @@ from examples.imagenet.step.devices import start_devices
 
 FILE, SLOTS, SEED = "noise_scale.json", 2, 1
 POINTS = 0.3  # of accuracy: an optimizer that is this far below has begun to lose
-# For each optimizer, its rows of the study at several batch sizes. Where two have the
-# same batch size, the later counts, whose trials were longer.
-LADDER = {
-    "SGD": ("sgd", "sgd-long"),
-    "Nesterov SGD": ("nesterov", "nesterov-long"),
-    "LARS of weights": ("lars", "lars-long", "lars-around"),
-}
 SHOWN = (1, 10, 20)  # the epochs in the table
 
 
@@ -73,21 +67,6 @@ def by_epoch(log: Sequence[Record]) -> list[Record]:
     ]
 
 
-def accuracies(runs: Runs, network: str, methods: Sequence[str]) -> dict[int, float]:
-    """Returns the mean test accuracy at each batch size of the study.
-
-    `methods` are the rows of one optimizer. Where two have the same batch size, the
-    later counts.
-    """
-    found = {}
-    for method in methods:
-        for cell in cells():
-            final = runs.final(cell)
-            if cell[:2] == (DATA, network) and cell.method == method and final:
-                found[cell.batch] = mean(r["accuracy"] for r in final)
-    return found
-
-
 def begins_to_lose(scores: Mapping[int, float], target: float) -> tuple[int, int]:
     """Returns two neighbouring batch sizes; the accuracy falls below `target` between.
 
@@ -104,8 +83,11 @@ def losses(runs: Runs, network: str) -> dict[str, tuple[int, int]]:
     """Returns, for each method, between which batch sizes it loses `POINTS` points."""
     target = mean(r["accuracy"] for r in runs.final(baseline(network))) - POINTS / 100
     return {
-        title: begins_to_lose(accuracies(runs, network, methods), target)
-        for title, methods in LADDER.items()
+        title: begins_to_lose(
+            {n: mean(x) for n, x in page.by_batch(runs, network, methods).items()},
+            target,
+        )
+        for title, methods in page.LADDER.items()
     }
 
 

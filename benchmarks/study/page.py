@@ -4,7 +4,7 @@ A row that has not been trained stands in its table as "not run". The picture of
 batch sizes leaves out rows with one seed.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from statistics import mean, stdev
@@ -14,13 +14,14 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter, StrMethodFormatter
 
-from benchmarks.results import STUDY, Record, Table, markdown
+from benchmarks.results import README, STUDY, Record, Table, markdown
 from benchmarks.study import protocol
 from benchmarks.study.protocol import (
     DATA,
     METHODS,
     NETWORKS,
     PROPORTIONS,
+    SMALL,
     SUGGESTED,
     TUNED,
     Cell,
@@ -29,6 +30,24 @@ from benchmarks.study.protocol import (
 from benchmarks.study.runs import STUDY_FILE, Runs
 from examples.imagenet.report.figures import line_style
 
+# For each optimizer, its rows of the study at several batch sizes. Where two have the
+# same batch size, the later counts, whose trials were longer.
+LADDER = {
+    "SGD": ("sgd", "sgd-long"),
+    "Nesterov SGD": ("nesterov", "nesterov-long"),
+    "LARS of weights": ("lars", "lars-long", "lars-around"),
+}
+# The rows of the README's table: what it calls them, the batch size and the method.
+SETTINGS = {
+    "`lars(schedule, 5e-4)`, the defaults": (TUNED[DATA], "lars-long"),
+    "the same on all leaves: `weight_decay_mask=True, trust_ratio_mask=True`": (
+        TUNED[DATA],
+        "lars-all-long",
+    ),
+    "`optax.lars(schedule, 5e-4)`": (TUNED[DATA], "optax-lars-long"),
+    "SGD with momentum": (TUNED[DATA], "sgd-long"),
+    "SGD with momentum and a batch size of 128": (SMALL[DATA], "sgd"),
+}
 FLOOR = 78  # %; the picture of batch sizes writes a lower accuracy as a number
 STYLES = {name: line_style(i) for i, name in enumerate(METHODS)}
 STYLES |= {  # hollow, otherwise as with short trials
@@ -91,6 +110,35 @@ def accuracies(name: str, records: list[Record], whole: bool = False) -> str:
     return markdown(lines if some else [])
 
 
+def by_batch(
+    runs: Runs, network: str, methods: Sequence[str]
+) -> dict[int, list[float]]:
+    """Returns the test accuracies of all seeds at each batch size.
+
+    `methods` are the rows of one optimizer. Where two have the same batch size, the
+    later counts.
+    """
+    found: dict[int, list[float]] = {}
+    for method in methods:
+        for cell in cells():
+            final = runs.final(cell)
+            if cell[:2] == (DATA, network) and cell.method == method and final:
+                found[cell.batch] = [r["accuracy"] for r in final]
+    return found
+
+
+def settings(records: list[Record]) -> str:
+    """Returns the README's table of test accuracies at the large batch size."""
+    runs, lines = Runs(records), []
+    for title, (batch, method) in SETTINGS.items():
+        line = {"optimizer": title}
+        for network in reversed(NETWORKS):
+            cell = Cell(DATA, network, batch, method)
+            line[NETWORKS[network]] = score(cell, runs.final(cell))
+        lines.append(line)
+    return markdown(lines)
+
+
 def trials(name: str, records: list[Record], whole: bool = False) -> str:
     """Returns a Markdown table of the validation accuracy at each learning rate tried.
 
@@ -115,6 +163,7 @@ def describe_protocol(_: object) -> str:
 
 
 TABLES = (
+    Table(README, "settings", STUDY_FILE, settings),
     Table(STUDY, "protocol", STUDY_FILE, describe_protocol),
     *(
         Table(STUDY, mark + name, STUDY_FILE, partial(make, name))
@@ -141,6 +190,7 @@ def draw(records: list[Record], folder: Path) -> None:
     draw_panels(folder / "study_rate.png", *labels, partial(draw_rates, runs))
     labels = ("batch size", "test accuracy, %")
     draw_panels(folder / "study_batch.png", *labels, partial(draw_batches, runs))
+    draw_panels(folder / "large_batch.png", *labels, partial(draw_ladder, runs))
 
 
 def draw_panels(
@@ -178,6 +228,31 @@ def draw_rates(runs: Runs, axis: Any, network: str) -> None:
     axis.xaxis.set_minor_formatter(NullFormatter())
 
 
+def _write_below_floor(
+    axis: Any, sizes: Sequence[float], accuracies: Sequence[float], color: str
+) -> None:
+    """Writes each accuracy below `FLOOR` as a number, at the floor."""
+    text = {"textcoords": "offset points", "ha": "right", "color": color}
+    for size, accuracy in zip(sizes, accuracies, strict=True):
+        if accuracy < FLOOR:
+            axis.annotate(f"{accuracy:.0f} %", (size, FLOOR), (-8, 4), **text)
+
+
+def draw_ladder(runs: Runs, axis: Any, network: str) -> None:
+    """Draws the test accuracy of few optimizers over the batch size."""
+    rule = {"LARS of weights, √ scaling": ("lars-sqrt",)}
+    for i, (title, methods) in enumerate((LADDER | rule).items()):
+        points = sorted(by_batch(runs, network, methods).items())
+        if points:
+            sizes, seeds = zip(*points, strict=True)
+            means = [100 * mean(accuracies) for accuracies in seeds]
+            style = line_style(i)
+            axis.plot(sizes, np.maximum(means, FLOOR), label=title, **style)
+            _write_below_floor(axis, sizes, means, style["color"])
+    axis.set_xscale("log", base=2)
+    axis.xaxis.set_major_formatter(StrMethodFormatter("{x:,g}"))
+
+
 def draw_batches(runs: Runs, axis: Any, network: str) -> None:
     methods = [name for name in METHODS if name in {x.method for x in rows(DATA)}]
     for i, name in enumerate(methods):
@@ -194,9 +269,7 @@ def draw_batches(runs: Runs, axis: Any, network: str) -> None:
         bars = np.minimum(error, shown - FLOOR), error * (shown > FLOOR)
         style = STYLES[name] | {"capsize": 3, "clip_on": False}
         axis.errorbar(x, shown, bars, label=METHODS[name].title, **style)
-        text = {"textcoords": "offset points", "ha": "right", "color": style["color"]}
-        for at in np.flatnonzero(y < FLOOR):
-            axis.annotate(f"{y[at]:.0f} %", (x[at], FLOOR), (-8, 4), **text)
+        _write_below_floor(axis, x, y, style["color"])
     axis.set_xscale("log", base=2)
     axis.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
     axis.set_ylim(bottom=FLOOR)
