@@ -87,12 +87,14 @@ def test_one_scalar_joins_the_one_all_reduce(name, accumulate, devices):
     assert carried[1] == sorted([*carried[0], 4])
 
 
-def small_experiment(n, *, model=None, **batching):
+def small_experiment(n, *, model=None, classes=10, **batching):
     settings = small_runs.config()
     batching = replace(settings.batching, noise_scale=True, **batching)
     settings = replace(settings, batching=batching, model=model or settings.model)
     parts = (small_runs.split(i, k) for i, k in ((0, 128), (1, 32), (2, 32)))
-    return Experiment(settings, data.in_memory(*parts, 10), jax.local_devices()[:n])
+    parts = (replace(part, labels=part.labels % classes) for part in parts)
+    dataset = data.in_memory(*parts, classes)
+    return Experiment(settings, dataset, jax.local_devices()[:n])
 
 
 def test_a_run_logs_it_and_resumes_as_if_it_had_not_stopped(tmp_path):
@@ -119,6 +121,16 @@ def test_a_run_logs_it_and_resumes_as_if_it_had_not_stopped(tmp_path):
     with pytest.raises(Stopped):
         train("stopped", show=stop)
     assert train("stopped") == whole
+
+
+def test_a_noise_scale_that_is_not_finite_ends_no_run(tmp_path):
+    """With one class every gradient is 0, and noise / signal is 0 / 0."""
+    run = small_runs.config(out=str(tmp_path)).run
+    result = small_runs.train_on(small_experiment(2, classes=1), run)
+    assert (result.updates, result.diverged) == (small_runs.UPDATES, False)
+    for record in small_runs.records(tmp_path, "step"):
+        found = record["noise"], record["signal"], record["noise_scale"]
+        assert found == (0, 0, None)
 
 
 @cases("n, options, message",
