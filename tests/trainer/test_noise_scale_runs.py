@@ -9,6 +9,7 @@ import small_runs
 import steps
 from cases import cases
 from logs import PNG_MAGIC, config, epoch, step, write
+from matplotlib.figure import Figure
 from test_slots import all_reduces
 from trees import assert_refused
 
@@ -16,6 +17,7 @@ from examples.imagenet.config import Model
 from examples.imagenet.data import arrays as data
 from examples.imagenet.log import read_log
 from examples.imagenet.report import __main__ as report
+from examples.imagenet.report.figures import plot_noise_scale
 from examples.imagenet.run.experiment import Experiment
 from examples.imagenet.run.loop import Stopped
 from examples.imagenet.step import devices as engine
@@ -161,6 +163,32 @@ def test_the_report_says_what_batch_it_suggests_and_draws_it(tmp_path, monkeypat
     report.main([folder, "--out", str(tmp_path / "out")])
     page = (tmp_path / "out/report.md").read_text()
     assert "the median of the gradient noise scale is 100 images" in page
+    assert "At 2 of 5 updates the estimate is not positive" in page
     assert "![noise-scale-run](noise-scale-run.png)" in page
     picture = (tmp_path / "out/noise-scale-run.png").read_bytes()
     assert picture.startswith(PNG_MAGIC)
+
+
+def test_the_report_of_estimates_that_cannot_be_drawn(tmp_path):
+    """None is positive, or all are beyond float32, as in a damaged log."""
+    for name, found in (("none", [-5.0, None, 0.0]), ("huge", [1e300, 1e299])):
+        steps_of = [step(i) | {"noise_scale": scale} for i, scale in enumerate(found)]
+        folder, out = write(tmp_path / name, config(), *steps_of), tmp_path / "out"
+        report.main([folder, "--out", str(out)])
+        page = (out / "report.md").read_text()
+        none = "none: no estimate of the gradient noise scale is positive." in page
+        assert none == (name == "none")
+        assert (out / f"noise-scale-{name}.png").exists() == (name == "huge")
+
+
+@pytest.mark.parametrize(("highest", "numbers"), [(3000, True), (30_000, False)])
+def test_numbers_between_powers_of_ten_are_written_where_there_are_few(
+    highest, numbers, tmp_path, monkeypatch
+):
+    drawn = []
+    monkeypatch.setattr(
+        Figure, "savefig", lambda figure, *_, **__: drawn.append(figure)
+    )
+    plot_noise_scale([0, 1], [800, highest], 1000, "", tmp_path / "a.png")
+    formatter = drawn[0].axes[0].yaxis.get_minor_formatter()
+    assert formatter(2000) == ("2,000" if numbers else "")

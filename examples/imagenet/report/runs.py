@@ -97,14 +97,14 @@ class Run:
         tables = self.of("layers")
         return (tables[0]["step"], tables[0]["layers"]) if tables else None
 
-    def noise_scales(self) -> list[tuple[float, float]]:
-        """Returns the epoch and the gradient noise scale of each update that has one.
+    def noise_scales(self) -> tuple[list[tuple[float, float]], int]:
+        """Returns the epoch and the gradient noise scale where the latter is positive.
 
-        Updates at which the estimate is not positive are left out.
+        Also returns the number of updates that have an estimate of any sign, or null.
         """
-        steps = self.of("step")
-        found = [(record["epoch"], record.get("noise_scale")) for record in steps]
-        return [(epoch, scale) for epoch, scale in found if scale and scale > 0]
+        found = [r for r in self.of("step") if "noise_scale" in r]
+        scales = [(r["epoch"], r["noise_scale"]) for r in found]
+        return [(epoch, x) for epoch, x in scales if x and x > 0], len(found)
 
     def speeds(self) -> tuple[list[Record], list[Record]]:
         """Returns the first speed record of each process, and all other speed records.
