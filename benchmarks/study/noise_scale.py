@@ -10,6 +10,7 @@ epoch. docs/study_noise_scale.png shows their ratio beside the batch sizes at wh
 optimizer begins to lose accuracy.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import groupby, pairwise
@@ -17,6 +18,7 @@ from pathlib import Path
 from statistics import mean, median
 from typing import Any
 
+import numpy as np
 import tyro
 from matplotlib.figure import Figure
 from matplotlib.ticker import StrMethodFormatter
@@ -67,6 +69,15 @@ def by_epoch(log: Sequence[Record]) -> list[Record]:
     ]
 
 
+def scale(epoch: Record) -> float:
+    """Returns the noise scale of an epoch, which is infinite if the signal is ≤ 0.
+
+    The estimate of a signal that is much smaller than the noise may be negative.
+    """
+    signal: float = epoch["signal"]
+    return epoch["noise"] / signal if signal > 0 else math.inf
+
+
 def accuracies(runs: Runs, network: str, method: str) -> dict[int, float]:
     """Returns the mean test accuracy of a method at each batch size of the study.
 
@@ -80,19 +91,20 @@ def accuracies(runs: Runs, network: str, method: str) -> dict[int, float]:
     return found
 
 
-def begins_to_lose(scores: Mapping[int, float], target: float) -> tuple[int, int]:
+def begins_to_lose(scores: Mapping[int, float], target: float) -> tuple[int, float]:
     """Returns two neighbouring batch sizes; the accuracy falls below `target` between.
 
     `scores` has the accuracy at each batch size. The first size is 0 if the accuracy is
-    below the target at all sizes.
+    below the target at the smallest size. The second is infinite if it is below the
+    target at no size.
     """
     sizes = sorted(scores)
-    if scores[sizes[0]] < target:
-        return 0, sizes[0]
-    return next((low, high) for low, high in pairwise(sizes) if scores[high] < target)
+    pairs = [(0, sizes[0]), *pairwise(sizes)]
+    found = (pair for pair in pairs if scores[pair[1]] < target)
+    return next(found, (sizes[-1], math.inf))
 
 
-def losses(runs: Runs, network: str) -> dict[str, tuple[int, int]]:
+def losses(runs: Runs, network: str) -> dict[str, tuple[int, float]]:
     """Returns, for each method, between which batch sizes it loses `POINTS` points."""
     target = mean(r["accuracy"] for r in runs.final(baseline(network))) - POINTS / 100
     return {
@@ -104,12 +116,16 @@ def table(record: Record) -> str:
     """Returns a Markdown table of noise scales, and of where accuracy is lost."""
     runs, lines = Runs(read(STUDY_FILE)), []
     for network, title in NETWORKS.items():
-        scales = [r["noise"] / r["signal"] for r in record["epochs"][network]]
-        line = {"": title, "first epoch": f"{scales[0]:,.0f}"}
-        line |= {"median": f"{median(scales):,.0f}", "last epoch": f"{scales[-1]:,.0f}"}
+        scales = list(map(scale, record["epochs"][network]))
+        some = {"first epoch": scales[0], "median": median(scales)}
+        some |= {"last epoch": scales[-1]}
+        line = {"": title} | {
+            name: f"{x:,.0f}" if x < math.inf else "signal ≤ 0"
+            for name, x in some.items()
+        }
         for name, (low, high) in losses(runs, network).items():
-            between = f"{low:,} to {high:,}" if low else f"at {high:,} already"
-            line[METHODS[name].title] = between
+            between = f"{low:,} to {high:,}" if high < math.inf else f"above {low:,}"
+            line[METHODS[name].title] = between if low else f"at {high:,} already"
         lines.append(line)
     return markdown(lines)
 
@@ -124,13 +140,15 @@ def draw(record: Record, folder: Path) -> None:
     axes = figure.subplots(1, len(NETWORKS), sharey=True)
     for axis, (network, title) in zip(axes, NETWORKS.items(), strict=True):
         epochs = [r["epoch"] for r in record["epochs"][network]]
-        scales = [r["noise"] / r["signal"] for r in record["epochs"][network]]
+        scales = np.array([scale(r) for r in record["epochs"][network]])
+        scales[np.isinf(scales)] = np.nan  # not drawn
         axis.plot(epochs, scales, color="black", label="noise scale of the baseline")
         for i, (name, (low, high)) in enumerate(losses(runs, network).items()):
             style = {k: STYLES[name][k] for k in ("color", "marker")}
             where = [epochs[-1] + 2 * (i + 1)] * 2
             label = f"{METHODS[name].title}, loses {POINTS} points between"
-            axis.plot(where, [low or high, high], label=label, **style)
+            ends = [low or high, low if math.isinf(high) else high]
+            axis.plot(where, ends, label=label, **style)
         axis.set(xlabel="epoch", title=title, yscale="log")
         axis.grid(alpha=0.3)
     axes[0].set_ylabel("images")

@@ -39,12 +39,18 @@ def test_noise_and_signal_are_averaged_over_each_epoch():
     ]
 
 
+def test_a_signal_that_is_not_positive_is_one_of_an_infinite_noise_scale():
+    epochs = [{"noise": 2.0, "signal": signal} for signal in (-0.1, 0.0, 0.5)]
+    assert list(map(noise_scale.scale, epochs)) == [np.inf, np.inf, 4.0]
+
+
 @pytest.mark.parametrize(
     ("scores", "expected"),
     [
         ({128: 0.92, 512: 0.915, 2048: 0.90}, (512, 2048)),
         ({128: 0.92, 512: 0.90, 2048: 0.915}, (128, 512)),
         ({2048: 0.90, 512: 0.905}, (0, 512)),
+        ({2048: 0.92, 512: 0.91}, (2048, np.inf)),
     ],
 )
 def test_an_optimizer_begins_to_lose_between_two_batch_sizes(scores, expected):
