@@ -97,14 +97,14 @@ class Run:
         tables = self.of("layers")
         return (tables[0]["step"], tables[0]["layers"]) if tables else None
 
-    def noise_scales(self) -> tuple[list[tuple[float, float]], int]:
-        """Returns the epoch and the gradient noise scale where the latter is positive.
+    def noise_scales(self) -> list[tuple[float, float]]:
+        """Returns the epoch and the gradient noise scale of each update that has one.
 
-        Also returns the number of updates that have an estimate of any sign, or null.
+        It is negative where the estimate of the signal is. Updates at which it is not
+        finite are left out.
         """
-        found = [r for r in self.of("step") if "noise_scale" in r]
-        scales = [(r["epoch"], r["noise_scale"]) for r in found]
-        return [(epoch, x) for epoch, x in scales if x and x > 0], len(found)
+        found = [(r["epoch"], r.get("noise_scale")) for r in self.of("step")]
+        return [(epoch, scale) for epoch, scale in found if scale is not None]
 
     def speeds(self) -> tuple[list[Record], list[Record]]:
         """Returns the first speed record of each process, and all other speed records.
