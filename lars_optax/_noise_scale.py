@@ -44,6 +44,9 @@ class NoiseScale(NamedTuple):
 
             average ← decay · average + (1 − decay) · estimate
 
+        The averages follow the last 1 / (1 − decay) steps or so. If gradients shrink
+        faster, earlier and larger gradients dominate them, and the scale is too small.
+
         Begin with zeros, for example `jax.tree.map(jnp.zeros_like, estimate)`. After n
         steps both averages are then too small by the factor 1 − decayⁿ. This factor
         cancels in the scale. Leave out steps whose gradients are not finite, because an
@@ -165,7 +168,8 @@ def gradient_noise_scale(
     if not any(isinstance(x, jax.Array) for x in sizes) and sizes[0] >= sizes[1]:
         raise ValueError(
             "big_batch_size must be larger than small_batch_size, got "
-            f"{big_batch_size!r} and {small_batch_size!r}."
+            f"{big_batch_size!r} and {small_batch_size!r}. Compare at least two "
+            "devices or micro-batches with their mean."
         )
     _check_squares(small_square_norm, big_square_norm)
     small, big = jax.tree.map(_as_float, (small_square_norm, big_square_norm))
