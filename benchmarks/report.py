@@ -16,6 +16,7 @@ from benchmarks.results import NOT_RUN, README, RESULTS, STUDY, Table, read
 from benchmarks.speed import gpu_program, input_pipeline, optimizer_step, train_step
 from benchmarks.study import (
     ablations,
+    barlow_twins,
     default_ratio,
     layers,
     noise_scale,
@@ -27,7 +28,7 @@ from benchmarks.study.runs import ABLATIONS_FILE, STUDY_FILE
 from examples.imagenet import demo
 
 MODULES: Any = (regimes, optimizer_step, train_step, gpu_program, input_pipeline, page,
-                default_ratio, layers, ablations, scaling, noise_scale,
+                default_ratio, layers, ablations, scaling, barlow_twins, noise_scale,
                 starting_rate)  # fmt: skip
 TABLES = [
     Table(README, "demo", "demo.json", lambda record: demo.markdown(record["rows"])),

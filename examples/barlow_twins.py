@@ -49,9 +49,9 @@ class Config:
     epochs: int = 100
     #: Learning rate of LARS at a batch size of 256. It is scaled linearly to
     #: the value of --batch-size. The published rate is 0.2.
-    lars_rate: float = 20.0
+    lars_rate: float = 2.0
     #: Learning rate of SGD at a batch size of 256, scaled in the same way.
-    sgd_rate: float = 0.003
+    sgd_rate: float = 0.001
     #: Whether to train with SGD too.
     compare: bool = False
     #: Random seeds, all different. There is one run for each.
@@ -310,21 +310,29 @@ def probe(inputs: Sequence[Any], labels: Sequence[Any]) -> tuple[float, float]:
     return max(results, key=itemgetter(0))
 
 
+def standard_errors(accuracies: Sequence[float], images: int) -> tuple[float, float]:
+    """Returns two standard errors of the mean of test accuracies, one for each seed.
+
+    The first is that of the mean over seeds, or nan for a single seed. The second comes
+    from the number of test images.
+    """
+    mean, n = np.mean(accuracies), len(accuracies)
+    seeds = np.std(accuracies, ddof=1) / np.sqrt(n) if n > 1 else np.nan
+    return float(seeds), float(np.sqrt(mean * (1 - mean) / images))
+
+
 def show(rows: dict[str, list[tuple[float, float]]], test_images: int) -> None:
     """Prints mean accuracies in %, with two standard errors of the test accuracy.
 
-    The first is the standard error of the mean over seeds, or a dash for a single run.
-    The second comes from the number of test images.
+    The standard error of a mean over seeds is a dash for a single run.
     """
     print(f"{'':20}validation  test  s.e. (seeds)  s.e. (images)")
     for name, results in rows.items():
         validation, test = np.array(results).T
         means = f"{100 * validation.mean():10.1f}{100 * test.mean():6.1f}"
-        seeds = "–"
-        if len(test) > 1:
-            seeds = f"{100 * test.std(ddof=1) / np.sqrt(len(test)):.2f}"
-        sample = np.sqrt(test.mean() * (1 - test.mean()) / test_images)
-        print(f"{name:20}{means}{seeds:>14}{100 * sample:15.2f}")
+        seeds, sample = standard_errors(test, test_images)
+        of_seeds = "–" if np.isnan(seeds) else f"{100 * seeds:.2f}"
+        print(f"{name:20}{means}{of_seeds:>14}{100 * sample:15.2f}")
 
 
 def main(arguments: Sequence[str] | None = None) -> dict[str, list[Any]]:

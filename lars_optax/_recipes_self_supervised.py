@@ -126,14 +126,20 @@ def _simclr() -> list[Recipe]:
                 "steps": f"{code}, model_util.py",
                 "zero_init_last_bn": f"{code}, resnet.py",
             },
-            notes="The rate is 0.3 for 256 images. The default weight decay is 1e-4 in "
-            "run.py and 1e-6 in tf2/run.py.",
+            notes=f"In {code}, run.py has these defaults: a rate of 0.3 for 256 "
+            "images, linear scaling, a momentum of 0.9, 10 epochs of warm-up and 100 "
+            "epochs. The command in README.md has the batch size. The default weight "
+            "decay is 1e-4 in run.py and 1e-6 in tf2/run.py.",
         ),
         _cosine_recipe(
             "simclr-resnet50-lars-4096-sqrt", f"{code}, README.md", 4096, 100,
             IMAGENET / 4096, **common, rate_scaling="sqrt", weight_decay=1e-4,
             top1=0.645,
-            inferred={"learning_rate": "0.075 times the square root of the batch size"},
+            inferred={
+                "learning_rate": "0.075 times the square root of the batch size",
+                "warmup_epochs": "the default of run.py",
+                "momentum": "the default of run.py",
+            },
             notes="The paper has a weight decay of 1e-6.",
         ),
     ]  # fmt: skip

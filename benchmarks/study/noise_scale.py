@@ -15,28 +15,33 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import groupby, pairwise
 from pathlib import Path
-from statistics import mean, median
+from statistics import mean
 from typing import Any
 
-import numpy as np
 import tyro
 from matplotlib.figure import Figure
 from matplotlib.ticker import StrMethodFormatter
 
 from benchmarks.results import STUDY, Record, Table, markdown, read, save
-from benchmarks.study.page import STYLES, rows
-from benchmarks.study.protocol import DATA, METHODS, NETWORKS, RUN, SMALL, Cell
+from benchmarks.study.protocol import DATA, NETWORKS, RUN, SMALL, Cell, cells
 from benchmarks.study.runs import STUDY_FILE, Runs
 from benchmarks.study.train import OUT, Place, dataset
 from examples.imagenet.log import LOG, read_log
+from examples.imagenet.report.figures import line_style
 from examples.imagenet.run.experiment import Experiment
 from examples.imagenet.run.loop import fit
 from examples.imagenet.step.devices import start_devices
 
 FILE, SLOTS, SEED = "noise_scale.json", 2, 1
 POINTS = 0.3  # of accuracy: an optimizer that is this far below has begun to lose
-# The optimizers that the study trains at more than one batch size.
-LADDER = ("sgd", "nesterov", "lars", "lars-sqrt")
+# For each optimizer, its rows of the study at several batch sizes. Where two have the
+# same batch size, the later counts, whose trials were longer.
+LADDER = {
+    "SGD": ("sgd", "sgd-long"),
+    "Nesterov SGD": ("nesterov", "nesterov-long"),
+    "LARS of weights": ("lars", "lars-long", "lars-around"),
+}
+SHOWN = (1, 10, 20)  # the epochs in the table
 
 
 def baseline(network: str) -> Cell:
@@ -69,24 +74,17 @@ def by_epoch(log: Sequence[Record]) -> list[Record]:
     ]
 
 
-def scale(epoch: Record) -> float:
-    """Returns the noise scale of an epoch, which is infinite if the signal is ≤ 0.
+def accuracies(runs: Runs, network: str, methods: Sequence[str]) -> dict[int, float]:
+    """Returns the mean test accuracy at each batch size of the study.
 
-    The estimate of a signal that is much smaller than the noise may be negative.
-    """
-    signal: float = epoch["signal"]
-    return epoch["noise"] / signal if signal > 0 else math.inf
-
-
-def accuracies(runs: Runs, network: str, method: str) -> dict[int, float]:
-    """Returns the mean test accuracy of a method at each batch size of the study.
-
-    Where its learning rate was also tuned at full length, that row counts.
+    `methods` are the rows of one optimizer. Where two have the same batch size, the
+    later counts.
     """
     found = {}
-    for name in (method, f"{method}-long"):
-        for cell in rows(network):
-            if cell.method == name and (final := runs.final(cell)):
+    for method in methods:
+        for cell in cells():
+            final = runs.final(cell)
+            if cell[:2] == (DATA, network) and cell.method == method and final:
                 found[cell.batch] = mean(r["accuracy"] for r in final)
     return found
 
@@ -108,24 +106,26 @@ def losses(runs: Runs, network: str) -> dict[str, tuple[int, float]]:
     """Returns, for each method, between which batch sizes it loses `POINTS` points."""
     target = mean(r["accuracy"] for r in runs.final(baseline(network))) - POINTS / 100
     return {
-        name: begins_to_lose(accuracies(runs, network, name), target) for name in LADDER
+        title: begins_to_lose(accuracies(runs, network, methods), target)
+        for title, methods in LADDER.items()
     }
+
+
+def scales(record: Record, network: str) -> dict[int, float]:
+    """Returns the noise scale in each epoch in which the signal was resolved."""
+    found = record["epochs"][network]
+    return {r["epoch"]: r["noise"] / r["signal"] for r in found if r["signal"] > 0}
 
 
 def table(record: Record) -> str:
     """Returns a Markdown table of noise scales, and of where accuracy is lost."""
     runs, lines = Runs(read(STUDY_FILE)), []
     for network, title in NETWORKS.items():
-        scales = list(map(scale, record["epochs"][network]))
-        some = {"first epoch": scales[0], "median": median(scales)}
-        some |= {"last epoch": scales[-1]}
-        line = {"": title} | {
-            name: f"{x:,.0f}" if x < math.inf else "signal ≤ 0"
-            for name, x in some.items()
-        }
+        found = scales(record, network)
+        line = {"": title} | {f"epoch {k}": f"{found[k]:,.0f}" for k in SHOWN}
         for name, (low, high) in losses(runs, network).items():
             between = f"{low:,} to {high:,}" if high < math.inf else f"above {low:,}"
-            line[METHODS[name].title] = between if low else f"at {high:,} already"
+            line[name] = between if low else f"at {high:,} already"
         lines.append(line)
     return markdown(lines)
 
@@ -139,23 +139,25 @@ def draw(record: Record, folder: Path) -> None:
     figure = Figure(figsize=(9, 4.2), layout="constrained")
     axes = figure.subplots(1, len(NETWORKS), sharey=True)
     for axis, (network, title) in zip(axes, NETWORKS.items(), strict=True):
-        epochs = [r["epoch"] for r in record["epochs"][network]]
-        scales = np.array([scale(r) for r in record["epochs"][network]])
-        scales[np.isinf(scales)] = np.nan  # not drawn
-        axis.plot(epochs, scales, color="black", label="noise scale of the baseline")
+        found = scales(record, network)
+        last = len(record["epochs"][network])
+        line = {"color": "black", "label": "noise scale of the baseline"}
+        axis.plot(list(found), list(found.values()), **line)
+        axis.axvline(last + 1, color="0.6", linewidth=0.8)
         for i, (name, (low, high)) in enumerate(losses(runs, network).items()):
-            style = {k: STYLES[name][k] for k in ("color", "marker")}
-            where = [epochs[-1] + 2 * (i + 1)] * 2
-            label = f"{METHODS[name].title}, loses {POINTS} points between"
+            style = {k: line_style(i)[k] for k in ("color", "marker")}
+            label = f"{name}: between these batch sizes it loses {POINTS} points"
             ends = [low or high, low if math.isinf(high) else high]
-            axis.plot(where, ends, label=label, **style)
-        axis.set(xlabel="epoch", title=title, yscale="log")
+            axis.plot([last + 3 * (i + 1)] * 2, ends, label=label, **style)
+        axis.set(
+            xlabel="epoch", title=title, yscale="log", xticks=range(0, last + 1, 10)
+        )
         axis.grid(alpha=0.3)
     axes[0].set_ylabel("images")
     axes[0].yaxis.set_major_formatter(StrMethodFormatter("{x:,g}"))
     handles, labels = axes[0].get_legend_handles_labels()
-    where_below: Any = {"loc": "outside lower center", "ncols": 2, "fontsize": "small"}
-    figure.legend(handles, labels, **where_below)
+    place: Any = {"loc": "outside lower center", "ncols": 2, "fontsize": "small"}
+    figure.legend(handles, labels, **place)
     path = folder / "study_noise_scale.png"
     figure.savefig(path, dpi=120, metadata={"Software": None})
 

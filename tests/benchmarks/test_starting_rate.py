@@ -39,9 +39,12 @@ def test_noise_and_signal_are_averaged_over_each_epoch():
     ]
 
 
-def test_a_signal_that_is_not_positive_is_one_of_an_infinite_noise_scale():
-    epochs = [{"noise": 2.0, "signal": signal} for signal in (-0.1, 0.0, 0.5)]
-    assert list(map(noise_scale.scale, epochs)) == [np.inf, np.inf, 4.0]
+def test_an_epoch_whose_signal_is_not_positive_has_no_noise_scale():
+    epochs = [
+        {"epoch": i, "noise": 2.0, "signal": signal}
+        for i, signal in enumerate((0.5, 0.0, -0.1))
+    ]
+    assert noise_scale.scales({"epochs": {"a": epochs}}, "a") == {0: 4.0}
 
 
 @pytest.mark.parametrize(

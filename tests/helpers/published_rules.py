@@ -19,6 +19,7 @@ from published import (
     recorded_rates,
     replay,
 )
+from published_recipes import recipe_lines
 
 import lars_optax
 
@@ -114,6 +115,8 @@ ROWS = [
     ("tf_contrib", "decay", scaled, DECAY | ALL, None),
     ("tf_contrib", "skip", scaled, DECAY, None),
     ("tf_contrib", "nesterov", scaled, DECAY | ALL | NESTEROV | {"eps": 1e-3}, None),
+    # An ε of 0 becomes that of Keras.
+    ("mlperf_keras", "skip", scaled, DECAY | {"eps": 1e-7}, None),
     ("torchlars", "decay", unscaled, TIMM | ALL, None),
     # nnabla's ratio at a zero gradient is that of pytorch_optimizer.
     ("nnabla", "decay", scaled, NNABLA | ALL, 0.001 / NNABLA["weight_decay"]),
@@ -233,13 +236,15 @@ def rule_error(row):
 
 
 def main():
-    """Print both tables."""
+    """Print the three tables."""
     for cells, rows in rules_table().items():
         error = max(rule_error(row) for row in rows)
         print("|", " | ".join([*cells, f"{error:.0e}"]), "|")
     for cells, recordings in schedules_table().items():
         error = max(schedule_error(*recording) for recording in recordings)
         print("|", " | ".join([*cells, f"{error:.0e}"]), "|")
+    for cells in recipe_lines():
+        print("|", " | ".join(cells), "|")
 
 
 if __name__ == "__main__":

@@ -24,6 +24,9 @@ Everything is float64. One set of initial parameters, gradients and learning rat
 the source, the versions, and the arguments of every configuration by the source's
 names. If a source has a schedule of its own, `<configuration>:learning_rates` are its
 rates.
+
+`schedules.json` holds the learning rates of the sources' schedules in the published
+runs, at steps where the schedule changes. NAME is `schedules`.
 """
 
 import importlib.metadata
@@ -34,8 +37,11 @@ from pathlib import Path
 
 import distributions
 import jax
+import mlperf
+import mlperf_keras
 import numpy as np
 import repositories
+import schedules
 import self_supervised
 from inputs import make_inputs
 
@@ -79,6 +85,7 @@ def main(sources, *names):
             about = {"source": source, "versions": found}
             write(file, runs, about | {"configurations": configurations})
     recorders = self_supervised.RECORDERS | repositories.RECORDERS
+    recorders |= mlperf_keras.RECORDERS
     for name, (source, record, needs, configurations) in recorders.items():
         if not names or name in names:
             read = Path(sources).resolve()
@@ -87,6 +94,12 @@ def main(sources, *names):
             if name in self_supervised.SCHEDULES:
                 about["schedule"] = self_supervised.SCHEDULES[name]._asdict()
             write(name, runs, about | {"configurations": configurations})
+    if not names or "schedules" in names:
+        found = versions("jax", "tensorflow", "tf_keras", "torch")
+        published = schedules.RUNS | mlperf.RUNS
+        runs = schedules.record(Path(sources).resolve(), published)
+        text = json.dumps({"versions": found, "runs": runs}, indent=1)
+        (HERE / "schedules.json").write_text(text + "\n")
 
 
 if __name__ == "__main__":

@@ -172,7 +172,7 @@ def record_mae(sources, options, inputs):
     )
 
 
-def swav_rates(sources, options):
+def swav_schedule(sources, arguments, batches):
     """The statements of `main_swav.py` that assign its schedule, executed alone."""
     tree = ast.parse(SWAV.read(sources))
     (main,) = [node for node in tree.body if getattr(node, "name", None) == "main"]
@@ -182,12 +182,16 @@ def swav_rates(sources, options):
         for node in main.body
         if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) in names
     ]
+    names = {"np": np, "math": math, "args": arguments, "train_loader": batches}
+    exec(compile(tree, SWAV.path, "exec"), names)
+    return names["lr_schedule"]
+
+
+def swav_rates(sources, options):
     keys = ("start_warmup", "base_lr", "final_lr")
     arguments = {key: options[key] for key in keys}
     arguments = SimpleNamespace(warmup_epochs=10, epochs=STEPS, **arguments)
-    names = {"np": np, "math": math, "args": arguments, "train_loader": LOADER}
-    exec(compile(tree, SWAV.path, "exec"), names)
-    return names["lr_schedule"]
+    return swav_schedule(sources, arguments, LOADER)
 
 
 def record_apex(sources, options, inputs):

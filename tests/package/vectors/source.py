@@ -39,10 +39,13 @@ class Source(NamedTuple):
             exec(compile(self.read(sources), self.path, "exec"), module.__dict__)
         return module
 
-    def function(self, sources, name):
-        """One function of a script, executed without the imports of the script."""
+    def function(self, sources, name, **names):
+        """One function of a script, executed without the imports of the script.
+
+        `names` are the imported names that it needs, besides `math`.
+        """
         tree = ast.parse(self.read(sources))
         tree.body = [node for node in tree.body if getattr(node, "name", None) == name]
-        namespace = {"math": math}
+        namespace = {"math": math} | names
         exec(compile(tree, self.path, "exec"), namespace)
         return namespace[name]
