@@ -142,7 +142,10 @@ def _result(runs: Runs, cell: Cell, around: Cell) -> dict[str, str]:
             for job in jobs(around, one, [suggested * factor])
             for r in runs.of(job)
         ]
-        line[name] = _percent(found)
+        # A trial that diverged is not evaluated on the test images.
+        trial = jobs(around, around.tuning, [suggested * factor])
+        lost = any(r["diverged"] for job in trial for r in runs.of(job))
+        line[name] = "diverged" if lost else _percent(found)
     best = runs.best(around)
     theirs = [r["accuracy"] for r in runs.final(around)]
     line["tuned"] = f"{best:g}: {_percent(theirs)}" if best else "not run"

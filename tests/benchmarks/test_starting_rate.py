@@ -5,7 +5,7 @@ import pytest
 from logs import step
 
 from benchmarks.study import noise_scale, starting_rate
-from benchmarks.study.protocol import suggested_rate
+from benchmarks.study.protocol import DATA, Cell, suggested_rate
 
 
 def test_a_fit_finds_the_powers_of_a_known_law():
@@ -25,6 +25,19 @@ def test_the_suggested_rate_is_within_a_factor_of_two_of_every_published_one():
     for row in rows:
         ratio = 100 * row.turn / suggested_rate(row.batch_size, row.updates)
         assert 0.5 < ratio < 2, row
+
+
+def test_a_rate_whose_trial_diverged_is_not_one_that_was_not_run():
+    cell = Cell(DATA, "alexnet_small", 512, "lars-around")
+    trial, run = cell._asdict(), {"seed": 1, "epochs": 30}
+    half = run | {"learning_rate": 6.0, "split": "test", "accuracy": 0.9}
+    twice = run | {"learning_rate": 24.0, "split": "validation", "accuracy": 0.1}
+    records = [
+        trial | half | {"diverged": False},
+        trial | twice | {"diverged": True},
+    ]
+    first = starting_rate.results(records).splitlines()[2]
+    assert first.split(" | ")[3:7] == ["12: not run", "90.0 %", "diverged", "not run"]
 
 
 def test_noise_and_signal_are_averaged_over_each_epoch():
