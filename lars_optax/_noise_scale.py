@@ -1,12 +1,11 @@
 """The gradient noise scale, which says how large a batch still saves steps."""
 
-import operator
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from lars_optax._tree import flatten, list_some
+from lars_optax._tree import flatten, is_empty, list_some, quote
 from lars_optax._validate import check_number
 
 
@@ -32,7 +31,7 @@ class NoiseScale(NamedTuple):
 
         Noise and signal are sums over layers. The scale is the ratio of the sums.
         """
-        noise, signal = (sum(map(jnp.sum, jax.tree.leaves(x))) for x in self[:2])
+        noise, signal = (sum(map(jnp.sum, jax.tree.leaves(x)), 0.0) for x in self[:2])
         return _with_ratio(noise, signal)
 
     def moving_average(
@@ -45,26 +44,43 @@ class NoiseScale(NamedTuple):
 
             average ← decay · average + (1 − decay) · estimate
 
+        The averages follow the last 1 / (1 − decay) steps or so. If gradients shrink
+        faster, earlier and larger gradients dominate them, and the scale is too small.
+
         Begin with zeros, for example `jax.tree.map(jnp.zeros_like, estimate)`. After n
         steps both averages are then too small by the factor 1 − decayⁿ. This factor
-        cancels in the scale.
+        cancels in the scale. Leave out steps whose gradients are not finite, because an
+        average that is NaN stays NaN.
 
         Args:
-          previous: The average over the steps before.
+          previous: The average over the steps before, of the same structure.
           decay: The weight of `previous`, a number of at least 0 and less than 1.
 
         Raises:
-          ValueError: If `decay` is out of range.
+          ValueError: If `decay` is out of range, or if the structures differ.
         """
         check_number("decay", decay, high=1.0)
-        noise, signal = jax.tree.map(
-            lambda old, new: decay * old + (1 - decay) * new, previous[:2], self[:2]
-        )
-        return _with_ratio(noise, signal)
+
+        def average(old: Any, new: Any) -> Any:
+            keep = _number(decay, jnp.result_type(new))
+            return keep * old + (1 - keep) * new
+
+        averages = []
+        for name in ("noise", "signal"):
+            old, new = getattr(previous, name), getattr(self, name)
+            remedy = "Begin with zeros like the estimate."
+            _check_structures(f"previous.{name}", old, name, new, remedy)
+            averages.append(jax.tree.map(average, old, new))
+        return _with_ratio(*averages)
 
 
 def _with_ratio(noise: Any, signal: Any) -> NoiseScale:
-    return NoiseScale(noise, signal, jax.tree.map(operator.truediv, noise, signal))
+    return NoiseScale(noise, signal, jax.tree.map(jnp.divide, noise, signal))
+
+
+def _number(value: Any, dtype: Any) -> Any:
+    """Returns `value` in a form that keeps the dtype of arrays of `dtype`."""
+    return value.astype(dtype) if isinstance(value, jax.Array) else float(value)
 
 
 def gradient_noise_scale(
@@ -75,12 +91,14 @@ def gradient_noise_scale(
 ) -> NoiseScale:
     """Returns estimates of the gradient noise scale, from gradients of two batch sizes.
 
-    The simple noise scale tr Σ / |G|² is about the batch size up to which twice the
-    batch needs almost half the steps. Here G is the expected gradient, and Σ is the
-    covariance matrix of the gradient of one example. Far above this batch size a larger
-    batch hardly saves steps. The mean gradient of B examples has the expected squared
-    norm |G|² + tr Σ / B. With the squared norms s and S of gradients of b and B
-    examples, the estimates are
+    The simple noise scale is tr Σ / |G|², where G is the expected gradient and Σ is the
+    covariance matrix of the gradient of one example. Far below this batch size, twice
+    the batch needs almost half the steps. At this batch size, it takes about twice as
+    many examples to reach a loss as with small batches. Far above it, a larger batch
+    hardly saves steps.
+
+    The mean gradient of B examples has the expected squared norm |G|² + tr Σ / B. With
+    the squared norms s and S of gradients of b and B examples, the estimates are
 
         noise = (s − S) / (1/b − 1/B)
         signal = (B·S − b·s) / (B − b)
@@ -107,8 +125,10 @@ def gradient_noise_scale(
 
     What the noise scale does not tell:
 
-    - It holds for SGD with small steps. LARS divides the gradient of each layer by its
-      norm, so the layers count differently.
+    - It holds for SGD with small steps whose length is tuned for each batch size. LARS
+      divides the gradient of each layer by its norm, so the layers count differently.
+    - It is no more exact than its order of magnitude, because it assumes that the loss
+      curves equally in all directions.
     - It grows during training, often by a factor of 10 and more.
     - The examples are taken as drawn independently. BatchNorm over a small batch, or
       sampling without replacement from few examples, breaks this.
@@ -116,9 +136,10 @@ def gradient_noise_scale(
     Args:
       small_square_norm: The squared norm of the mean gradient over a small batch, or
         the mean of such squared norms over several small batches. A scalar, an array or
-        a tree, for example one scalar for each layer. A leaf may be None.
+        a tree, for example one scalar for each layer. A leaf may be None. Sum the
+        squares of bfloat16 or float16 gradients in float32.
       big_square_norm: The squared norm of the mean gradient over a large batch, of the
-        same structure.
+        same structure and shapes.
       small_batch_size: The number b of examples in a small batch, a number above 0.
       big_batch_size: The number B of examples in the large batch, a number above b.
 
@@ -128,8 +149,9 @@ def gradient_noise_scale(
       signal is 0.
 
     Raises:
-      ValueError: If a batch size is out of range, or if the structures of the squared
-        norms differ. Traced batch sizes are not checked.
+      ValueError: If a batch size is out of range, if a squared norm is complex, or if
+        the structures or shapes of the squared norms differ. The values of JAX arrays
+        are not checked.
 
     Example:
       >>> estimate = gradient_noise_scale(6.0, 5.0, 10, 20)
@@ -146,26 +168,57 @@ def gradient_noise_scale(
     if not any(isinstance(x, jax.Array) for x in sizes) and sizes[0] >= sizes[1]:
         raise ValueError(
             "big_batch_size must be larger than small_batch_size, got "
-            f"{big_batch_size!r} and {small_batch_size!r}."
+            f"{big_batch_size!r} and {small_batch_size!r}. Compare at least two "
+            "devices or micro-batches with their mean."
         )
-    _check_structures(small_square_norm, big_square_norm)
-    weight = 1 / (1 / small_batch_size - 1 / big_batch_size)
+    _check_squares(small_square_norm, big_square_norm)
     small, big = jax.tree.map(_as_float, (small_square_norm, big_square_norm))
-    noise = jax.tree.map(lambda s, b: (s - b) * weight, small, big)
-    signal = jax.tree.map(lambda b, n: b - n / big_batch_size, big, noise)
+
+    def noise_of(s: jax.Array, S: jax.Array) -> Any:
+        b, B = (_number(size, s.dtype) for size in sizes)
+        return (s - S) * (b * (B / (B - b)))
+
+    noise = jax.tree.map(noise_of, small, big)
+    signal = jax.tree.map(lambda S, n: S - n / _number(sizes[1], n.dtype), big, noise)
     return _with_ratio(noise, signal)
 
 
 def _as_float(x: jax.typing.ArrayLike) -> jax.Array:
-    return jnp.asarray(x, jnp.promote_types(jnp.result_type(x), jnp.float32))
+    dtype = jnp.result_type(x)
+    wide = jnp.issubdtype(dtype, jnp.floating) and jnp.finfo(dtype).bits >= 32
+    return jnp.asarray(x, dtype if wide else jnp.float32)
 
 
-def _check_structures(small: Any, big: Any) -> None:
-    (paths, _, structure), (others, _, other) = flatten(small), flatten(big)
-    if structure != other:
+def _check_squares(small: Any, big: Any) -> None:
+    remedy = "Compute both from gradients of the same parameters."
+    names = "small_square_norm", "big_square_norm"
+    _check_structures(names[0], small, names[1], big, remedy)
+    paths, leaves, _ = flatten(small)
+    for path, s, S in zip(paths, leaves, flatten(big)[1], strict=True):
+        if _kind(s) != _kind(S):
+            raise ValueError(
+                f"small_square_norm has {_kind(s)} at {quote(path)}, but "
+                f"big_square_norm has {_kind(S)}. Pass the mean of the squared norms "
+                "of several small batches."
+            )
+        for name, x in zip(names, (s, S), strict=True):
+            if jnp.iscomplexobj(x):
+                raise ValueError(
+                    f"{name} is complex at {quote(path)}, but a squared norm is real. "
+                    "Pass its real part."
+                )
+
+
+def _kind(x: Any) -> str:
+    return type(x).__name__ if is_empty(x) else f"shape {jnp.shape(x)}"
+
+
+def _check_structures(name: str, tree: Any, other: str, like: Any, remedy: str) -> None:
+    (paths, _, structure), (others, _, expected) = flatten(tree), flatten(like)
+    if structure != expected:
         differ = [p for p in (*paths, *others) if (p in paths) != (p in others)]
         where = f"differ at {list_some(differ)}" if differ else "have other containers"
         raise ValueError(
-            "small_square_norm and big_square_norm must have the same structure, but "
-            f"they {where}. Compute both from gradients of the same parameters."
+            f"{name} and {other} must have the same structure, but they {where}. "
+            f"{remedy}"
         )

@@ -10,6 +10,7 @@ epoch. docs/study_noise_scale.png shows their ratio beside the batch sizes at wh
 optimizer begins to lose accuracy.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import groupby, pairwise
@@ -67,19 +68,20 @@ def by_epoch(log: Sequence[Record]) -> list[Record]:
     ]
 
 
-def begins_to_lose(scores: Mapping[int, float], target: float) -> tuple[int, int]:
+def begins_to_lose(scores: Mapping[int, float], target: float) -> tuple[int, float]:
     """Returns two neighbouring batch sizes; the accuracy falls below `target` between.
 
     `scores` has the accuracy at each batch size. The first size is 0 if the accuracy is
-    below the target at all sizes.
+    below the target at the smallest size. The second is infinite if it is below the
+    target at no size.
     """
     sizes = sorted(scores)
-    if scores[sizes[0]] < target:
-        return 0, sizes[0]
-    return next((low, high) for low, high in pairwise(sizes) if scores[high] < target)
+    pairs = [(0, sizes[0]), *pairwise(sizes)]
+    found = (pair for pair in pairs if scores[pair[1]] < target)
+    return next(found, (sizes[-1], math.inf))
 
 
-def losses(runs: Runs, network: str) -> dict[str, tuple[int, int]]:
+def losses(runs: Runs, network: str) -> dict[str, tuple[int, float]]:
     """Returns, for each method, between which batch sizes it loses `POINTS` points."""
     target = mean(r["accuracy"] for r in runs.final(baseline(network))) - POINTS / 100
     return {
@@ -104,7 +106,8 @@ def table(record: Record) -> str:
         found = scales(record, network)
         line = {"": title} | {f"epoch {k}": f"{found[k]:,.0f}" for k in SHOWN}
         for name, (low, high) in losses(runs, network).items():
-            line[name] = f"{low:,} to {high:,}" if low else f"at {high:,} already"
+            between = f"{low:,} to {high:,}" if high < math.inf else f"above {low:,}"
+            line[name] = between if low else f"at {high:,} already"
         lines.append(line)
     return markdown(lines)
 
@@ -126,9 +129,8 @@ def draw(record: Record, folder: Path) -> None:
         for i, (name, (low, high)) in enumerate(losses(runs, network).items()):
             style = {k: line_style(i)[k] for k in ("color", "marker")}
             label = f"{name}: between these batch sizes it loses {POINTS} points"
-            axis.plot(
-                [last + 3 * (i + 1)] * 2, [low or high, high], label=label, **style
-            )
+            ends = [low or high, low if math.isinf(high) else high]
+            axis.plot([last + 3 * (i + 1)] * 2, ends, label=label, **style)
         axis.set(
             xlabel="epoch", title=title, yscale="log", xticks=range(0, last + 1, 10)
         )

@@ -335,12 +335,15 @@ def cells() -> list[Cell]:
 
 
 def suggested() -> list[Cell]:
-    """Returns the rows with a suggested learning rate and with others around it."""
+    """Returns the rows with a suggested learning rate and with others around it.
+
+    Those around it come first, because a trial there is also a run at that rate.
+    """
     return [
         Cell(DATA, net, batch, name)
         for batch in (8192, 2048, 512, 16_384)
         for net in NETWORKS
-        for name in SUGGESTED
+        for name in ("lars-around", "lars-suggested")
     ]
 
 

@@ -103,13 +103,19 @@ class Runs:
         """Returns the records of a study row's runs with the stage's epochs and seeds.
 
         Includes runs of other rows that differ only in how the learning rate is chosen.
+        Of several records of one run, which processes may add at the same time, the
+        first counts.
         """
         trains = METHODS[cell.method].trains
         alike = {name for name, method in METHODS.items() if method.trains == trains}
         rest = cell._asdict() | {"epochs": stage.epochs, "split": stage.split}
         del rest["method"]
         some = [r for r in self.records if rest.items() <= r.items()]
-        return [r for r in some if r["method"] in alike and r["seed"] in stage.seeds]
+        found: dict[tuple[float, int], Record] = {}
+        for r in some:
+            if r["method"] in alike and r["seed"] in stage.seeds:
+                found.setdefault((r["learning_rate"], r["seed"]), r)
+        return list(found.values())
 
     def trials(self, cell: Cell) -> tuple[list[float], float | None]:
         """Returns the learning rates that a study row tries, as far as known.

@@ -88,7 +88,7 @@ def run(job: Job, place: Place, about: Record, file: str) -> Record:
 
     Adds its record to `file`, under benchmarks/results. If a final run differs from
     this trial only in what is evaluated, adds the record of that run too, unless the
-    trial diverged.
+    file has it or the trial diverged.
     """
     bound = experiment(job.cell, job.rate, job.stage, place, job.variant)
     out = OUT / job.name
@@ -99,7 +99,8 @@ def run(job: Job, place: Place, about: Record, file: str) -> Record:
     record = job.key | asdict(result) | about
     append(file, record)
     final = job._replace(stage=job.cell.final)
-    if job.also_final and not result.diverged:
+    also = job.also_final and not Runs(read(file)).of(final)
+    if also and not result.diverged:
         restored = saved.restore(bound.init(job.seed))
         assert restored is not None, "the last update is saved"
         scores = bound.evaluate(bound.place(restored[0]), split=bound.dataset.test)

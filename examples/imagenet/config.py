@@ -250,10 +250,10 @@ class Batching(_Group):
     #: has its own BatchNorm statistics, as if it were on a device of its own. With
     #: the value 1 a device processes its images undivided.
     solvers_per_device: int = option(1, resume=True, speed=True, low=1, high=10_000)
-    #: Log an estimate of the gradient noise scale, a batch size [images]. Up to about
-    #: this batch size a run loses little by a larger batch. The estimate compares
-    #: the gradients of the devices, and of the slots that --accumulate makes, with
-    #: their mean, so it needs at least two.
+    #: Log an estimate of the gradient noise scale, a batch size [images]. At this
+    #: batch size SGD takes about twice as many images to reach a loss as with small
+    #: batches. The estimate compares the gradients of the devices, and of the slots
+    #: that --accumulate makes, with their mean, so it needs at least two.
     noise_scale: bool = option(False, result=False, speed=True)
     #: Number of images evaluated at once, over all devices [images]. Every image counts
     #: exactly once, also if the last batch is not full.

@@ -5,7 +5,7 @@ import pytest
 from logs import step
 
 from benchmarks.study import noise_scale, starting_rate
-from benchmarks.study.protocol import suggested_rate
+from benchmarks.study.protocol import DATA, Cell, suggested_rate
 
 
 def test_a_fit_finds_the_powers_of_a_known_law():
@@ -27,6 +27,19 @@ def test_the_suggested_rate_is_within_a_factor_of_two_of_every_published_one():
         assert 0.5 < ratio < 2, row
 
 
+def test_a_rate_whose_trial_diverged_is_not_one_that_was_not_run():
+    cell = Cell(DATA, "alexnet_small", 512, "lars-around")
+    trial, run = cell._asdict(), {"seed": 1, "epochs": 30}
+    half = run | {"learning_rate": 6.0, "split": "test", "accuracy": 0.9}
+    twice = run | {"learning_rate": 24.0, "split": "validation", "accuracy": 0.1}
+    records = [
+        trial | half | {"diverged": False},
+        trial | twice | {"diverged": True},
+    ]
+    first = starting_rate.results(records).splitlines()[2]
+    assert first.split(" | ")[3:7] == ["12: not run", "90.0 %", "diverged", "not run"]
+
+
 def test_noise_and_signal_are_averaged_over_each_epoch():
     records = [(0.0, 1.0, 4.0), (0.5, 3.0, 2.0), (1.0, 5.0, 1.0)]
     log = [
@@ -39,12 +52,21 @@ def test_noise_and_signal_are_averaged_over_each_epoch():
     ]
 
 
+def test_an_epoch_whose_signal_is_not_positive_has_no_noise_scale():
+    epochs = [
+        {"epoch": i, "noise": 2.0, "signal": signal}
+        for i, signal in enumerate((0.5, 0.0, -0.1))
+    ]
+    assert noise_scale.scales({"epochs": {"a": epochs}}, "a") == {0: 4.0}
+
+
 @pytest.mark.parametrize(
     ("scores", "expected"),
     [
         ({128: 0.92, 512: 0.915, 2048: 0.90}, (512, 2048)),
         ({128: 0.92, 512: 0.90, 2048: 0.915}, (128, 512)),
         ({2048: 0.90, 512: 0.905}, (0, 512)),
+        ({2048: 0.92, 512: 0.91}, (2048, np.inf)),
     ],
 )
 def test_an_optimizer_begins_to_lose_between_two_batch_sizes(scores, expected):

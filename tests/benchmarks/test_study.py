@@ -223,6 +223,22 @@ def test_a_trial_that_is_a_final_run_too_has_both_records(monkeypatch, tmp_path)
     assert final["accuracy"] == again.accuracy
     assert final["updates"] == trial["updates"] == 2 * epochs
 
+    (tmp_path / "study.jsonl").write_text(results.strict_json(final) + "\n")
+    train.run(job, Place(devices=1), {}, "study.jsonl")
+    records = results.read("study.jsonl")
+    assert [r["split"] for r in records] == ["test", "validation"]
+    assert Runs([*records, final]).of(job._replace(stage=cell.final)) == [final]
+
+
+def test_trials_that_are_runs_at_a_suggested_rate_too_come_before_these_runs():
+    around, suggested = protocol.suggested()[::2], protocol.suggested()[1::2]
+    for trial, run in zip(around, suggested, strict=True):
+        assert trial == run._replace(method="lars-around")
+        rates = trial.rates(lambda _: None)
+        job = Job(trial, run.suggested_rate, trial.tuning, 1)
+        assert job.rate in rates
+        assert job.also_final
+
 
 def test_the_rows_of_90_epochs_have_the_updates_that_their_protocol_names():
     rates = {cell.batch: cell for cell in protocol.proportions()}

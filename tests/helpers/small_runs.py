@@ -85,7 +85,7 @@ def all_kinds(folder):
     words = f"--data {root} --network alexnet_bn_small --width 0.25 --pixels 28"
     words += " --optimizer sgd --learning-rate 1e30 --warmup-epochs 3 --epochs 6"
     words += " --batch-size 8 --devices 2 --eval-batch-size 2 --log-every 1"
-    words += f" --layers-every 1 --broken blank --out {folder / 'out'}"
+    words += f" --layers-every 1 --broken blank --noise-scale --out {folder / 'out'}"
     settings = parse(words.split())
     whole = bind(settings)
     with suppress(Stopped):

@@ -184,6 +184,29 @@ def test_estimates_are_in_float32_at_least(dtype):
             assert x.dtype == ("float64" if dtype == "float64" else "float32")
 
 
+@pytest.mark.parametrize("size", [int, np.int64, np.float64, jnp.int32, jnp.float32])
+def test_no_argument_changes_the_dtype_of_the_norms(size, strict, x64):
+    number = size(0.5) if size in (np.float64, jnp.float32) else 0.5
+    for dtype in (jnp.bfloat16, jnp.float32):
+        found = gradient_noise_scale(dtype(3.0), dtype(2.0), size(1), size(2))
+        average = found.moving_average(NoiseScale(*jnp.zeros(3, jnp.float32)), number)
+        for x, expected in zip((*found, *average), (2, 1, 2, 1, 0.5, 2), strict=True):
+            assert x.dtype == "float32"
+            assert x == expected
+
+
+def test_a_batch_slightly_larger_than_the_other_loses_no_precision():
+    sizes = jnp.array([8191, 8192], jnp.int32)
+    noise = gradient_noise_scale(3.0, 2.0, *sizes).noise
+    np.testing.assert_allclose(noise, 8191 * 8192, rtol=1e-6)
+
+
+def test_a_ratio_of_zeros_is_nan():
+    zeros = NoiseScale(0.0, 0.0, 0.0)
+    assert np.isnan(zeros.moving_average(zeros).scale)
+    assert np.isnan(gradient_noise_scale({}, {}, 1, 2).total().scale)
+
+
 def test_leaves_without_a_gradient_are_left_out():
     tree = {"frozen": None, "w": 3.0}
     found = gradient_noise_scale(tree, {"frozen": None, "w": 2.0}, 1, 2)
@@ -204,6 +227,13 @@ def test_leaves_without_a_gradient_are_left_out():
             {"big_square_norm": 1.0},
             "same structure, but they differ at 'w', the ro",
         ),
+        (
+            {"small_square_norm": {"w": np.ones(8)}},
+            r"small_square_norm has shape \(8,\) at 'w', but big_square_norm has shape "
+            r"\(\)\. Pass the mean of the squared norms",
+        ),
+        ({"big_square_norm": {"w": None}}, r"shape \(\) at 'w', but .* has NoneType"),
+        ({"big_square_norm": {"w": 1j}}, "big_square_norm is complex at 'w'"),
     ],
 )
 def test_bad_arguments_are_refused_by_name(change, message):
@@ -221,3 +251,9 @@ def test_a_decay_out_of_range_is_refused():
     assert_refused(
         "decay must be finite and >= 0 and < 1", one.moving_average, one, 1.0
     )
+
+
+def test_an_average_of_another_structure_is_refused():
+    found = gradient_noise_scale({"w": 2.0}, {"w": 1.0}, 1, 2)
+    message = "previous.noise and noise must have .* differ at the root .*, 'w'. Begin"
+    assert_refused(message, found.moving_average, NoiseScale(0.0, 0.0, 0.0))

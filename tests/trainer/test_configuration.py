@@ -68,7 +68,7 @@ CHANGES = {
     " --no-nesterov --momentum-order scaled --weight-decay 0 --trust-coefficient 0.02"
     " --fallback-ratio 0.5 --layers all --label-smoothing 0.1",
     "batching": "--batch-size 512 --epochs 100 --devices 2 --engine shard_map"
-    " --accumulate 256 --solvers-per-device 2 --eval-batch-size 7",
+    " --accumulate 256 --solvers-per-device 2 --noise-scale --eval-batch-size 7",
     "run": "--seed 3 --out here",  # A recipe has nothing to do with the others.
 }
 # The fields that have another name than their flag.

@@ -175,15 +175,23 @@ def _layers(run: Run, label: str, out: Path) -> list[Part]:
 
 
 def _noise_scale(run: Run, label: str, out: Path) -> list[Part]:
-    """Says how large a batch the noise scale suggests, and draws it over the run."""
-    if not (found := run.noise_scales()):
-        return []
-    epochs, scales = zip(*found, strict=True)
+    """Says what the noise scale means for the batch size, and draws it over the run."""
+    found = run.noise_scales()
+    positive = [(epoch, scale) for epoch, scale in found if scale > 0]
+    if not positive:
+        none = f"{run.name}: no estimate of the gradient noise scale is positive."
+        return [none] if run.settings.get("noise_scale") else []
+    epochs, scales = zip(*positive, strict=True)
     text = (
         f"{run.name}: the median of the gradient noise scale is {median(scales):,.0f}"
-        " images. Up to about this batch size a run loses little by a larger batch. Far"
-        " above it, a larger batch hardly saves updates."
+        " images. With this batch size, SGD takes about twice as many images to reach a"
+        " loss as with small batches. Far above it a larger batch hardly saves updates."
     )
+    if hidden := len(found) - len(positive):
+        text += (
+            f" At {hidden:,} of {len(found):,} updates the estimate is not positive."
+            " They are left out, so the median is too low."
+        )
     picture = out / f"noise-scale-{run.name}.png"
     batch_size = run.settings["batch_size"]
     plot_noise_scale(epochs, scales, batch_size, f"{run.name}: {label}", picture)
@@ -192,7 +200,8 @@ def _noise_scale(run: Run, label: str, out: Path) -> list[Part]:
 
 def _numbers(run: Run, label: str) -> dict[str, Any]:
     """Returns the entry of a run in report.json; values that the log lacks are None."""
-    norms, scales = run.norms(), run.noise_scales()
+    norms = run.norms()
+    scales = [scale for _, scale in run.noise_scales() if scale > 0]
     lines = {
         key: [x if math.isfinite(x) else None for x in values.tolist()]
         for key, values in curve(run.log).items()
@@ -209,7 +218,7 @@ def _numbers(run: Run, label: str) -> dict[str, Any]:
         "splits": run.splits,
         "curve": lines,
         "norms": norms and {"step": norms[0], "leaves": norms[1]},
-        "noise_scale": median([scale for _, scale in scales]) if scales else None,
+        "noise_scale": median(scales) if scales else None,
     }
 
 

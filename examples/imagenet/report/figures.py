@@ -216,18 +216,22 @@ def plot_noise_scale(
 ) -> None:
     """Draws the gradient noise scale over epochs, and the batch size, into a file."""
     from matplotlib.figure import Figure
-    from matplotlib.ticker import StrMethodFormatter
+    from matplotlib.ticker import NullFormatter, StrMethodFormatter
 
     figure = Figure(figsize=(7, 4), layout="constrained")
     axes = figure.subplots()
     axes.set_title(_drawable(heading), fontsize="medium")
     every = max(1, len(scales) // 6)
-    axes.plot(epochs, scales, label="noise scale", markevery=every, **line_style(0))
+    drawn = np.array([_array(scale) for scale in scales])
+    axes.plot(epochs, drawn, label="noise scale", markevery=every, **line_style(0))
     label = f"batch size, {batch_size:,}"
     axes.axhline(batch_size, label=label, color=_COLOURS[1], linestyle=_DASHES[1])
     axes.set(xlabel="epoch", ylabel="images", yscale="log")
     axes.yaxis.set_major_formatter(StrMethodFormatter("{x:,g}"))
-    axes.yaxis.set_minor_formatter(StrMethodFormatter("{x:,g}"))
+    # Of several powers of ten, the numbers between them would cover each other.
+    low, high = axes.get_ylim()
+    few = StrMethodFormatter("{x:,g}") if high < 20 * low else NullFormatter()
+    axes.yaxis.set_minor_formatter(few)
     axes.grid(color="0.85")
     axes.legend()
     figure.savefig(out, dpi=150)

@@ -100,11 +100,11 @@ class Run:
     def noise_scales(self) -> list[tuple[float, float]]:
         """Returns the epoch and the gradient noise scale of each update that has one.
 
-        Updates at which the estimate is not positive are left out.
+        It is negative where the estimate of the signal is. Updates at which it is not
+        finite are left out.
         """
-        steps = self.of("step")
-        found = [(record["epoch"], record.get("noise_scale")) for record in steps]
-        return [(epoch, scale) for epoch, scale in found if scale and scale > 0]
+        found = [(r["epoch"], r.get("noise_scale")) for r in self.of("step")]
+        return [(epoch, scale) for epoch, scale in found if scale is not None]
 
     def speeds(self) -> tuple[list[Record], list[Record]]:
         """Returns the first speed record of each process, and all other speed records.

@@ -114,7 +114,8 @@ class Recorder:
             images_per_second_per_device=speed / len(experiment.devices),
             data_wait=self._waited / seconds,
         )
-        if name := leaf_not_finite(state):
+        # The noise scale is a measurement. It is not finite if its signal is 0.
+        if name := leaf_not_finite(state._replace(noise_scale=None)):
             self.log.write(kind="not_finite", step=last, where=f"the new {name}")
         return name is None
 

@@ -9,6 +9,7 @@ import small_runs
 import steps
 from cases import cases
 from logs import PNG_MAGIC, config, epoch, step, write
+from matplotlib.figure import Figure
 from test_slots import all_reduces
 from trees import assert_refused
 
@@ -16,6 +17,7 @@ from examples.imagenet.config import Model
 from examples.imagenet.data import arrays as data
 from examples.imagenet.log import read_log
 from examples.imagenet.report import __main__ as report
+from examples.imagenet.report.figures import plot_noise_scale
 from examples.imagenet.run.experiment import Experiment
 from examples.imagenet.run.loop import Stopped
 from examples.imagenet.step import devices as engine
@@ -87,12 +89,14 @@ def test_one_scalar_joins_the_one_all_reduce(name, accumulate, devices):
     assert carried[1] == sorted([*carried[0], 4])
 
 
-def small_experiment(n, *, model=None, **batching):
+def small_experiment(n, *, model=None, classes=10, **batching):
     settings = small_runs.config()
     batching = replace(settings.batching, noise_scale=True, **batching)
     settings = replace(settings, batching=batching, model=model or settings.model)
     parts = (small_runs.split(i, k) for i, k in ((0, 128), (1, 32), (2, 32)))
-    return Experiment(settings, data.in_memory(*parts, 10), jax.local_devices()[:n])
+    parts = (replace(part, labels=part.labels % classes) for part in parts)
+    dataset = data.in_memory(*parts, classes)
+    return Experiment(settings, dataset, jax.local_devices()[:n])
 
 
 def test_a_run_logs_it_and_resumes_as_if_it_had_not_stopped(tmp_path):
@@ -119,6 +123,16 @@ def test_a_run_logs_it_and_resumes_as_if_it_had_not_stopped(tmp_path):
     with pytest.raises(Stopped):
         train("stopped", show=stop)
     assert train("stopped") == whole
+
+
+def test_a_noise_scale_that_is_not_finite_ends_no_run(tmp_path):
+    """With one class every gradient is 0, and noise / signal is 0 / 0."""
+    run = small_runs.config(out=str(tmp_path)).run
+    result = small_runs.train_on(small_experiment(2, classes=1), run)
+    assert (result.updates, result.diverged) == (small_runs.UPDATES, False)
+    for record in small_runs.records(tmp_path, "step"):
+        found = record["noise"], record["signal"], record["noise_scale"]
+        assert found == (0, 0, None)
 
 
 @cases("n, options, message",
@@ -149,6 +163,33 @@ def test_the_report_says_what_batch_it_suggests_and_draws_it(tmp_path, monkeypat
     report.main([folder, "--out", str(tmp_path / "out")])
     page = (tmp_path / "out/report.md").read_text()
     assert "the median of the gradient noise scale is 100 images" in page
+    assert "At 1 of 4 updates the estimate is not positive" in page
     assert "![noise-scale-run](noise-scale-run.png)" in page
     picture = (tmp_path / "out/noise-scale-run.png").read_bytes()
     assert picture.startswith(PNG_MAGIC)
+
+
+def test_the_report_of_estimates_that_cannot_be_drawn(tmp_path):
+    """None is positive, or all are beyond float32, as in a damaged log."""
+    for name, found in (("none", [-5.0, None, 0.0]), ("huge", [1e300, 1e299])):
+        steps_of = [step(i) | {"noise_scale": scale} for i, scale in enumerate(found)]
+        asked = config(noise_scale=True)
+        folder, out = write(tmp_path / name, asked, *steps_of), tmp_path / "out"
+        report.main([folder, "--out", str(out)])
+        page = (out / "report.md").read_text()
+        none = "none: no estimate of the gradient noise scale is positive." in page
+        assert none == (name == "none")
+        assert (out / f"noise-scale-{name}.png").exists() == (name == "huge")
+
+
+@pytest.mark.parametrize(("highest", "numbers"), [(3000, True), (30_000, False)])
+def test_numbers_between_powers_of_ten_are_written_where_there_are_few(
+    highest, numbers, tmp_path, monkeypatch
+):
+    drawn = []
+    monkeypatch.setattr(
+        Figure, "savefig", lambda figure, *_, **__: drawn.append(figure)
+    )
+    plot_noise_scale([0, 1], [800, highest], 1000, "", tmp_path / "a.png")
+    formatter = drawn[0].axes[0].yaxis.get_minor_formatter()
+    assert formatter(2000) == ("2,000" if numbers else "")
