@@ -4,7 +4,7 @@ VENV := .venv
 PY := $(VENV)/bin/python
 STAMP := $(VENV)/.ready-$(JAX)
 
-.PHONY: help train test floor newest gpu-program gpu-test lint docs format report clean
+.PHONY: help train test floor newest gpu-program gpu-test package lint docs format report clean
 .DEFAULT_GOAL := help
 
 help:
@@ -15,6 +15,7 @@ help:
 	@echo "             training run on the newest jax (skipped without Python 3.12 or 3.13)"
 	@echo "make gpu-test     test programs that are compiled for an NVIDIA H100; needs no GPU"
 	@echo "make gpu-program  count kernels and memory of these programs; needs no GPU"
+	@echo "make package  build the wheel, check it, and install it in bare environments"
 	@echo "make lint    check format, style, types and who imports whom"
 	@echo "make docs    build the documentation into site/"
 	@echo "make report  put the benchmarks' results into the tables of the pages, and draw"
@@ -35,6 +36,9 @@ floor newest:
 
 gpu-program gpu-test:
 	tools/compile_for_gpu.sh $(@:gpu-%=%)
+
+package:
+	tools/check_package.sh
 
 lint: $(STAMP)
 	$(PY) -m ruff format --check .
@@ -59,4 +63,4 @@ $(STAMP): requirements.lock requirements-cuda.lock tools/make_venv.sh
 	@touch $@
 
 clean:
-	rm -rf $(VENV) .venv-floor .venv-newest .venv-gpu .venv-peers runs .pytest_cache .mypy_cache .ruff_cache site
+	rm -rf $(VENV) .venv-floor .venv-newest .venv-gpu .venv-package .venv-peers runs .pytest_cache .mypy_cache .ruff_cache site
