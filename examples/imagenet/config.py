@@ -98,9 +98,9 @@ class Data(_Group):
     pixels: int | None = option(None, speed=True, low=1, high=1_024)
     #: How images from folders are cropped for training. `caffe`: stretch to 256×256
     #: pixels (if --pixels is not 224 to 227: to 8/7 of it), then crop and mirror at
-    #: random. The LARS paper does not say how it crops; this is likely. `rrc`: random-
-    #: resized crop and random mirror, as in Goyal et al. and MLPerf. With `center`: the
-    #: centre crop, nothing random.
+    #: random. The LARS paper does not say how it crops; this is likely. `rrc`: a
+    #: crop of random size and a random mirror, as in Goyal et al. and MLPerf. With
+    #: `center`: the centre crop, nothing random.
     augment: Augment = option("caffe", speed=True, recipe=True)
     #: What to do when an image in a folder cannot be read. `stop`: end the run with an
     #: error, after saving a checkpoint if the run has one process. `blank`: train on an
