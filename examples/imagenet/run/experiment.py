@@ -56,12 +56,13 @@ def make_schedule(recipe: Recipe, images: int) -> Schedule:
     def steps(epochs: float) -> int:
         return epochs_to_steps(epochs, images, recipe.batch_size)
 
-    epochs, (warmup, updates) = recipe.epochs, recipe.step_counts(images)
+    epochs, planned = recipe.epochs, round(recipe.epochs * images / recipe.batch_size)
+    remedy = f"that is {planned:,} updates, of at most {_MOST_UPDATES:,}; give fewer"
+    ok = planned <= _MOST_UPDATES
+    check(ok, "epochs", epochs, f"{remedy} epochs, or a larger --batch-size")
+    warmup, updates = recipe.step_counts(images)
     remedy = f"that is at most half an update of {recipe.batch_size} images; give more"
     check(updates > 0, "epochs", epochs, f"{remedy} epochs, or a smaller --batch-size")
-    remedy = f"that is {updates:,} updates, of at most {_MOST_UPDATES:,}; give fewer"
-    ok = updates <= _MOST_UPDATES
-    check(ok, "epochs", epochs, f"{remedy} epochs, or a larger --batch-size")
     _check_warmup(recipe, images, warmup, updates)
     if updates != steps(epochs):  # the number of updates is that of the source
         epochs = updates * recipe.batch_size / images
