@@ -12,8 +12,9 @@ from lars_optax._validate import check_number
 class NoiseScale(NamedTuple):
     """Estimates of the noise and the signal of a gradient, and their ratio.
 
-    Each field has the structure of the squared norms that `gradient_noise_scale` got: a
-    scalar or array for a whole network, or a tree with a scalar for each layer.
+    Each field has the structure of the squared norms that were passed to
+    `gradient_noise_scale`. It is a scalar or array for a whole network, or a tree with
+    a scalar for each layer.
 
     Attributes:
       noise: An estimate of tr Σ, where Σ is the covariance matrix of the gradient of
@@ -39,13 +40,14 @@ class NoiseScale(NamedTuple):
     ) -> "NoiseScale":
         """Returns exponential moving averages of noise and signal, and their ratio.
 
-        Noise and signal of one step are rough estimates. The signal may be negative.
-        An average of their ratios would be biased, so both are averaged apart:
+        Noise and signal of one step are rough estimates. The signal may be negative. An
+        average of their ratios would be biased, so each is averaged separately:
 
             average ← decay · average + (1 − decay) · estimate
 
-        The averages follow the last 1 / (1 − decay) steps or so. If gradients shrink
-        faster, earlier and larger gradients dominate them, and the scale is too small.
+        The averages extend over about the last 1 / (1 − decay) steps. If the gradients
+        shrink within these steps, the earlier and larger gradients dominate, and the
+        scale is too small.
 
         Begin with zeros, for example `jax.tree.map(jnp.zeros_like, estimate)`. After n
         steps both averages are then too small by the factor 1 − decayⁿ. This factor
@@ -103,14 +105,14 @@ def gradient_noise_scale(
         noise = (s − S) / (1/b − 1/B)
         signal = (B·S − b·s) / (B − b)
 
-    Both are unbiased, also if the large batch consists of the small ones. The ratio is
-    not, and the estimates of one step are rough. Average noise and signal apart over
-    steps with `NoiseScale.moving_average`. To make them less rough, pass as
+    Both are unbiased, even if the large batch consists of the small ones. Their ratio
+    is biased, and the estimates of one step are rough. `NoiseScale.moving_average`
+    averages noise and signal over steps. For better estimates, pass as
     `small_square_norm` the mean of the squared norms of several small batches.
 
-    Data-parallel training has both norms at no further backward pass. The small batch
-    is that of one device, and the large batch is that of all devices. One scalar for
-    each layer, or for the whole tree, joins the mean of the gradients:
+    Data-parallel training has both norms without a further backward pass. The small
+    batch is that of one device, and the large batch is that of all devices. Only one
+    more scalar for each layer, or for the whole tree, is averaged over the devices:
 
         grads = jax.grad(loss)(params, batch)           # on each device, in pmap
         small = jax.tree.map(lambda g: jnp.vdot(g, g), grads)
@@ -123,15 +125,16 @@ def gradient_noise_scale(
     batch is one micro-batch, and `small` is the mean over the micro-batches.
     `estimate.total()` has the estimates for the whole tree.
 
-    What the noise scale does not tell:
+    The noise scale has limits:
 
     - It holds for SGD with small steps whose length is tuned for each batch size. LARS
       divides the gradient of each layer by its norm, so the layers count differently.
-    - It is no more exact than its order of magnitude, because it assumes that the loss
-      curves equally in all directions.
+    - Only its order of magnitude is meaningful, because it assumes that the loss curves
+      equally in all directions.
     - It grows during training, often by a factor of 10 and more.
-    - The examples are taken as drawn independently. BatchNorm over a small batch, or
-      sampling without replacement from few examples, breaks this.
+    - It assumes that the examples are drawn independently. This does not hold for
+      BatchNorm over a small batch, or for sampling without replacement from few
+      examples.
 
     Args:
       small_square_norm: The squared norm of the mean gradient over a small batch, or
@@ -217,7 +220,7 @@ def _check_structures(name: str, tree: Any, other: str, like: Any, remedy: str) 
     (paths, _, structure), (others, _, expected) = flatten(tree), flatten(like)
     if structure != expected:
         differ = [p for p in (*paths, *others) if (p in paths) != (p in others)]
-        where = f"differ at {list_some(differ)}" if differ else "have other containers"
+        where = f"differ at {list_some(differ)}" if differ else "differ in type"
         raise ValueError(
             f"{name} and {other} must have the same structure, but they {where}. "
             f"{remedy}"

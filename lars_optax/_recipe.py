@@ -83,8 +83,8 @@ class Recipe:
       batch_size: The number of images in one update.
       rate_scaling: The rule by which the source scales the learning rate with the batch
         size, "linear" or "sqrt". None if it states no rule.
-      rate_batch_size: The batch size that `learning_rate` belongs to, if `replace`
-        changed only the batch size. None means `batch_size`.
+      rate_batch_size: The batch size that `learning_rate` belongs to. `replace` sets it
+        if it changes only `batch_size`. None means `batch_size`.
       epochs: The length of the run in epochs.
       steps: A `Steps` with the numbers of updates, if the source's log or code has
         them. They replace `epochs` and `warmup_epochs` in a run with the batch size and

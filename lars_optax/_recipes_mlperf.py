@@ -155,7 +155,7 @@ def _mlperf_rcp() -> list[Recipe]:
         "eps": f"0 {listed}",
         "power": f"2 {listed}",
         "warmup_start": "0 in the code of the rounds",
-        "mask": "no bias and norm parameter in the code of the rounds",
+        "mask": "the code of the rounds leaves out biases and norm parameters",
         "label_smoothing": "0.1 in Google's commands",
         "zero_init_last_bn": "not stated; not in Google's code of v1.0",
     }

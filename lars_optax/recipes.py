@@ -50,8 +50,8 @@ def names(family: str | None = None) -> tuple[str, ...]:
     if not found:
         known = dict.fromkeys(_NETWORK.split(name)[0] for name in _RECIPES)
         raise ValueError(
-            f"no name of a recipe begins with {family!r}-. Names begin for example "
-            f"with {', '.join(known)}."
+            f"no recipe name begins with {family!r}. Names begin for example with "
+            f"{', '.join(known)}."
         )
     return found
 

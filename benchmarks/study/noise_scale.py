@@ -2,12 +2,12 @@
 
     python -m benchmarks.study.noise_scale [--fashion-mnist DIR]
 
-The baseline is SGD with a batch size of 128 at the study's learning rate, seed 1, 30
-epochs, on Fashion-MNIST. Each batch is processed as two slots of 64 images, and the
-noise scale compares their gradients with their mean. BatchNorm takes the moments of a
-slot. Writes benchmarks/results/noise_scale.json, with the mean noise and signal of each
-epoch. docs/study_noise_scale.png shows their ratio beside the batch sizes at which each
-optimizer begins to lose accuracy.
+The baseline is SGD with a batch size of 128 and the study's learning rate. It trains on
+Fashion-MNIST for 30 epochs, from seed 1. Each batch is processed as two slots of 64
+images, and the noise scale compares their gradients with their mean. BatchNorm takes
+the moments of a slot. The command writes the mean noise and signal of each epoch to
+benchmarks/results/noise_scale.json. docs/study_noise_scale.png shows their ratio beside
+the batch sizes at which each optimizer begins to lose accuracy.
 """
 
 import math
@@ -69,11 +69,11 @@ def by_epoch(log: Sequence[Record]) -> list[Record]:
 
 
 def begins_to_lose(scores: Mapping[int, float], target: float) -> tuple[int, float]:
-    """Returns two neighbouring batch sizes; the accuracy falls below `target` between.
+    """Returns the two batch sizes between which the accuracy falls below `target`.
 
-    `scores` has the accuracy at each batch size. The first size is 0 if the accuracy is
-    below the target at the smallest size. The second is infinite if it is below the
-    target at no size.
+    `scores` has the accuracy at each batch size. The two are neighbours in it. The
+    first is 0 if the accuracy is below the target at the smallest size. The second is
+    infinite if it is below the target at no size.
     """
     sizes = sorted(scores)
     pairs = [(0, sizes[0]), *pairwise(sizes)]
@@ -94,7 +94,7 @@ def losses(runs: Runs, network: str) -> dict[str, tuple[int, float]]:
 
 
 def scales(record: Record, network: str) -> dict[int, float]:
-    """Returns the noise scale in each epoch in which the signal was resolved."""
+    """Returns the noise scale of each epoch whose estimate of the signal is above 0."""
     found = record["epochs"][network]
     return {r["epoch"]: r["noise"] / r["signal"] for r in found if r["signal"] > 0}
 

@@ -33,22 +33,27 @@ They were added after the first results. The row of `optax.lars` among them was 
 last and begins with four learning rates, 10 to 80. Runs that two rows share are run
 once.
 
-The rows of 90 epochs have the proportions of the paper's ResNet-50. Its hardest run has
-a batch size of 32,768, which is 2.6 % of the images, 90 epochs and 3,519 updates. Here
-the large batch has 2,048 images, which is 3.7 %, and 2,417 updates. The baseline has a
-batch size of 16 and 309,375 updates. The learning rate grows over an eighteenth of the
-epochs, which are 5 of 90, and all else is as above. Each optimizer begins with three
-learning rates. A trial has all 90 epochs and seed 1. It is evaluated on the validation
-images, by which the rate is chosen, and on the test images. Seeds 2 and 3 follow at the
-chosen rate. The trials of the baseline have 30 epochs.
+The rows of 90 epochs have the proportions of the paper's hardest run of ResNet-50. This
+run has 90 epochs too:
+
+| | batch size | share of the images | updates |
+| --- | --- | --- | --- |
+| paper | 32,768 | 2.6 % | 3,519 |
+| large batch here | 2,048 | 3.7 % | 2,417 |
+| baseline here | 16 | – | 309,375 |
+
+The learning rate grows over 5 of the 90 epochs, and all else is as above. Each
+optimizer begins with three learning rates. A trial has all 90 epochs and seed 1. It is
+evaluated on the validation images, by which the rate is chosen, and on the test images.
+Seeds 2 and 3 follow at the chosen rate. The trials of the baseline have 30 epochs.
 
 The rows with a suggested rate test a rule that needs no trials. For T updates of B
-images the suggested rate of LARS is 19 · (B/T)^¼, and at most 40. Rule and factor were
-chosen before these rows were run, from published rates and from the trials of the other
-rows. The rows "rates around the suggested one" begin with half, once and twice the
-suggested rate. A trial has the full length and seed 1, and is evaluated on the
-validation and on the test images. Seeds 2 and 3 follow at the suggested and at the best
-rate.
+images the suggested rate of LARS is 19 · (B/T)^¼, but at most 40. The rule and its
+factor were chosen before these rows were run, from published rates and from the trials
+of the other rows. The rows "rates around the suggested one" begin with half, once and
+twice the suggested rate. A trial has the full length and seed 1, and is evaluated on
+the validation and on the test images. Seeds 2 and 3 follow at the suggested and at the
+best rate.
 
 The table has the test accuracy after the last update; nothing is chosen by test images.
 A run that diverges ends, and counts with the accuracy after its last update. Nothing is

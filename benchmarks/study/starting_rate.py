@@ -1,11 +1,12 @@
 """Compares published and tuned learning rates of LARS with a rule for them.
 
-A step of LARS changes the weights of a layer by at most about q = γη/(1 − μ) of their
-norm, so q is compared, not γ. Published rows are those of the paper and of MLPerf that
-have a learning rate, with the paper's Table 7 corrected. Rows of the study are the best
-rates of LARS of weights that its trials had found before the rule was chosen. Each is
-the result of T updates of B images. Fits log q by least squares. `make report` puts the
-tables into docs/study.md.
+Here γ is the learning rate, η the trust coefficient and μ the momentum. A step of LARS
+changes the weights of a layer by at most about q = γη/(1 − μ) of their norm, so rows
+are compared by q. The published rows are those of the paper and of MLPerf that have a
+learning rate, with the corrected rates of the paper's Table 7. The rows of the study
+are the best rates of LARS of weights that its trials had found before the rule was
+chosen. A row has T updates of B images. log q is fitted by least squares. `make report`
+puts the tables into docs/study.md.
 """
 
 import math

@@ -98,9 +98,9 @@ class Data(_Group):
     pixels: int | None = option(None, speed=True, low=1, high=1_024)
     #: How images from folders are cropped for training. `caffe`: stretch to 256×256
     #: pixels (if --pixels is not 224 to 227: to 8/7 of it), then crop and mirror at
-    #: random. The LARS paper does not say how it crops; this is likely. `rrc`: a
-    #: crop of random size and a random mirror, as in Goyal et al. and MLPerf. With
-    #: `center`: the centre crop, nothing random.
+    #: random. The LARS paper does not say how it crops, so this is a guess. `rrc`: a
+    #: crop of random size and a random mirror, as in Goyal et al. and MLPerf.
+    #: `center`: the centre crop, without anything random.
     augment: Augment = option("caffe", speed=True, recipe=True)
     #: What to do when an image in a folder cannot be read. `stop`: end the run with an
     #: error, after saving a checkpoint if the run has one process. `blank`: train on an
@@ -252,8 +252,8 @@ class Batching(_Group):
     solvers_per_device: int = option(1, resume=True, speed=True, low=1, high=10_000)
     #: Log an estimate of the gradient noise scale, a batch size [images]. At this
     #: batch size SGD takes about twice as many images to reach a loss as with small
-    #: batches. The estimate compares the gradients of the devices, and of the slots
-    #: that --accumulate makes, with their mean, so it needs at least two.
+    #: batches. The estimate compares the gradients of several devices, or of the slots
+    #: that --accumulate makes, with their mean. It needs at least two gradients.
     noise_scale: bool = option(False, result=False, speed=True)
     #: Number of images evaluated at once, over all devices [images]. Every image counts
     #: exactly once, also if the last batch is not full.

@@ -47,11 +47,11 @@ OPTIMIZERS = {
     "mlperf-v0.7-resnet50-lars-65536": TF_CONTRIB,
     "mlperf-v1.0": TF_CONTRIB,
 }
-NOT_RUN = ("mlperf-rcp", "paper", "goyal")  # families of which nothing was run
+NOT_RUN = ("mlperf-rcp", "paper", "goyal")  # families whose code was not run
 
 
 def recording_of(name):
-    """The recording of a recipe's optimizer and the other leaf, or None."""
+    """The row of `OPTIMIZERS` for a recipe, or None if its optimizer was not run."""
     if name.endswith("-jax"):
         return None
     found = (row for start, row in OPTIMIZERS.items() if name.startswith(start))
@@ -76,7 +76,7 @@ def optimizer_errors(name):
 
 
 def schedule_errors(name):
-    """The differences of a recipe's schedule at each knot, divided by the peak."""
+    """The differences of the schedules at each recorded step, divided by the peak."""
     recipe, run = recipes.get(name), RUNS[name]
     with enable_x64(True):
         ours = np.asarray(recipe.schedule(IMAGENET)(jnp.asarray(run["steps"])))

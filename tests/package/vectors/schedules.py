@@ -39,7 +39,7 @@ class Run(NamedTuple):
     rate: Callable[[int], Any]
 
     def knots(self) -> list[int]:
-        """Both ends of the warm-up and of the decay, and the middle of the decay."""
+        """Steps at both ends of the warm-up and of the decay, and in its middle."""
         warmup, total, _ = self
         around = [warmup - 1, warmup, warmup + 1]
         return [0, 1, *around, (warmup + total) // 2, total - 1]
@@ -216,7 +216,7 @@ RUNS = {
 
 
 def record(sources, runs):
-    """The knots of every run and the source's rates there, by the recipe's name."""
+    """The recorded steps of each run and the source's rates there, by recipe."""
     found = {}
     for name, (make, source, *flags) in runs.items():
         run = make(sources, source, *flags)

@@ -76,7 +76,7 @@ def set_rate_at_epoch(adjust, **arguments):
 
 
 def record_byol(sources, options, inputs):
-    """BYOL's chain, on Optax 0.2.8, with `jax.tree_map` as a name of `jax.tree.map`."""
+    """BYOL's chain, on Optax 0.2.8, with `jax.tree_map` defined as `jax.tree.map`."""
     schedules = BYOL_SCHEDULE.load(sources)
     module = BYOL.load(sources)
     params, grads, _ = inputs
