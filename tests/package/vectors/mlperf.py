@@ -1,6 +1,6 @@
 """The learning rates of Google's schedules in three rounds of MLPerf Training.
 
-The functions are like those of `schedules.py`.
+The functions take and return the same as those of `schedules.py`.
 """
 
 import ast

@@ -1,7 +1,8 @@
 """Google's LARS for TensorFlow 2, as in the round v0.7 of MLPerf Training.
 
-TensorFlow has moved some names that its two files import. They get them from where they
-are now. The gradients are those of one process, so they are not summed over processes.
+TensorFlow has moved some functions that the two files of this optimizer import. Here
+they come from their present modules. The gradients are those of one process, so they
+are not summed over processes.
 """
 
 from contextlib import ExitStack
