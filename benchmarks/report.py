@@ -13,7 +13,13 @@ from typing import Any
 
 from benchmarks.correctness import regimes
 from benchmarks.results import NOT_RUN, RESULTS, STUDY, Table, read
-from benchmarks.speed import gpu_program, input_pipeline, optimizer_step, train_step
+from benchmarks.speed import (
+    gpu_program,
+    input_pipeline,
+    optimizer_step,
+    train_step,
+)
+from benchmarks.speed import noise_scale as noise_scale_cost
 from benchmarks.study import (
     ablations,
     barlow_twins,
@@ -27,9 +33,9 @@ from benchmarks.study import (
 from benchmarks.study.runs import ABLATIONS_FILE, STUDY_FILE
 from examples.imagenet import demo
 
-MODULES: Any = (regimes, optimizer_step, train_step, gpu_program, input_pipeline, page,
-                default_ratio, layers, ablations, scaling, barlow_twins, noise_scale,
-                starting_rate)  # fmt: skip
+MODULES: Any = (regimes, optimizer_step, train_step, gpu_program, input_pipeline,
+                noise_scale_cost, page, default_ratio, layers, ablations, scaling,
+                barlow_twins, noise_scale, starting_rate)  # fmt: skip
 TABLES = [
     Table(STUDY, "demo", "demo.json", lambda record: demo.markdown(record["rows"])),
     *(table for module in MODULES for table in module.TABLES),

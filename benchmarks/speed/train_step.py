@@ -103,20 +103,6 @@ def compare(network: Network, size: int, given: Options) -> Record:
     return timed | {"torch": versions}
 
 
-def noise_scale(network: str, size: int, rounds: int) -> Record:
-    """Times training steps of two micro-batches without and with the noise scale.
-
-    A micro-batch has `size` images.
-    """
-    ready = partial(TrainingStep, network, "float32", draw_batch(network, 2 * size))
-    options = {"tx": OPTIMIZERS[LARS], "accumulate": 2}
-    steps: dict[str, timer.Step] = {
-        name: ready(**options, noise_scale=wanted)
-        for name, wanted in (("LARS", False), ("LARS and noise scale", True))
-    }
-    return time_steps(steps, rounds, dict.fromkeys(steps, 2 * size))
-
-
 def accumulate(network: Network, size: int, given: Options) -> Record:
     """Times training steps with LARS for each number of accumulated micro-batches.
 
