@@ -23,6 +23,7 @@ _RULE = {
     "fallback_ratio": "Google's LARS has a ratio of 1 for skipped variables",
     "epochs": "the steps, as epochs of 1,281,167 images, rounded",
 }
+_TF1 = {"momentum_order": "not published; that of tf.contrib in TensorFlow 1.15"}
 
 
 def _mlperf(
@@ -96,7 +97,6 @@ def _mlperf_v06() -> list[Recipe]:
 
 
 def _mlperf_v07() -> list[Recipe]:
-    tf1 = {"momentum_order": "not published; that of tf.contrib in TensorFlow 1.15"}
     keras = {"eps": "the log has 0, which lars_optimizer.py replaces by Keras's 1e-7"}
     rows = [
         # batch, γ, steps, log, accuracy
@@ -110,7 +110,7 @@ def _mlperf_v07() -> list[Recipe]:
     recipes = [
         *(
             _mlperf(f"v0.7-resnet50-lars-{batch}", f"{_V07}{log}/resnet/result_0.txt",
-                    batch, rate, 5, 0.9, 2e-4, total, tf1, top1=top1)
+                    batch, rate, 5, 0.9, 2e-4, total, _TF1, top1=top1)
             for batch, rate, total, log, top1 in rows
         ),
         _mlperf("v0.7-resnet50-lars-2496",
@@ -121,7 +121,7 @@ def _mlperf_v07() -> list[Recipe]:
                 12792, keras, warmup=624, eps=1e-7, top1=0.75956),
         _mlperf("v0.7-resnet50-lars-65536",
                 f"{_V07}tpu-v3-8192-TF/resnet/result_0.txt", 65536, 24.699, 31,
-                0.951807, 1e-4, 1738, tf1, top1=0.76064),
+                0.951807, 1e-4, 1738, _TF1, top1=0.76064),
         _mlperf("v0.7-resnet50-lars-65536-jax",
                 f"{_V07}tpu-v3-8192-JAX/resnet/result_0.txt", 65536, 23.080977304670448,
                 33, 0.9537213777059405, 1e-4, 1817,
@@ -132,9 +132,6 @@ def _mlperf_v07() -> list[Recipe]:
 
 
 def _mlperf_v10() -> list[Recipe]:
-    inferred = {
-        "momentum_order": "not published; that of tf.contrib in TensorFlow 1.15"
-    }
     rows: list[tuple[int, float, int, float, float, int, str, float]] = [
         # batch, γ, warm-up epochs, μ, β, steps, log, accuracy
         (8192, 17.0, 5, 0.9, 2e-4, 6875, "tpu-v4-128-TF", 0.76020),
@@ -143,7 +140,7 @@ def _mlperf_v10() -> list[Recipe]:
     ]
     return [
         _mlperf(f"v1.0-resnet50-lars-{batch}", f"{_V10}{log}/resnet/result_0.txt",
-                batch, rate, warmup_epochs, mu, beta, total, inferred, top1=top1)
+                batch, rate, warmup_epochs, mu, beta, total, _TF1, top1=top1)
         for batch, rate, warmup_epochs, mu, beta, total, log, top1 in rows
     ]  # fmt: skip
 
