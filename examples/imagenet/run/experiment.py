@@ -56,6 +56,7 @@ def make_schedule(recipe: Recipe, images: int) -> Schedule:
     def steps(epochs: float) -> int:
         return epochs_to_steps(epochs, images, recipe.batch_size)
 
+    # The error of `epochs_to_steps` at too many steps names no flag.
     epochs, planned = recipe.epochs, round(recipe.epochs * images / recipe.batch_size)
     remedy = f"that is {planned:,} updates, of at most {_MOST_UPDATES:,}; give fewer"
     ok = planned <= _MOST_UPDATES
