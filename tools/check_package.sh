@@ -2,7 +2,7 @@
 # check_package.sh: checks what a release consists of. It builds the wheel and the source
 # distribution, checks them and CITATION.cff, and installs the wheel in bare environments
 # of Python 3.11 and 3.13. There it runs the code of the README, outside of this folder.
-# It says so if it finds neither of these Pythons.
+# It names each of these two Pythons that it does not find.
 set -eu
 cd "$(dirname "$0")/.."
 . tools/locked_venv.sh
