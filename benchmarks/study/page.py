@@ -194,11 +194,15 @@ def draw(records: list[Record], folder: Path) -> None:
 
 
 def draw_panels(
-    path: Path, xlabel: str, ylabel: str, draw: Callable[[Any, str], None]
+    path: Path,
+    xlabel: str,
+    ylabel: str,
+    draw: Callable[[Any, str], None],
+    columns: int = 3,
 ) -> None:
     """Writes a picture to `path`, with a panel for each network and one legend.
 
-    `draw(axis, network)` draws a panel.
+    `draw(axis, network)` draws a panel. The legend has `columns` columns.
     """
     figure = Figure(figsize=(9, 4.2), layout="constrained")
     axes = figure.subplots(1, len(NETWORKS), sharey=True)
@@ -210,8 +214,8 @@ def draw_panels(
         legend |= dict(zip(*reversed(axis.get_legend_handles_labels()), strict=True))
     axes[0].set_ylabel(ylabel)
     if legend:
-        where: Any = {"loc": "outside lower center", "ncols": 3, "fontsize": "small"}
-        figure.legend(list(legend.values()), list(legend), **where)
+        where: Any = {"loc": "outside lower center", "ncols": columns}
+        figure.legend(list(legend.values()), list(legend), fontsize="small", **where)
     figure.savefig(path, dpi=120, metadata={"Software": None})
 
 
