@@ -206,9 +206,11 @@ def difference_table(records: list[Record]) -> str:
         both = rows["LARS"], rows[name]
         means = [mean(r["test"] for r in some) for some in both]
         error = np.sqrt(np.nansum(np.square([errors_of(some) for some in both])))
-        cells = percent(means[0] - means[1]), percent(error)
-        titles = "by", "s.e. of the difference"
-        lines.append({"LARS is above": name} | dict(zip(titles, cells, strict=True)))
+        lines.append({
+            "LARS is above": name,
+            "by": percent(means[0] - means[1]),
+            "s.e. of the difference": percent(error),
+        })  # fmt: skip
     return markdown(lines)
 
 

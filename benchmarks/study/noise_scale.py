@@ -13,13 +13,13 @@ the batch sizes at which each optimizer begins to lose accuracy.
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from itertools import groupby, pairwise
 from pathlib import Path
 from statistics import mean
 from typing import Any
 
 import tyro
-from matplotlib.figure import Figure
 from matplotlib.ticker import StrMethodFormatter
 
 from benchmarks.results import STUDY, Record, Table, markdown, read, save
@@ -117,31 +117,22 @@ TABLES = (Table(STUDY, "noise scale", FILE, table),)
 
 def draw(record: Record, folder: Path) -> None:
     """Draws the noise scale over epochs, and where each optimizer begins to lose."""
-    runs = Runs(read(STUDY_FILE))
-    figure = Figure(figsize=(9, 4.2), layout="constrained")
-    axes = figure.subplots(1, len(NETWORKS), sharey=True)
-    for axis, (network, title) in zip(axes, NETWORKS.items(), strict=True):
-        found = scales(record, network)
-        last = len(record["epochs"][network])
-        line = {"color": "black", "label": "noise scale of the baseline"}
-        axis.plot(list(found), list(found.values()), **line)
-        axis.axvline(last + 1, color="0.6", linewidth=0.8)
-        for i, (name, (low, high)) in enumerate(losses(runs, network).items()):
-            style = {k: line_style(i)[k] for k in ("color", "marker")}
-            label = f"{name}: between these batch sizes it loses {POINTS} points"
-            ends = [low or high, low if math.isinf(high) else high]
-            axis.plot([last + 3 * (i + 1)] * 2, ends, label=label, **style)
-        axis.set(
-            xlabel="epoch", title=title, yscale="log", xticks=range(0, last + 1, 10)
-        )
-        axis.grid(alpha=0.3)
-    axes[0].set_ylabel("images")
-    axes[0].yaxis.set_major_formatter(StrMethodFormatter("{x:,g}"))
-    handles, labels = axes[0].get_legend_handles_labels()
-    place: Any = {"loc": "outside lower center", "ncols": 2, "fontsize": "small"}
-    figure.legend(handles, labels, **place)
-    path = folder / "study_noise_scale.png"
-    figure.savefig(path, dpi=120, metadata={"Software": None})
+    panel = partial(draw_scales, record, Runs(read(STUDY_FILE)))
+    page.draw_panels(folder / "study_noise_scale.png", "epoch", "images", panel, 2)
+
+
+def draw_scales(record: Record, runs: Runs, axis: Any, network: str) -> None:
+    found, last = scales(record, network), len(record["epochs"][network])
+    line = {"color": "black", "label": "noise scale of the baseline"}
+    axis.plot(list(found), list(found.values()), **line)
+    axis.axvline(last + 1, color="0.6", linewidth=0.8)
+    for i, (name, (low, high)) in enumerate(losses(runs, network).items()):
+        style = {k: line_style(i)[k] for k in ("color", "marker")}
+        label = f"{name}: between these batch sizes it loses {POINTS} points"
+        ends = [low or high, low if math.isinf(high) else high]
+        axis.plot([last + 3 * (i + 1)] * 2, ends, label=label, **style)
+    axis.set(yscale="log", xticks=range(0, last + 1, 10))
+    axis.yaxis.set_major_formatter(StrMethodFormatter("{x:,g}"))
 
 
 def main(fashion_mnist: str = Place().fashion_mnist) -> None:

@@ -18,12 +18,13 @@ from benchmarks.results import README, STUDY, Record, Table, markdown
 from benchmarks.study import protocol
 from benchmarks.study.protocol import (
     DATA,
+    FINAL,
     METHODS,
     NETWORKS,
-    PROPORTIONS,
     SMALL,
     SUGGESTED,
     TUNED,
+    WHOLE_FINAL,
     Cell,
     cells,
 )
@@ -74,15 +75,15 @@ def score(cell: Cell, final: list[Record]) -> str:
     return percent([r["accuracy"] for r in final]) + some + diverged
 
 
-def rows(name: str, whole: bool = False) -> list[Cell]:
+def rows(name: str, epochs: int = FINAL.epochs) -> list[Cell]:
     """Returns the rows of the study for `name`, a network or a data set.
 
-    For a network they are the rows on Fashion-MNIST. They are the rows of 90 epochs if
-    `whole` is true, and otherwise the others without those of suggested rates.
+    For a network they are the rows on Fashion-MNIST. Their final runs have `epochs`
+    epochs. Leaves out `SUGGESTED`, which another table has.
     """
     of_name = [x for x in cells() if x.data == name or x[:2] == (DATA, name)]
     some = [x for x in of_name if x.method not in SUGGESTED]
-    return [x for x in some if (x.method in PROPORTIONS) == whole]
+    return [x for x in some if x.final.epochs == epochs]
 
 
 def first_cells(cell: Cell) -> dict[str, str]:
@@ -90,13 +91,10 @@ def first_cells(cell: Cell) -> dict[str, str]:
     return {"batch": f"{cell.batch:,}", "optimizer": METHODS[cell.method].title}
 
 
-def accuracies(name: str, records: list[Record], whole: bool = False) -> str:
-    """Returns a Markdown table of test accuracies at the chosen learning rates.
-
-    Its rows are `rows(name, whole)`.
-    """
+def accuracies(group: Sequence[Cell], records: list[Record]) -> str:
+    """Returns a Markdown table of test accuracies at the chosen learning rates."""
     runs, lines = Runs(records), []
-    for cell in rows(name, whole):
+    for cell in group:
         rates, best = runs.trials(cell)
         final = runs.final(cell)
         results = {
@@ -106,7 +104,7 @@ def accuracies(name: str, records: list[Record], whole: bool = False) -> str:
             "test accuracy": score(cell, final),
         }
         lines.append(first_cells(cell) | results)
-    some = any(runs.tried(cell) or runs.final(cell) for cell in rows(name, whole))
+    some = any(runs.tried(cell) or runs.final(cell) for cell in group)
     return markdown(lines if some else [])
 
 
@@ -139,13 +137,13 @@ def settings(records: list[Record]) -> str:
     return markdown(lines)
 
 
-def trials(name: str, records: list[Record], whole: bool = False) -> str:
+def trials(group: Sequence[Cell], records: list[Record]) -> str:
     """Returns a Markdown table of the validation accuracy at each learning rate tried.
 
-    Its rows are `rows(name, whole)`.
+    Rows without trials are left out.
     """
     runs, lines = Runs(records), []
-    for cell in rows(name, whole):
+    for cell in group:
         found = [
             f"{r['learning_rate']:g}: {100 * r['accuracy']:.1f}"
             + " (diverged)" * r["diverged"]
@@ -166,18 +164,12 @@ TABLES = (
     Table(README, "settings", STUDY_FILE, settings),
     Table(STUDY, "protocol", STUDY_FILE, describe_protocol),
     *(
-        Table(STUDY, mark + name, STUDY_FILE, partial(make, name))
-        for name in (*NETWORKS, "digits", "cifar10")
-        for mark, make in (("", accuracies), ("trials ", trials))
-    ),
-    *(
-        Table(
-            STUDY,
-            f"90 epochs {mark}{name}",
-            STUDY_FILE,
-            partial(make, name, whole=True),
+        Table(STUDY, first + mark + name, STUDY_FILE, partial(make, rows(name, epochs)))
+        for first, epochs, names in (
+            ("", FINAL.epochs, (*NETWORKS, "digits", "cifar10")),
+            ("90 epochs ", WHOLE_FINAL.epochs, NETWORKS),
         )
-        for name in NETWORKS
+        for name in names
         for mark, make in (("", accuracies), ("trials ", trials))
     ),
 )
@@ -194,11 +186,15 @@ def draw(records: list[Record], folder: Path) -> None:
 
 
 def draw_panels(
-    path: Path, xlabel: str, ylabel: str, draw: Callable[[Any, str], None]
+    path: Path,
+    xlabel: str,
+    ylabel: str,
+    draw: Callable[[Any, str], None],
+    columns: int = 3,
 ) -> None:
     """Writes a picture to `path`, with a panel for each network and one legend.
 
-    `draw(axis, network)` draws a panel.
+    `draw(axis, network)` draws a panel. The legend has `columns` columns.
     """
     figure = Figure(figsize=(9, 4.2), layout="constrained")
     axes = figure.subplots(1, len(NETWORKS), sharey=True)
@@ -210,8 +206,8 @@ def draw_panels(
         legend |= dict(zip(*reversed(axis.get_legend_handles_labels()), strict=True))
     axes[0].set_ylabel(ylabel)
     if legend:
-        where: Any = {"loc": "outside lower center", "ncols": 3, "fontsize": "small"}
-        figure.legend(list(legend.values()), list(legend), **where)
+        where: Any = {"loc": "outside lower center", "ncols": columns}
+        figure.legend(list(legend.values()), list(legend), fontsize="small", **where)
     figure.savefig(path, dpi=120, metadata={"Software": None})
 
 

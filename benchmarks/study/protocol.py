@@ -116,11 +116,12 @@ class Method(NamedTuple):
 
     title: str
     optimizer: Optimizer
-    # The lowest learning rates without and with BatchNorm, at the tuned batch size.
-    lowest: tuple[float, float]
+    # The lowest learning rates without and with BatchNorm, or None if a rule gives the
+    # rates. They belong to the tuned batch size, for 90 epochs to the row's own.
+    lowest: tuple[float, float] | None
     make: Callable[[Recipe, int], Any] = Recipe.optimizer
     tuning: Stage = TUNING
-    rates: int = RATES  # number of learning rates tried at first
+    rates: int = RATES  # number of learning rates tried at first, 1 to tune nothing
     final: Stage = FINAL
     warmup: float = 1 / 6  # as a fraction of the epochs
 
@@ -156,10 +157,10 @@ _ALL = replace(_LARS, layers="all")
 _MLPERF = replace(_LARS, fallback_ratio=1.0)
 METHODS = {
     "sgd": Method("SGD", _SGD, (0.025, 0.05)),
-    "linear": Method("SGD, linear scaling", _SGD, (0, 0)),
+    "linear": Method("SGD, linear scaling", _SGD, None, rates=1),
     "nesterov": Method("Nesterov SGD", replace(_SGD, nesterov=True), (0.025, 0.05)),
     "lars": Method("LARS of weights, defaults", _LARS, (2.5, 2.5)),
-    "lars-sqrt": Method("LARS of weights, √ scaling", _LARS, (0, 0)),
+    "lars-sqrt": Method("LARS of weights, √ scaling", _LARS, None, rates=1),
     "lars-mlperf": Method("LARS of weights, fallback ratio 1", _MLPERF, (2.5, 2.5)),
     "lars-all": Method("LARS of all leaves", _ALL, (2.5, 2.5)),
     "optax-lars": Method("optax.lars, defaults", _ALL, (2.5, 2.5), optax_lars),
@@ -190,7 +191,7 @@ PROPORTIONS = {
     for name, lowest in {
         "sgd": _SGD_RATES,
         "nesterov": _SGD_RATES,
-        "lars": (0, 0),  # as the rows with a suggested rate
+        "lars": None,
         "lars-all": _LARS_RATES,
         "optax-lars": _LARS_RATES,
     }.items()
@@ -199,12 +200,15 @@ PROPORTIONS["baseline-90"] = PROPORTIONS["sgd-90"]._replace(
     title="SGD, the baseline", lowest=(0.01, 0.02), tuning=LONG._replace(seeds=(1,))
 )
 PROPORTIONS["lars-suggested-90"] = PROPORTIONS["lars-90"]._replace(
-    title="LARS of weights, suggested rate"
+    title="LARS of weights, suggested rate", rates=1
 )
 SUGGESTED = {
-    "lars-suggested": METHODS["lars"]._replace(title="LARS of weights, suggested rate"),
+    "lars-suggested": METHODS["lars"]._replace(
+        title="LARS of weights, suggested rate", lowest=None, rates=1
+    ),
     "lars-around": METHODS["lars"]._replace(
         title="LARS of weights, rates around the suggested one",
+        lowest=None,
         tuning=LONG._replace(seeds=(1,)),
         rates=FEW,
     ),
@@ -216,8 +220,6 @@ RULES = {
     "linear": ("sgd", SMALL, lars_optax.linear_scaling),
     "lars-sqrt": ("lars", TUNED, lars_optax.sqrt_scaling),
 }
-# Methods whose learning rate no trial chooses.
-UNTUNED = (*RULES, "lars-suggested", "lars-suggested-90")
 
 
 class Cell(NamedTuple):
@@ -282,29 +284,27 @@ class Cell(NamedTuple):
         They may depend on another row's best rate. `best` returns that rate, or None
         if it is not known yet; then this returns no rates.
         """
-        norm = int(self.network != "alexnet_small")
+        norm, method = int(self.network != "alexnet_small"), METHODS[self.method]
         if self.method in RULES:
             name, batch, scaling = RULES[self.method]
             base = self._replace(batch=batch[self.data], method=name)
             rate = best(base)
             return () if rate is None else (scaling(rate, self.batch, base.batch),)
+        if method.lowest is None:
+            return _around(self.suggested_rate, method.rates)
         if self.batch == SMALL[self.data] and self.method == "sgd":
             return _doublings(LOWEST_SMALL[norm], RATES)
-        tuned, method = self._replace(batch=TUNED[self.data]), METHODS[self.method]
+        if self.method in PROPORTIONS:
+            return _doublings(method.lowest[norm], method.rates)
+        tuned = self._replace(batch=TUNED[self.data])
 
         def scale(rate: float) -> float:
             return lars_optax.sqrt_scaling(rate, self.batch, tuned.batch)
 
-        if self.method in UNTUNED:
-            return (self.suggested_rate,)
-        if self.method in ("lars-around", "lars-90"):
-            return _doublings(self.suggested_rate / 2, METHODS[self.method].rates)
-        if self.method in PROPORTIONS:
-            return _doublings(method.lowest[norm], method.rates)
         if self.batch in (SMALL[self.data], tuned.batch):
             return _doublings(scale(method.lowest[norm]), method.rates)
         rate = best(tuned)
-        return () if rate is None else _doublings(scale(rate) / 2, FEW)
+        return () if rate is None else _around(scale(rate), FEW)
 
 
 def suggested_rate(batch_size: float, updates: float) -> float:
@@ -314,6 +314,10 @@ def suggested_rate(batch_size: float, updates: float) -> float:
 
 def _doublings(lowest: float, n: int) -> tuple[float, ...]:
     return tuple(lowest * 2**k for k in range(n))
+
+
+def _around(rate: float, n: int) -> tuple[float, ...]:
+    return _doublings(rate / 2 ** (n // 2), n)
 
 
 def cells() -> list[Cell]:

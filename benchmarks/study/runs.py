@@ -6,7 +6,7 @@ from statistics import median
 from typing import NamedTuple
 
 from benchmarks.results import Record
-from benchmarks.study.protocol import METHODS, STUDIED, UNTUNED, Cell, Stage
+from benchmarks.study.protocol import METHODS, STUDIED, Cell, Stage
 from examples.imagenet.config import Optimizer
 
 STUDY_FILE, ABLATIONS_FILE = "study.jsonl", "ablations.jsonl"
@@ -76,10 +76,11 @@ class Runs:
     def tried(self, cell: Cell) -> list[Record]:
         """Returns the records of the learning-rate trials for one row of the study.
 
-        They are in order of learning rate. There are none if the row's learning rate
-        follows from another row's.
+        They are in order of learning rate. There are none if a rule gives the row's
+        only learning rate.
         """
-        found = [] if cell.method in UNTUNED else self._like(cell, cell.tuning)
+        tuned = METHODS[cell.method].rates > 1
+        found = self._like(cell, cell.tuning) if tuned else []
         return sorted(found, key=lambda r: r["learning_rate"])
 
     def final(self, cell: Cell) -> list[Record]:

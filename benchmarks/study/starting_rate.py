@@ -21,7 +21,7 @@ from matplotlib.figure import Figure
 
 from benchmarks.results import STUDY, Record, Table, markdown
 from benchmarks.study.protocol import DATA, NETWORKS, TRAINED, Cell, suggested_rate
-from benchmarks.study.runs import STUDY_FILE, Runs, jobs
+from benchmarks.study.runs import STUDY_FILE, Job, Runs
 from lars_optax import epochs_to_steps, recipes
 
 IMAGENET = 1_281_167
@@ -136,16 +136,12 @@ def _result(runs: Runs, cell: Cell, around: Cell) -> dict[str, str]:
     line = {"batch": f"{cell.batch:,}", "updates": f"{updates:,}"}
     ours = [r["accuracy"] for r in runs.final(cell)]
     line["suggested"] = f"{suggested:g}: {_percent(ours)}"
-    one = around.final._replace(seeds=(1,))
     for name, factor in (("half of it", 0.5), ("twice it", 2)):
-        found = [
-            r["accuracy"]
-            for job in jobs(around, one, [suggested * factor])
-            for r in runs.of(job)
-        ]
+        trial = Job(around, suggested * factor, around.tuning, 1)
+        final = trial._replace(stage=around.final)
+        found = [r["accuracy"] for r in runs.of(final)]
         # A trial that diverged is not evaluated on the test images.
-        trial = jobs(around, around.tuning, [suggested * factor])
-        lost = any(r["diverged"] for job in trial for r in runs.of(job))
+        lost = any(r["diverged"] for r in runs.of(trial))
         line[name] = "diverged" if lost else _percent(found)
     best = runs.best(around)
     theirs = [r["accuracy"] for r in runs.final(around)]

@@ -11,6 +11,7 @@ import pytest
 from image_trees import write_classes, write_idx_folder
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
+from trees import assert_equal
 
 from examples import barlow_twins as example
 from examples.imagenet.data.arrays import Split
@@ -23,7 +24,7 @@ N, SIDE = 16, 12
 WIDTHS = {"projections": 6, "channels": (4,)}
 COUNTS = [1, 2, 4, 8]
 # The order of sums over images differs; BatchNorm divides by small deviations.
-ROUNDINGS = 1e-4
+assert_close = partial(assert_equal, rtol=1e-4)
 
 
 def numpy_loss(a, b, off_diagonal):
@@ -77,15 +78,6 @@ def inputs():
     given = variables["params"], variables["batch_stats"], images, keys
     compute = jax.value_and_grad(whole_batch_loss, has_aux=True)
     return network, given, jax.jit(compute)(*given)
-
-
-def assert_close(found, expected):
-    """Every leaf differs by a share of its own largest value at most."""
-
-    def check(a, b):
-        np.testing.assert_allclose(a, b, rtol=0, atol=ROUNDINGS * np.abs(b).max())
-
-    jax.tree.map(check, found, expected)
 
 
 @pytest.mark.parametrize("count", COUNTS)

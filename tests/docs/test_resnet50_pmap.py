@@ -10,6 +10,7 @@ import numpy as np
 import optax
 import pytest
 from image_trees import encoded, picture, write_tree
+from trees import assert_equal
 
 import lars_optax
 from examples import resnet50_pmap as example
@@ -18,7 +19,7 @@ from lars_optax import recipes
 
 N, SIDE, CLASSES = 4, 12, 5  # images of one device, pixels, classes
 # The order of sums over images differs; BatchNorm divides by small deviations.
-ROUNDINGS = 1e-4
+assert_close = partial(assert_equal, rtol=1e-4)
 NETWORK = ResNet(
     CLASSES, 128.0, 64.0, width=0.0625, blocks=(1, 1), stride_in=2, small_stem=True
 )
@@ -72,15 +73,6 @@ def update(tx, state, grads, moments):
     updates, opt_state = tx.update(grads, opt_state, params)
     batch_stats = jax.tree.map(lambda a, b: 0.9 * a + 0.1 * b, batch_stats, moments)
     return optax.apply_updates(params, updates), batch_stats, opt_state
-
-
-def assert_close(found, expected):
-    """Every leaf differs by a share of its own largest value at most."""
-
-    def check(a, b):
-        np.testing.assert_allclose(a, b, rtol=0, atol=ROUNDINGS * np.abs(b).max())
-
-    jax.tree.map(check, found, expected)
 
 
 def test_file_has_at_most_200_lines():

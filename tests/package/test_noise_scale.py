@@ -108,15 +108,16 @@ def assert_estimates(found, params, batch, devices):
     np.testing.assert_allclose(found.total(), total, rtol=1e-4)
 
 
+def on_each(params, part):
+    """The estimates on each of all devices, with 8 examples on each."""
+    grads = jax.grad(loss)(params, part)
+    grads, small = jax.lax.pmean((grads, squares(grads)), AXIS)
+    return gradient_noise_scale(small, squares(grads), 8, 8 * jax.local_device_count())
+
+
 def test_pmap_needs_one_mean_of_gradients_and_their_squared_norms():
     devices = jax.local_device_count()
     params, batch = problem(8 * devices)
-
-    def on_each(params, part):
-        grads = jax.grad(loss)(params, part)
-        grads, small = jax.lax.pmean((grads, squares(grads)), AXIS)
-        return gradient_noise_scale(small, squares(grads), 8, 8 * devices)
-
     cut = [x.reshape(devices, 8, -1) for x in batch]
     found = jax.pmap(on_each, AXIS, in_axes=(None, 0))(params, cut)
     found = jax.tree.map(lambda x: x[0], found)
@@ -127,21 +128,15 @@ def test_pmap_needs_one_mean_of_gradients_and_their_squared_norms():
 def test_shard_map_gives_the_same():
     devices = jax.local_device_count()
     params, batch = problem(8 * devices)
-
-    def on_each(params, x, y):
-        grads = jax.grad(loss)(params, (x, y))
-        grads, small = jax.lax.pmean((grads, squares(grads)), AXIS)
-        return gradient_noise_scale(small, squares(grads), 8, 8 * devices)
-
     whole, shared = PartitionSpec(), PartitionSpec(AXIS)
     mapped = jax.shard_map(
         on_each,
         mesh=Mesh(np.array(jax.devices()), (AXIS,)),
-        in_specs=(whole, shared, shared),
+        in_specs=(whole, shared),
         out_specs=whole,
         check_vma=False,
     )
-    assert_estimates(jax.jit(mapped)(params, *batch), params, batch, devices)
+    assert_estimates(jax.jit(mapped)(params, batch), params, batch, devices)
 
 
 def test_micro_batches_give_the_same():

@@ -20,8 +20,6 @@ def test_every_row_of_every_table_is_there():
 
 
 # name → batch, γ, warm-up epochs, μ, β, epochs, printed accuracy; None is not printed.
-
-
 PRINTED = {
     "paper-t1-resnet50-sgd-256": (256, 0.2, 0, 0.9, 1e-4, 90, 0.730),
     "paper-t1-resnet50-sgd-8192": (8192, 6.4, None, 0.9, 1e-4, 90, 0.727),

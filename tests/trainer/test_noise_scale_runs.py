@@ -156,7 +156,7 @@ def test_the_flag_may_not_change_on_resume(tmp_path):
     assert_refused(message, small_runs.train_on, small_experiment(2), run)
 
 
-def test_the_report_says_what_batch_it_suggests_and_draws_it(tmp_path, monkeypatch):
+def test_the_report_says_what_batch_it_suggests_and_draws_it(tmp_path):
     found = [-5.0, None, 80.0, 100.0, 3000.0]
     steps_of = [step(i) | {"noise_scale": scale} for i, scale in enumerate(found)]
     folder = write(tmp_path / "run", config(), *steps_of, epoch(1, 0.5, 5))

@@ -71,6 +71,7 @@ def write(name, runs, about):
 def main(sources, *names):
     """Write the named files, or all."""
     jax.config.update("jax_enable_x64", True)
+    sources = Path(sources).resolve()
     inputs = params, grads, rates = make_inputs()
     arrays = {f"params:{leaf}": value for leaf, value in params.items()}
     arrays |= {f"grads:{leaf}": value for leaf, value in grads.items()}
@@ -88,8 +89,9 @@ def main(sources, *names):
     recorders |= mlperf_keras.RECORDERS
     for name, (source, record, needs, configurations) in recorders.items():
         if not names or name in names:
-            read = Path(sources).resolve()
-            runs = {key: record(read, x, inputs) for key, x in configurations.items()}
+            runs = {
+                key: record(sources, x, inputs) for key, x in configurations.items()
+            }
             about = {"source": source._asdict(), "versions": versions(*needs)}
             if name in self_supervised.SCHEDULES:
                 about["schedule"] = self_supervised.SCHEDULES[name]._asdict()
@@ -97,7 +99,7 @@ def main(sources, *names):
     if not names or "schedules" in names:
         found = versions("jax", "tensorflow", "tf_keras", "torch")
         published = schedules.RUNS | mlperf.RUNS
-        runs = schedules.record(Path(sources).resolve(), published)
+        runs = schedules.record(sources, published)
         text = json.dumps({"versions": found, "runs": runs}, indent=1)
         (HERE / "schedules.json").write_text(text + "\n")
 

@@ -69,12 +69,6 @@ SIMCLR = Source(
 SIMCLR_SCHEDULE = SIMCLR._replace(path="tf2/model.py")
 
 
-def set_rate_at_epoch(adjust, **arguments):
-    """The schedule of MoCo v3 and MAE, which takes the epoch as a float."""
-    arguments = SimpleNamespace(warmup_epochs=10, epochs=STEPS, **arguments)
-    return lambda optimizer, step: adjust(optimizer, float(step), arguments)
-
-
 def record_byol(sources, options, inputs):
     """BYOL's chain, on Optax 0.2.8, with `jax.tree_map` defined as `jax.tree.map`."""
     schedules = BYOL_SCHEDULE.load(sources)
@@ -151,24 +145,23 @@ def record_vicreg(sources, options, inputs):
 
 def record_moco_v3(sources, options, inputs):
     """MoCo v3's own file, with the schedule of its `main_moco.py`."""
-    lars = MOCO_V3.load(sources).LARS
     adjust = MOCO_V3_SCHEDULE.function(sources, "adjust_learning_rate")
-    set_rate = set_rate_at_epoch(adjust, lr=options["lr"])
-    decay = options["weight_decay"]
-    return run_torch(
-        lambda leaves: lars(leaves, weight_decay=decay), inputs, set_rate=set_rate
-    )
+    return run_by_epoch(MOCO_V3.load(sources).LARS, adjust, inputs, **options)
 
 
 def record_mae(sources, options, inputs):
     """MAE's copy of MoCo v3's file, with the schedule of MAE's linear probe."""
-    lars = MAE.load(sources).LARS
     adjust = MAE_SCHEDULE.load(sources).adjust_learning_rate
-    rates = {"lr": options["lr"], "min_lr": options["min_lr"]}
-    set_rate = set_rate_at_epoch(adjust, **rates)
-    decay = options["weight_decay"]
+    return run_by_epoch(MAE.load(sources).LARS, adjust, inputs, **options)
+
+
+def run_by_epoch(lars, adjust, inputs, weight_decay, **rates):
+    """Runs `lars` with a schedule that takes the epoch as a float."""
+    arguments = SimpleNamespace(warmup_epochs=10, epochs=STEPS, **rates)
     return run_torch(
-        lambda leaves: lars(leaves, weight_decay=decay), inputs, set_rate=set_rate
+        lambda leaves: lars(leaves, weight_decay=weight_decay),
+        inputs,
+        set_rate=lambda optimizer, step: adjust(optimizer, float(step), arguments),
     )
 
 
