@@ -1,4 +1,4 @@
-"""Writes the tables of Markdown pages and the pictures of docs/study.md from results.
+"""Writes the tables of Markdown pages and the pictures of the study from results.
 
     make report
 
@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.correctness import regimes
-from benchmarks.results import NOT_RUN, RESULTS, STUDY, Table, read
+from benchmarks.results import NOT_RUN, RESULTS, STUDY, STUDY_ROWS, Table, read
 from benchmarks.speed import (
     gpu_program,
     input_pipeline,
@@ -37,7 +37,9 @@ MODULES: Any = (regimes, optimizer_step, train_step, gpu_program, input_pipeline
                 noise_scale_cost, page, default_ratio, layers, ablations, scaling,
                 barlow_twins, noise_scale, starting_rate)  # fmt: skip
 TABLES = [
-    Table(STUDY, "demo", "demo.json", lambda record: demo.markdown(record["rows"])),
+    Table(
+        STUDY_ROWS, "demo", "demo.json", lambda record: demo.markdown(record["rows"])
+    ),
     *(table for module in MODULES for table in module.TABLES),
 ]
 

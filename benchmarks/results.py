@@ -16,6 +16,7 @@ from examples.imagenet.report.page import markdown_table
 RESULTS = Path("benchmarks/results")
 README, BENCHMARKS = Path("README.md"), Path("benchmarks/README.md")
 STUDY, COMPARED = Path("docs/study.md"), Path("docs/compared.md")
+STUDY_ROWS = Path("docs/study_rows.md")  # the tables behind those of the study
 NOT_RUN = "Not run.\n"
 Record = dict[str, Any]
 # The title of a column, and the field, factor and format of its cells.

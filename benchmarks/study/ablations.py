@@ -21,7 +21,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 import tyro
 
-from benchmarks.results import STUDY, Record, Table, markdown
+from benchmarks.results import STUDY, STUDY_ROWS, Record, Table, markdown
 from benchmarks.study.page import draw_panels, percent
 from benchmarks.study.protocol import ABLATION, NETWORKS, STUDIED, TUNED, Cell
 from benchmarks.study.runs import ABLATIONS_FILE, Job, Variant
@@ -133,11 +133,29 @@ def all_runs(records: list[Record]) -> str:
     return markdown(rows)
 
 
+def summary(records: list[Record]) -> str:
+    """Returns a Markdown table of the best accuracies among each ablation's variants.
+
+    A variant counts with its best learning rate. A cell has the accuracy of the worst
+    and of the best variant.
+    """
+    lines = []
+    for name, variants in ABLATIONS.items():
+        line = {"choice": name, "variants": f"{len(variants)}"}
+        for network, title in NETWORKS.items():
+            found = (scores(records, variant, network) for variant in variants)
+            best = [100 * max(map(mean, x.values())) for x in found if x]
+            line[title] = f"{min(best):.1f} to {max(best):.1f} %" if best else "not run"
+        lines.append(line)
+    return markdown(lines)
+
+
 TABLES = [
-    Table(STUDY, f"ablation {name}", ABLATIONS_FILE, partial(best_rates, name))
+    Table(STUDY_ROWS, f"ablation {name}", ABLATIONS_FILE, partial(best_rates, name))
     for name in ABLATIONS
 ]
-TABLES.append(Table(STUDY, "ablation runs", ABLATIONS_FILE, all_runs))
+TABLES.append(Table(STUDY_ROWS, "ablation runs", ABLATIONS_FILE, all_runs))
+TABLES.append(Table(STUDY, "ablations", ABLATIONS_FILE, summary))
 
 
 def draw(records: list[Record], folder: Path) -> None:

@@ -26,7 +26,7 @@ from typing import Any
 import numpy as np
 import tyro
 
-from benchmarks.results import STUDY, Record, Table, markdown, read, save
+from benchmarks.results import STUDY, STUDY_ROWS, Record, Table, markdown, read, save
 from benchmarks.speed.input_pipeline import crops
 from benchmarks.study.protocol import BN_IMAGES, DATA, FINAL, NETWORKS, TUNED, Cell
 from benchmarks.study.runs import STUDY_FILE, Job, Runs
@@ -222,9 +222,9 @@ def along(record: Record) -> str:
 
 
 TABLES = (
-    Table(STUDY, "table 4", "table4.json", norms_and_ratios),
+    Table(STUDY_ROWS, "table 4", "table4.json", norms_and_ratios),
     Table(STUDY, "spread", "table4.json", spread),
-    Table(STUDY, "along training", "layers.json", along),
+    Table(STUDY_ROWS, "along training", "layers.json", along),
 )
 
 

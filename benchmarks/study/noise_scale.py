@@ -83,10 +83,13 @@ def begins_to_lose(scores: Mapping[int, float], target: float) -> tuple[int, flo
 
 def losses(runs: Runs, network: str) -> dict[str, tuple[int, float]]:
     """Returns, for each method, between which batch sizes it loses `POINTS` points."""
-    target = mean(r["accuracy"] for r in runs.final(baseline(network))) - POINTS / 100
+    target = page.accuracy(runs, baseline(network)) - POINTS / 100
     return {
         title: begins_to_lose(
-            {n: mean(x) for n, x in page.by_batch(runs, network, methods).items()},
+            {
+                batch: page.accuracy(runs, cell)
+                for batch, cell in page.by_batch(runs, network, methods).items()
+            },
             target,
         )
         for title, methods in page.LADDER.items()

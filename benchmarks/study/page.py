@@ -1,4 +1,4 @@
-"""Makes the tables and pictures of the study of large batches in docs/study.md.
+"""Makes the tables and pictures of the study of large batches.
 
 A row that has not been trained stands in its table as "not run". The picture of
 batch sizes leaves out rows with one seed.
@@ -14,7 +14,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter, StrMethodFormatter
 
-from benchmarks.results import README, STUDY, Record, Table, markdown
+from benchmarks.results import README, STUDY, STUDY_ROWS, Record, Table, markdown
 from benchmarks.study import protocol
 from benchmarks.study.protocol import (
     DATA,
@@ -24,6 +24,7 @@ from benchmarks.study.protocol import (
     SMALL,
     SUGGESTED,
     TUNED,
+    TUNED_LONG,
     WHOLE_FINAL,
     Cell,
     cells,
@@ -36,7 +37,11 @@ from examples.imagenet.report.figures import line_style
 LADDER = {
     "SGD": ("sgd", "sgd-long"),
     "Nesterov SGD": ("nesterov", "nesterov-long"),
-    "LARS of weights": ("lars", "lars-long", "lars-around"),
+    "LARS of weights": ("lars", "lars-long"),
+}
+ALL_LEAVES = {
+    "LARS of all leaves": ("lars-all", "lars-all-long"),
+    "optax.lars": ("optax-lars", "optax-lars-long"),
 }
 # The rows of the README's table: what it calls them, the batch size and the method.
 SETTINGS = {
@@ -53,7 +58,7 @@ FLOOR = 78  # %; the picture of batch sizes writes a lower accuracy as a number
 STYLES = {name: line_style(i) for i, name in enumerate(METHODS)}
 STYLES |= {  # hollow, otherwise as with short trials
     name: STYLES[name.removesuffix("-long")] | {"markerfacecolor": "white"}
-    for name in protocol.TUNED_LONG
+    for name in TUNED_LONG
 }
 
 
@@ -108,21 +113,24 @@ def accuracies(group: Sequence[Cell], records: list[Record]) -> str:
     return markdown(lines if some else [])
 
 
-def by_batch(
-    runs: Runs, network: str, methods: Sequence[str]
-) -> dict[int, list[float]]:
-    """Returns the test accuracies of all seeds at each batch size.
+def by_batch(runs: Runs, network: str, methods: Sequence[str]) -> dict[int, Cell]:
+    """Returns the row of the study that counts at each batch size, if it has results.
 
     `methods` are the rows of one optimizer. Where two have the same batch size, the
     later counts.
     """
-    found: dict[int, list[float]] = {}
+    found = {}
     for method in methods:
         for cell in cells():
-            final = runs.final(cell)
-            if cell[:2] == (DATA, network) and cell.method == method and final:
-                found[cell.batch] = [r["accuracy"] for r in final]
+            mine = cell[:2] == (DATA, network) and cell.method == method
+            if mine and runs.final(cell):
+                found[cell.batch] = cell
     return found
+
+
+def accuracy(runs: Runs, cell: Cell) -> float:
+    """Returns the mean test accuracy of a row of the study over its seeds."""
+    return mean(r["accuracy"] for r in runs.final(cell))
 
 
 def settings(records: list[Record]) -> str:
@@ -133,6 +141,53 @@ def settings(records: list[Record]) -> str:
         for network in reversed(NETWORKS):
             cell = Cell(DATA, network, batch, method)
             line[NETWORKS[network]] = score(cell, runs.final(cell))
+        lines.append(line)
+    return markdown(lines)
+
+
+def batches(records: list[Record]) -> str:
+    """Returns a Markdown table of test accuracies by batch size, for each network."""
+    runs, lines = Runs(records), []
+    for network, title in NETWORKS.items():
+        found = {
+            name: by_batch(runs, network, methods)
+            for name, methods in (LADDER | ALL_LEAVES).items()
+        }
+        for batch in (SMALL[DATA], 2048, TUNED[DATA], 16_384):
+            line = {"": title, "batch": f"{batch:,}"}
+            for name, each in found.items():
+                cell = each.get(batch)
+                line[name] = score(cell, runs.final(cell)) if cell else ""
+            lines.append(line)
+    return markdown(lines)
+
+
+def trial_lengths(records: list[Record]) -> str:
+    """Returns a Markdown table of accuracies by the length of the trials.
+
+    A cell has the learning rate that the trials chose and its test accuracy.
+    """
+    runs, lines = Runs(records), []
+    for long in TUNED_LONG:
+        short = long.removesuffix("-long")
+        line = {"optimizer": METHODS[short].title}
+        for network, title in NETWORKS.items():
+            for method in (short, long):
+                cell = Cell(DATA, network, TUNED[DATA], method)
+                result = f"{runs.best(cell):g}: {score(cell, runs.final(cell))}"
+                line[f"{title}, {cell.tuning.epochs} epochs"] = result
+        lines.append(line)
+    return markdown(lines)
+
+
+def proportions(records: list[Record]) -> str:
+    """Returns a Markdown table of the runs of 90 epochs, for both networks."""
+    runs, lines = Runs(records), []
+    for cell in rows(next(iter(NETWORKS)), WHOLE_FINAL.epochs):
+        line = first_cells(cell)
+        for network, title in NETWORKS.items():
+            same = cell._replace(network=network)
+            line[title] = score(same, runs.final(same))
         lines.append(line)
     return markdown(lines)
 
@@ -162,9 +217,17 @@ def describe_protocol(_: object) -> str:
 
 TABLES = (
     Table(README, "settings", STUDY_FILE, settings),
-    Table(STUDY, "protocol", STUDY_FILE, describe_protocol),
+    Table(STUDY, "batches", STUDY_FILE, batches),
+    Table(STUDY, "trial lengths", STUDY_FILE, trial_lengths),
+    Table(STUDY, "proportions", STUDY_FILE, proportions),
+    Table(STUDY_ROWS, "protocol", STUDY_FILE, describe_protocol),
     *(
-        Table(STUDY, first + mark + name, STUDY_FILE, partial(make, rows(name, epochs)))
+        Table(
+            STUDY_ROWS,
+            first + mark + name,
+            STUDY_FILE,
+            partial(make, rows(name, epochs)),
+        )
         for first, epochs, names in (
             ("", FINAL.epochs, (*NETWORKS, "digits", "cifar10")),
             ("90 epochs ", WHOLE_FINAL.epochs, NETWORKS),
@@ -238,10 +301,9 @@ def draw_ladder(runs: Runs, axis: Any, network: str) -> None:
     """Draws the test accuracy of few optimizers over the batch size."""
     rule = {"LARS of weights, √ scaling": ("lars-sqrt",)}
     for i, (title, methods) in enumerate((LADDER | rule).items()):
-        points = sorted(by_batch(runs, network, methods).items())
-        if points:
-            sizes, seeds = zip(*points, strict=True)
-            means = [100 * mean(accuracies) for accuracies in seeds]
+        found = by_batch(runs, network, methods)
+        if sizes := sorted(found):
+            means = [100 * accuracy(runs, found[size]) for size in sizes]
             style = line_style(i)
             axis.plot(sizes, np.maximum(means, FLOOR), label=title, **style)
             _write_below_floor(axis, sizes, means, style["color"])

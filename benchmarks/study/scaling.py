@@ -26,7 +26,7 @@ from typing import Any, Literal
 import jax
 import tyro
 
-from benchmarks.results import STUDY, Record, Table, markdown, read, save
+from benchmarks.results import STUDY_ROWS, Record, Table, markdown, read, save
 from benchmarks.speed.training import Dtype
 from benchmarks.study.protocol import DATA, FINAL, NETWORKS, SMALL, TUNED, Cell
 from benchmarks.study.runs import STUDY_FILE, Job, Runs
@@ -165,10 +165,10 @@ def times(record: Record) -> str:
 
 
 TABLES = (
-    Table(STUDY, "scaling cpu", "scaling_cpu.json", speeds),
-    Table(STUDY, "scaling gpu", "scaling_gpu.json", speeds),
-    Table(STUDY, "time cpu", "time_cpu.json", times),
-    Table(STUDY, "time gpu", "time_gpu.json", times),
+    Table(STUDY_ROWS, "scaling cpu", "scaling_cpu.json", speeds),
+    Table(STUDY_ROWS, "scaling gpu", "scaling_gpu.json", speeds),
+    Table(STUDY_ROWS, "time cpu", "time_cpu.json", times),
+    Table(STUDY_ROWS, "time gpu", "time_gpu.json", times),
 )
 
 

@@ -6,7 +6,7 @@ are compared by q. The published rows are those of the paper and of MLPerf that 
 learning rate, with the corrected rates of the paper's Table 7. The rows of the study
 are the best rates of LARS of weights that its trials had found before the rule was
 chosen. A row has T updates of B images. log q is fitted by least squares. `make report`
-puts the tables into docs/study.md.
+puts the tables into the study.
 """
 
 import math
@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from matplotlib.figure import Figure
 
-from benchmarks.results import STUDY, Record, Table, markdown
+from benchmarks.results import STUDY, STUDY_ROWS, Record, Table, markdown
 from benchmarks.study.protocol import DATA, NETWORKS, TRAINED, Cell, suggested_rate
 from benchmarks.study.runs import STUDY_FILE, Job, Runs
 from lars_optax import epochs_to_steps, recipes
@@ -158,7 +158,7 @@ def _percent(accuracies: Sequence[float]) -> str:
 
 
 TABLES = (
-    Table(STUDY, "fits", STUDY_FILE, fits),
+    Table(STUDY_ROWS, "fits", STUDY_FILE, fits),
     Table(STUDY, "suggested rates", STUDY_FILE, results),
 )
 
