@@ -130,7 +130,8 @@ def by_batch(runs: Runs, network: str, methods: Sequence[str]) -> dict[int, Cell
 
 def accuracy(runs: Runs, cell: Cell) -> float:
     """Returns the mean test accuracy of a row of the study over its seeds."""
-    return mean(r["accuracy"] for r in runs.final(cell))
+    found: list[float] = [r["accuracy"] for r in runs.final(cell)]
+    return mean(found)
 
 
 def settings(records: list[Record]) -> str:
