@@ -185,5 +185,5 @@ def compare(
     )
     if shown_in is None:
         shown_in = "" if right else "wrong"
-    note = note or ("both are right" if right else "")
+    note = note or ("Both are right." if right else "")
     return Row(regime, theirs, ours, note, shown_in, ours_is_right)

@@ -30,8 +30,16 @@ from benchmarks.correctness.oracle import LAYER, MASKS, Row, both, compare, make
 from benchmarks.results import COMPARED, RESULTS, Record, Table, markdown, save
 
 FLOAT16 = (  # regime, shape, scales of w and g, β, what happens
-    ("float16, gradients ~1", (512, 512), 0.05, 1, oracle.BETA, "`optax.lars`: λ = 0"),
-    ("float16, gradients ~1e-5, β = 0", (8, 8), 0.05, 1e-5, 0, "`optax.lars`: λ = 1"),
+    (
+        "float16, gradients of about 1",
+        *((512, 512), 0.05, 1, oracle.BETA),
+        "In `optax.lars` ‖g‖ overflows, and λ is 0.",
+    ),
+    (
+        "float16, gradients of about 1e-5, β = 0",
+        *((8, 8), 0.05, 1e-5, 0),
+        "In `optax.lars` ‖g‖ underflows, and λ is 1.",
+    ),
 )
 
 
@@ -43,7 +51,7 @@ def placement() -> Iterator[Row]:
              "replicated": PartitionSpec()}  # fmt: skip
     mesh = Mesh(np.array(jax.devices()[:4]).reshape(2, 2), ("x", "y"))
     yield compare("replicated, float32", case)
-    note = "`optax.lars` takes a shard for a layer; ours has `axis_name` = the specs"
+    note = "`optax.lars` takes the norm of a shard. Here `axis_name` is the specs."
     ins, outs = (specs, [specs] * oracle.STEPS), [(specs, specs)] * oracle.STEPS
     wrap = partial(jax.shard_map, mesh=mesh, in_specs=ins, out_specs=outs)
     yield compare("sharded in `shard_map`", case, note, wrap=wrap, axis_name=specs)
@@ -53,24 +61,25 @@ def placement() -> Iterator[Row]:
     yield compare("sharded by `jit`, `NamedSharding`", laid)
     norms = np.array([0.03, 0.1, 0.3, 1.0]).reshape(4, 1, 1)
     case = make(kernel=((4, 16, 16), norms, 1.0))._replace(stacked=True)
-    note = "`optax.lars` has one ratio for all; ours has `stacked_axes=0`"
-    yield compare("4 stacked layers, norms in ratio 1 : 33", case, note, stacked_axes=0)
+    note = "`optax.lars` has one λ for all four. Here `stacked_axes` is 0."
+    regime = "4 stacked layers, whose norms differ by a factor of up to 33"
+    yield compare(regime, case, note, stacked_axes=0)
 
 
 def dtypes() -> Iterator[Row]:
     for regime, shape, w, g, decay, note in FLOAT16:
         case = make("float16", kernel=(shape, w, g))._replace(decay=decay)
         yield compare(regime, case, note, 2e-3)
-    wide = '`accumulator_dtype="float32"` in ours; `optax.lars` has none'
+    wide = 'Here `accumulator_dtype` is "float32". `optax.lars` has no such argument.'
     case = make("float16", kernel=((512, 512), 1e-4, 1e-4))
-    regime = "float16, w and g ~1e-4"
-    note = "λ(g + βw), 1e-7, is rounded to float16 before γ in `optax.lars`"
+    regime = "float16, w and g of about 1e-4"
+    note = "`optax.lars` rounds λ(g + βw), about 1e-7, to float16 and then applies γ."
     yield compare(regime, case, note, 0.02)
-    regime += ", buffer in float32"
+    regime += ", momentum in float32"
     yield compare(regime, case, wide, 0.01, accumulator_dtype="float32")
     case = make("bfloat16", kernel=((512, 512), 0.05, 1.0))
-    yield compare("bfloat16", case, "roundings of step and buffer prevail", 0.02)
-    regime = "bfloat16, buffer in float32"
+    yield compare("bfloat16", case, "Both round the update and the momentum.", 0.02)
+    regime = "bfloat16, momentum in float32"
     yield compare(regime, case, wide, 4e-3, accumulator_dtype="float32")
     yield compare("complex64", make("complex64", kernel=LAYER))
     jax.config.update("jax_enable_x64", True)
@@ -87,7 +96,7 @@ def rules() -> Iterator[Row]:
     cancels = -0.9 * oracle.BETA * near.params["kernel"]
     for grads in near.grads:  # as at a stationary point of the loss with decay
         grads["kernel"] = cancels + 1e-5 * grads["kernel"]
-    note = "the joint denominator keeps steps long where g and βw cancel"
+    note = "With ‖g + βw‖ the steps stay long where g and βw cancel."
     regime = "the paper's denominator, g ≈ −0.9 βw"
     yield compare(regime, near, note, denominator="separate", shown_in="lacks")
     case, rate = make(kernel=LAYER), optax.scale_by_learning_rate(oracle.RATE)
@@ -96,10 +105,10 @@ def rules() -> Iterator[Row]:
     trace, decay = optax.trace(oracle.MU), optax.add_decayed_weights(oracle.BETA)
     unscaled = optax.chain(joint, trace, rate)
     post = optax.chain(decay, trace, scale(denominator="joint"), rate)
-    note = "a chain; `optax.lars` is one order"
+    note = "Here this is a chain. `optax.lars` has one order."
     for regime, order, chain in (
-        ("rate after the momentum, as it falls (BYOL)", "unscaled", unscaled),
-        ("ratio after the momentum (SimCLR, not classic)", "post", post),
+        ("falling learning rate after the momentum, as in BYOL", "unscaled", unscaled),
+        ("λ after the momentum, as in SimCLR without `classic_momentum`", "post", post),
     ):
         pair, other = (both(case)[0], chain), case._replace(order=order)
         yield compare(regime, other, note, pair=pair, shown_in="lacks")
@@ -115,7 +124,7 @@ def rules() -> Iterator[Row]:
     right = float(oracle.ratio(w, g, oracle.BETA, "joint"))
     ours = abs(float(stats["kernel"].trust_ratio) / right - 1)
     theirs = "none" if found is None else str(found)
-    note = "ours has `keep_layer_stats`"
+    note = "Here `keep_layer_stats` is True."
     yield Row("each layer's λ in the state", theirs, ours, note, "lacks", ours < 1e-6)
 
 
@@ -127,8 +136,9 @@ def masks() -> Iterator[Row]:
     pairs = zip(seen, case.grads, strict=True)
     rates = (oracle.norm(u["scale"]) / oracle.norm(g["scale"]) for (_, u), g in pairs)
     shown = ", ".join(show(float(x / oracle.RATE(i))) for i, x in enumerate(rates))
-    note = f"a norm's scale, 0 at first, has λ = {shown} in `optax.lars`, 1 in ours"
-    regime = "default masks, `fallback_ratio=1.0`; right: γg for bias and norm"
+    note = "Here λ is 1 for a scale that starts at 0. In `optax.lars` it is "
+    note += f"{shown} in the first updates."
+    regime = "default masks, biases and norm parameters with `fallback_ratio=1.0`"
     yield compare(regime, case, note, **names)
     same = {"learning_rate": oracle.RATE, "weight_decay": oracle.BETA, "momentum": 0.0}
     joint = same | {"denominator": "joint", "fallback_ratio": 1.0}
@@ -137,16 +147,20 @@ def masks() -> Iterator[Row]:
     theirs, ours = inject(optax.lars), inject(lars_optax.lars)
     silent, loud = theirs(**same | by_rank), ours(**joint | by_rank)
     sgd = oracle.error(silent, case._replace(excluded=tuple(case.params)))
-    note = f"`optax.lars` has become SGD (to {show(sgd)}) in silence"
+    note = f"`optax.lars` becomes SGD, up to {show(sgd)}, without an error."
     cells = (oracle.error(silent, case), oracle.error(loud, case))
     refuses = cells[1] == "raises ValueError"
     yield Row("callable masks, `inject_hyperparams`", *cells, note, "wrong", refuses)
     pair = (theirs(**same), ours(**joint))
     regime = "default masks, `inject_hyperparams`"
-    yield compare(regime, case, "as without", pair=pair, shown_in="")
+    yield compare(
+        regime, case, "As without `inject_hyperparams`.", pair=pair, shown_in=""
+    )
     theirs, ours = (inject(f, MASKS) for f in (optax.lars, lars_optax.lars))
     pair = (theirs(**same | by_rank), ours(**joint | by_rank))
-    yield compare("callable masks in its `static_args`", case, pair=pair)
+    yield compare(
+        "callable masks in the `static_args` of `inject_hyperparams`", case, pair=pair
+    )
 
 
 def frameworks() -> Iterator[Row]:
@@ -164,8 +178,10 @@ def frameworks() -> Iterator[Row]:
     rules = (lambda _: True, lambda x: x.ndim > 1)
     everything, by_rank = (wrong(jax.tree.map(rule, params)) for rule in rules)
     ours = wrong(lars_optax.exclude_bias_and_norm(params))
-    regime = "biases and norm parameters adapted by default in Haiku's ResNet-50"
-    note = f"a mask of `x.ndim > 1` adapts {by_rank}: Haiku's BatchNorm has rank 4"
+    regime = (
+        "biases and norm parameters of Haiku's ResNet-50 that are adapted by default"
+    )
+    note = f"A mask of `x.ndim > 1` adapts {by_rank}, because they have rank 4."
     yield Row(regime, str(everything), str(ours), note, "wrong", ours == 0)
 
 
@@ -181,13 +197,14 @@ def infinities() -> Iterator[Row]:
         for tx in both(case):
             update = oracle.train(tx, case.params, case.grads[:1])[0][1]["kernel"]
             nans = int(np.sum(np.isnan(update)))
-            cells.append(f"of 2,048: {int(np.sum(update == 0)):,} zero, {nans:,} NaN")
+            cells.append(f"{int(np.sum(update == 0)):,} zeros, {nans:,} NaN of 2,048")
             guard = optax.apply_if_finite(tx, 3)
             start = guard.init(case.params)
             _, state = guard.update(case.grads[0], start, case.params)
             skips += int(state.total_notfinite)
-        note = "neither is a step to take, ours is seen; "
-        note += f"`apply_if_finite` checks gradients: it skips {skips} of these 2"
+        note = "Neither update can be used. Here NaN shows it. "
+        note += "`optax.apply_if_finite`, which checks the gradients, skips "
+        note += f"{('neither', 'one', 'both')[skips]}."
         yield Row(regime, cells[0], cells[1], note, "", nans == 2048)
 
 
@@ -196,13 +213,14 @@ def costs() -> Iterator[Row]:
     for momentum in (None, 0.0):
         pair = both(case._replace(momentum=momentum))
         sizes = [optax.tree.size(tx.init(case.params)) for tx in pair]
-        note = "state: {:,} and {:,} bytes".format(*(4 * size for size in sizes))
+        note = "The state has {:,} bytes in `optax.lars` and {:,} here."
+        note = note.format(*(4 * size for size in sizes))
         yield compare(f"`momentum={momentum}`", case, note, pair=pair, shown_in="lacks")
     jitted = (jax.jit(partial(oracle.train, tx)) for tx in both(case))
     compiled = (f.lower(case.params, case.grads[:1]).compile() for f in jitted)
     theirs, ours = (str(x.as_text()).count(" reduce(") for x in compiled)
-    note = "two norms need 2"
-    regime = "reductions in one layer's compiled update"
+    note = "Two norms need two reductions."
+    regime = "reductions in the compiled update of one layer"
     yield Row(regime, theirs, ours, note, "lacks", ours == 2)
 
 

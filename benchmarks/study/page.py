@@ -63,8 +63,12 @@ STYLES |= {  # hollow, otherwise as with short trials
 
 
 def percent(accuracies: list[float]) -> str:
+    """Returns a mean accuracy and its standard deviation, in percent.
+
+    Its spaces are no-break spaces, so that no line of a table ends within it.
+    """
     spread = f" ± {100 * stdev(accuracies):.1f}" if len(accuracies) > 1 else ""
-    return f"{100 * mean(accuracies):.1f}{spread} %"
+    return f"{100 * mean(accuracies):.1f}{spread} %".replace(" ", "\N{NO-BREAK SPACE}")
 
 
 def score(cell: Cell, final: list[Record]) -> str:

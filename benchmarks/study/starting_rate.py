@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import FixedLocator, NullFormatter, StrMethodFormatter
 
 from benchmarks.results import STUDY, STUDY_ROWS, Record, Table, markdown
 from benchmarks.study.protocol import DATA, NETWORKS, TRAINED, Cell, suggested_rate
@@ -167,6 +168,7 @@ def draw(records: list[Record], folder: Path) -> None:
     """Draws q of all rows over B/T, and the suggested rate, into `folder`."""
     figure = Figure(figsize=(7, 4.4), layout="constrained")
     axes = figure.subplots()
+    plain = 0.001 / (1 - 0.9)  # η / (1 − μ), by which q is divided to give γ
     for rows, label, marker in (
         ([r for r in published() if "alexnet" in r.name], "paper, AlexNet-BN", "o"),
         (
@@ -177,12 +179,17 @@ def draw(records: list[Record], folder: Path) -> None:
         (tuned(records), "this study, trials", "^"),
     ):
         ratios = [row.batch_size / row.updates for row in rows]
-        axes.plot(ratios, [row.turn for row in rows], marker, label=label, alpha=0.7)
+        rates = [row.turn / plain for row in rows]
+        axes.plot(ratios, rates, marker, label=label, alpha=0.7)
     line = np.logspace(-3, 2.5, 200)
-    rates = [suggested_rate(ratio, 1) / 100 for ratio in line]
+    rates = [suggested_rate(ratio, 1) for ratio in line]
     axes.plot(line, rates, "-", color="black", label="suggested rate")
     axes.set(xscale="log", yscale="log", xlabel="batch size B / number of updates T")
-    axes.set_ylabel("γη / (1 − μ)")
+    axes.set_ylabel("learning rate γ at η = 0.001 and μ = 0.9")
+    axes.yaxis.set_major_locator(FixedLocator([3, 5, 10, 20, 40]))
+    axes.yaxis.set_minor_formatter(NullFormatter())
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_formatter(StrMethodFormatter("{x:g}"))
     axes.grid(alpha=0.3)
     axes.legend()
     path = folder / "study_starting_rate.png"

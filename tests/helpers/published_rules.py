@@ -201,8 +201,13 @@ NAMES = {
 }
 
 
-def cells_of(file):
-    return file["repository"], f"`{file['path']}`", file["commit"][:8]
+def cells_of(file, *rule):
+    """The cells of a line. The measured difference stands before the last two."""
+    return file["repository"], *rule, file["commit"][:8], f"`{file['path']}`"
+
+
+def with_difference(cells, error):
+    return [*cells[:-2], f"{error:.0e}", *cells[-2:]]
 
 
 def rules_table():
@@ -214,7 +219,7 @@ def rules_table():
     for row in ROWS:
         source, _, chain, options, _ = row
         rule = options.get("denominator", "separate"), NAMES[chain]
-        cells = *cells_of(about(source)["source"]), *rule
+        cells = cells_of(about(source)["source"], *rule)
         lines.setdefault(cells, []).append(row)
     return lines
 
@@ -224,7 +229,7 @@ def schedules_table():
     lines = {}
     for source, configuration, *_ in ROWS:
         if source in SCHEDULES:
-            cells = *cells_of(about(source)["schedule"]), SCHEDULES[source][2]
+            cells = cells_of(about(source)["schedule"], SCHEDULES[source][2])
             lines.setdefault(cells, []).append((source, configuration))
     return lines
 
@@ -239,10 +244,10 @@ def main():
     """Print the three tables."""
     for cells, rows in rules_table().items():
         error = max(rule_error(row) for row in rows)
-        print("|", " | ".join([*cells, f"{error:.0e}"]), "|")
+        print("|", " | ".join(with_difference(cells, error)), "|")
     for cells, recordings in schedules_table().items():
         error = max(schedule_error(*recording) for recording in recordings)
-        print("|", " | ".join([*cells, f"{error:.0e}"]), "|")
+        print("|", " | ".join(with_difference(cells, error)), "|")
     for cells in recipe_lines():
         print("|", " | ".join(cells), "|")
 
