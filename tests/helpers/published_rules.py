@@ -195,7 +195,7 @@ def schedule_error(source, configuration):
 NAMES = {
     scaled: "scaled",
     unscaled: "unscaled",
-    barlow_twins: "unscaled, factor 0.024 on biases and norms",
+    barlow_twins: "unscaled",
     lars_optax.larc: "`larc`",
     post: "post",
 }

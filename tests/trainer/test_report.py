@@ -1,6 +1,8 @@
 """What is said of runs from their logs alone; the logs are made by hand."""
 
+import io
 import json
+import re
 
 import logs
 import numpy as np
@@ -31,6 +33,22 @@ def test_without_a_terminal_a_line_a_minute_says_when_it_will_end(monkeypatch, c
     speed = "1,234 img/s/device, 25% waiting for data"
     assert first == f"lars: step 70, {speed}, 9 min left"
     assert second == f"lars: step 140, {speed}, 8 min left"
+
+
+@pytest.mark.parametrize("width", [40, 50, 80, 120])
+def test_a_narrow_terminal_cuts_the_end_of_the_text_alone(width):
+    console = Terminal(force_terminal=True, width=width, file=io.StringIO())
+    with progress.progress("lars", 600, console) as show:
+        show(step(299) | {"loss": 0.25})
+        show({"kind": "epoch", "accuracy": 0.5})
+        show({"kind": "speed", "images_per_second_per_device": 1e3, "data_wait": 0.25})
+    lines = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", console.file.getvalue())
+    last = lines.splitlines()[-1]
+    assert re.match(r"lars [━╸╺]{10,40} 300/600 (0:00:00|-:--:--) ", last)
+    text = "loss 0.250, accuracy 50.00%, 1,000 img/s/device, 25% waiting for data"
+    shown = last.split(":", 2)[2].split(" ", 1)[1].rstrip()
+    assert shown == text or (shown[-1] == "…" and text.startswith(shown[:-1]))
+    assert len(last.rstrip()) <= width
 
 
 def test_tables_8_and_9_come_back_from_logs_of_the_papers_speeds():

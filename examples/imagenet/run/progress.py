@@ -4,7 +4,14 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Column
 
 from ..log import Record, Show
 from ..terminal import Terminal
@@ -23,24 +30,32 @@ def progress(
     if not console.is_terminal:
         yield _lines(label, steps, console, lines)
         return
+    # On a narrow terminal the end of the text is cut, and nothing else. The bar has at
+    # least ten characters, the time seven, and four spaces separate the columns.
+    rest = len(label) + 10 + 2 * len(str(steps)) + 1 + 7 + 4
+    cut = Column(no_wrap=True, max_width=max(console.width - rest, 1))
+    text = TextColumn("{task.fields[text]}", table_column=cut)
     bars = (BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    texts = [f"{{task.fields[{name}]}}" for name in ("loss", "accuracy", "speed")]
-    with Progress("{task.description}", *bars, *texts, console=console) as bar:
-        task = bar.add_task(label, total=steps, loss="compiling", accuracy="", speed="")
+    columns = ("{task.description}", *bars, text)
+    with Progress(*columns, console=console) as bar:
+        task = bar.add_task(label, total=steps, text="compiling")
+        texts: dict[str, str] = {}
 
         def show(record: Record) -> None:
             match record["kind"]:
                 case "resume":
                     bar.reset(task, completed=record["step"])
-                    for text in record["damaged"]:
-                        console.print(text)
+                    for line in record["damaged"]:
+                        console.print(line)
                 case "step":
-                    loss = f"loss {record['loss']:.3f}"
-                    bar.update(task, completed=record["step"] + 1, loss=loss)
+                    texts["loss"] = f"loss {record['loss']:.3f}"
+                    bar.update(task, completed=record["step"] + 1)
                 case "epoch":
-                    bar.update(task, accuracy=f"accuracy {record['accuracy']:.2%}")
+                    texts["accuracy"] = f"accuracy {record['accuracy']:.2%}"
                 case "speed":
-                    bar.update(task, speed=_speed(record))
+                    texts["speed"] = _speed(record)
+            shown = [texts[x] for x in ("loss", "accuracy", "speed") if x in texts]
+            bar.update(task, text=", ".join(shown) or "compiling")
 
         yield show
 
