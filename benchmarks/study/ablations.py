@@ -29,7 +29,9 @@ from benchmarks.study.train import Place, run_missing
 from examples.imagenet.report.figures import line_style, spread_accuracies
 from examples.imagenet.report.page import markdown_table
 
-Ablation = Literal["denominator", "momentum", "excluded", "decay", "warm-up"]
+Ablation = Literal[
+    "denominator", "momentum", "coefficient", "excluded", "decay", "warm-up"
+]
 RATES = tuple(5.0 * 2**k for k in range(6))
 RATIO_TITLE = "weights, others at "
 CLOSE = 0.01  # a score this far below the best one is near it
@@ -55,6 +57,11 @@ _VARIANTS = (
     _variant("momentum", "before it (unscaled)", momentum_order="unscaled"),
     # Here the momentum does not lengthen the steps of a layer with a λ.
     _variant("momentum", "before λ and the rate (post)", momentum_order="post"),
+    # If γη/(1 − μ) is what counts, the best γ is 80 at μ = 0.8 and 20 at μ = 0.95.
+    *(
+        _variant("coefficient", f"μ = {momentum:g}", momentum=momentum)
+        for momentum in (0.9, 0.8, 0.95)
+    ),
     *map(_ratio, (0.02, 1, 0.1, 0.005, 0.001)),
     _variant("excluded", "all leaves", layers="all"),
     _variant("decay", "from the end of the warm-up"),
