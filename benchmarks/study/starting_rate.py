@@ -21,9 +21,9 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, NullFormatter, StrMethodFormatter
 
 from benchmarks.results import STUDY, STUDY_ROWS, Record, Table, markdown
-from benchmarks.study.protocol import DATA, NETWORKS, TRAINED, Cell, suggested_rate
+from benchmarks.study.protocol import DATA, NETWORKS, TRAINED, Cell
 from benchmarks.study.runs import STUDY_FILE, Job, Runs
-from lars_optax import epochs_to_steps, recipes
+from lars_optax import epochs_to_steps, recipes, suggested_learning_rate
 
 IMAGENET = 1_281_167
 # As printed, these three rows of Table 7 are probably misprints (docs/guides/rates.md).
@@ -181,8 +181,8 @@ def draw(records: list[Record], folder: Path) -> None:
         ratios = [row.batch_size / row.updates for row in rows]
         rates = [row.turn / plain for row in rows]
         axes.plot(ratios, rates, marker, label=label, alpha=0.7)
-    line = np.logspace(-3, 2.5, 200)
-    rates = [suggested_rate(ratio, 1) for ratio in line]
+    steps, line = 10**6, np.logspace(-3, 2.5, 200)
+    rates = [suggested_learning_rate(round(ratio * steps), steps) for ratio in line]
     axes.plot(line, rates, "-", color="black", label="suggested rate")
     axes.set(xscale="log", yscale="log", xlabel="batch size B / number of updates T")
     axes.set_ylabel("learning rate γ at η = 0.001 and μ = 0.9")

@@ -5,7 +5,8 @@ import pytest
 from logs import step
 
 from benchmarks.study import noise_scale, starting_rate
-from benchmarks.study.protocol import DATA, Cell, suggested_rate
+from benchmarks.study.protocol import DATA, Cell
+from lars_optax import suggested_learning_rate
 
 
 def test_a_fit_finds_the_powers_of_a_known_law():
@@ -23,8 +24,8 @@ def test_the_suggested_rate_is_within_a_factor_of_two_of_every_published_one():
     rows = starting_rate.published()
     assert len(rows) == 29
     for row in rows:
-        ratio = 100 * row.turn / suggested_rate(row.batch_size, row.updates)
-        assert 0.5 < ratio < 2, row
+        rate = suggested_learning_rate(row.batch_size, row.updates)
+        assert 0.5 < 100 * row.turn / rate < 2, row
 
 
 def test_a_rate_whose_trial_diverged_is_not_one_that_was_not_run():
