@@ -38,7 +38,12 @@ def test_a_rate_whose_trial_diverged_is_not_one_that_was_not_run():
         trial | twice | {"diverged": True},
     ]
     first = starting_rate.results(records).splitlines()[2]
-    assert first.split(" | ")[3:7] == ["12: not run", "90.0 %", "diverged", "not run"]
+    assert first.split(" | ")[3:7] == [
+        "12: not run",
+        "90.0\N{NO-BREAK SPACE}%",
+        "diverged",
+        "not run",
+    ]
 
 
 def test_noise_and_signal_are_averaged_over_each_epoch():
