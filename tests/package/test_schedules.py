@@ -187,6 +187,7 @@ def test_more_steps_than_optax_counts_are_refused(epochs, examples, batch):
     (partial(lars_optax.sqrt_scaling, 0.1, 256, -1), "base_batch_size"),
     (partial(lars_optax.suggested_learning_rate, 0, 8), "batch_size"),
     (partial(lars_optax.suggested_learning_rate, 8, 0), "steps"),
+    (partial(lars_optax.suggested_learning_rate, 8, 7.5), "epochs_to_steps"),
     (partial(lars_optax.suggested_learning_rate, 8, 8, momentum=1), "momentum"),
     (partial(lars_optax.suggested_learning_rate, 8, 8, trust_coefficient=0),
      "trust_coefficient"),
