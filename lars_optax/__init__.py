@@ -17,6 +17,7 @@ from lars_optax._rule import LayerStats as LayerStats
 from lars_optax._schedules import epochs_to_steps as epochs_to_steps
 from lars_optax._schedules import linear_scaling as linear_scaling
 from lars_optax._schedules import sqrt_scaling as sqrt_scaling
+from lars_optax._schedules import suggested_learning_rate as suggested_learning_rate
 from lars_optax._schedules import (
     warmup_piecewise_constant_schedule as warmup_piecewise_constant_schedule,
 )

@@ -126,6 +126,62 @@ def sqrt_scaling(base_value: float, batch_size: int, base_batch_size: int) -> fl
     )
 
 
+def suggested_learning_rate(
+    batch_size: int,
+    steps: int,
+    *,
+    trust_coefficient: float = 0.001,
+    momentum: float | None = 0.9,
+) -> float:
+    """Returns a peak learning rate of LARS to start from where no trials are possible.
+
+    With B `batch_size`, T `steps`, η `trust_coefficient` and μ `momentum`, it is
+
+        γ = min(0.19 · (B/T)^(1/4), 0.4) · (1 − μ)/η
+
+    A step changes the weights of a layer by at most about γη/(1 − μ) of their norm. The
+    rule sets this number, whatever η and μ are. For one number of epochs on one data
+    set, B/T is proportional to B². Below the bound of 0.4 the rule is then that of
+    `sqrt_scaling`.
+
+    The constants were chosen from published learning rates of AlexNet-BN and ResNet-50,
+    which were trained with labels on ImageNet, and from those that trials found for
+    small convolutional networks. All these rates lie within a factor of 2 of the rule.
+    They belong to batch sizes from 128 to 67,840, to 200 to 250,000 steps, and to a
+    linear warm-up and a polynomial decay of power 2.
+
+    For self-supervised learning with a cosine decay the rule is too high. Recipes for
+    it have between 0.15 and 0.84 times the suggested learning rate. The rule was not
+    tried with other networks, such as transformers, or with other schedules.
+
+    Args:
+      batch_size: The number of examples in one update, over all devices and accumulated
+        steps.
+      steps: The number of updates in the whole run, with the warm-up. `epochs_to_steps`
+        computes it.
+      trust_coefficient: The trust coefficient η of the optimizer, a number above 0.
+      momentum: The momentum μ of the optimizer, at least 0 and below 1. None is 0.
+
+    Returns:
+      The learning rate at the end of the warm-up, a float.
+
+    Raises:
+      ValueError: If `batch_size` or `steps` is not an int of at least 1, or if another
+        argument is out of range.
+
+    Example:
+      >>> steps = epochs_to_steps(90, 1_281_167, 8192)
+      >>> round(suggested_learning_rate(8192, steps), 1)
+      16.6
+    """
+    batch_size = check_count("batch_size", batch_size, low=1)
+    steps = check_count("steps", steps, low=1, remedy=_STEPS)
+    check_number("trust_coefficient", trust_coefficient, positive=True)
+    check_number("momentum", momentum, high=1, optional=True)
+    change = min(0.19 * math.pow(batch_size / steps, 0.25), 0.4)
+    return change * (1 - (0 if momentum is None else momentum)) / trust_coefficient
+
+
 def _batch_factor(base_value: float, batch_size: int, base_batch_size: int) -> float:
     check_number("base_value", base_value)
     check_number("batch_size", batch_size, positive=True)

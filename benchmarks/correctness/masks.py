@@ -22,6 +22,14 @@ import lars_optax
 from benchmarks.networks import Encoder, shapes
 from benchmarks.results import RESULTS, Record, markdown, save
 
+HEAD = """# Masks of networks
+
+The default mask `"exclude_bias_and_norm"` selects the weights of a network. The mask
+`lambda x: x.ndim > 1` also selects some biases and norm parameters. The rows are
+networks from four frameworks. Each list below the table has all leaves of one network
+and says which are adapted.
+
+"""
 IMAGES = jax.ShapeDtypeStruct((1, 224, 224, 3), jnp.float32)
 COLUMNS = {
     "model": "{model}",
@@ -109,24 +117,13 @@ def count(name: str, params: Any, description: str) -> Record:
 
 def page(rows: list[Record], descriptions: dict[str, str]) -> str:
     """Returns the text of masks.md: the table, then the mask of each leaf."""
-    head = """# Masks of networks
-
-The default mask `"exclude_bias_and_norm"` selects the weights of a network. The mask
-`lambda x: x.ndim > 1` also selects some biases and norm parameters. The rows are
-networks from four frameworks. Each list below the table has all leaves of one network
-and says which are adapted.
-
-"""
     cells = ({k: form.format(**row) for k, form in COLUMNS.items()} for row in rows)
-    return (
-        head
-        + markdown(cells)
-        + "".join(
-            f"\n<details><summary>{name}</summary>\n\n"
-            f"```text\n{description}\n```\n\n</details>\n"
-            for name, description in descriptions.items()
-        )
+    lists = (
+        f"\n<details><summary>{name}</summary>\n\n"
+        f"```text\n{description}\n```\n\n</details>\n"
+        for name, description in descriptions.items()
     )
+    return HEAD + markdown(cells) + "".join(lists)
 
 
 def main() -> None:

@@ -30,17 +30,11 @@ from benchmarks.correctness.oracle import LAYER, MASKS, Row, both, compare, make
 from benchmarks.results import COMPARED, RESULTS, Record, Table, markdown, save
 
 FLOAT16 = (  # regime, shape, scales of w and g, β, what happens
-    (
-        "float16, gradients of about 1",
-        *((512, 512), 0.05, 1, oracle.BETA),
-        "In `optax.lars` ‖g‖ overflows, and λ is 0.",
-    ),
-    (
-        "float16, gradients of about 1e-5, β = 0",
-        *((8, 8), 0.05, 1e-5, 0),
-        "In `optax.lars` ‖g‖ underflows, and λ is 1.",
-    ),
-)
+    ("float16, gradients of about 1", (512, 512), 0.05, 1, oracle.BETA,
+     "In `optax.lars` ‖g‖ overflows, and λ is 0."),
+    ("float16, gradients of about 1e-5, β = 0", (8, 8), 0.05, 1e-5, 0,
+     "In `optax.lars` ‖g‖ underflows, and λ is 1."),
+)  # fmt: skip
 
 
 def placement() -> Iterator[Row]:
@@ -153,14 +147,12 @@ def masks() -> Iterator[Row]:
     yield Row("callable masks, `inject_hyperparams`", *cells, note, "wrong", refuses)
     pair = (theirs(**same), ours(**joint))
     regime = "default masks, `inject_hyperparams`"
-    yield compare(
-        regime, case, "As without `inject_hyperparams`.", pair=pair, shown_in=""
-    )
+    note = "As without `inject_hyperparams`."
+    yield compare(regime, case, note, pair=pair, shown_in="")
     theirs, ours = (inject(f, MASKS) for f in (optax.lars, lars_optax.lars))
     pair = (theirs(**same | by_rank), ours(**joint | by_rank))
-    yield compare(
-        "callable masks in the `static_args` of `inject_hyperparams`", case, pair=pair
-    )
+    regime = "callable masks in the `static_args` of `inject_hyperparams`"
+    yield compare(regime, case, pair=pair)
 
 
 def frameworks() -> Iterator[Row]:

@@ -101,6 +101,12 @@ def scores(
     return dict(sorted(found.items()))
 
 
+def complete(found: dict[float, list[float]]) -> bool:
+    """Returns whether a variant has run at every learning rate with every seed."""
+    seeds = len(ABLATION.seeds)
+    return len(found) == len(RATES) and all(len(x) >= seeds for x in found.values())
+
+
 def best_rates(ablation: str, records: list[Record]) -> str:
     """Returns a Markdown table of one ablation, with a row for each variant.
 
@@ -121,7 +127,7 @@ def best_rates(ablation: str, records: list[Record]) -> str:
             means = {rate: mean(each) for rate, each in found.items()}
             best = max(means, key=means.__getitem__)
             near = [rate for rate in means if means[rate] >= means[best] - CLOSE]
-            so_far = "" if len(found) == len(RATES) else ", so far"
+            so_far = "" if complete(found) else ", so far"
             line += [percent(found[best]), f"{best:g}{so_far}"]
             line += [", ".join(f"{rate:g}" for rate in near)]
         lines.append(line)
@@ -143,16 +149,19 @@ def all_runs(records: list[Record]) -> str:
 def summary(records: list[Record]) -> str:
     """Returns a Markdown table of the best accuracies among each ablation's variants.
 
-    A variant counts with its best learning rate. A cell has the accuracy of the worst
-    and of the best variant.
+    A variant counts with its best learning rate, once all its runs have results. A cell
+    has the accuracy of the worst and of the best variant, and how many are missing.
     """
     lines = []
     for name, variants in ABLATIONS.items():
         line = {"choice": name, "variants": f"{len(variants)}"}
         for network, title in NETWORKS.items():
-            found = (scores(records, variant, network) for variant in variants)
-            best = [100 * max(map(mean, x.values())) for x in found if x]
-            line[title] = f"{min(best):.1f} to {max(best):.1f} %" if best else "not run"
+            found = [scores(records, variant, network) for variant in variants]
+            best = [100 * max(map(mean, x.values())) for x in found if complete(x)]
+            n = len(variants) - len(best)
+            missing = f", {n} not run" if n else ""
+            text = f"{min(best):.1f} to {max(best):.1f} %{missing}" if best else ""
+            line[title] = text or "not run"
         lines.append(line)
     return markdown(lines)
 
@@ -178,12 +187,10 @@ def draw_rates(
 ) -> None:
     for i, variant in enumerate(variants):
         if found := scores(records, variant, network):
-            each = np.array(list(found.values()))
-            y = each.mean(1)
-            # The mean of equal scores can be off by a rounding.
-            error = np.maximum([y - each.min(1), each.max(1) - y], 0)
-            style = line_style(i) | {"capsize": 3}
-            axis.errorbar(list(found), y, error, label=variant.title, **style)
+            each = found.values()  # with fewer seeds where runs are missing
+            low, y, high = (np.array([*map(f, each)]) for f in (min, mean, max))
+            style = line_style(i) | {"capsize": 3, "label": variant.title}
+            axis.errorbar(list(found), y, [y - low, high - y], **style)
     axis.set_xscale("log", base=2)
     axis.set_xticks(RATES, [f"{rate:g}" for rate in RATES])
     spread_accuracies(axis)

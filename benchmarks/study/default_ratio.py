@@ -99,6 +99,11 @@ def shortfalls(scores: Scores, candidates: Iterable[str] = RATIOS) -> dict[str, 
     return worst
 
 
+def points(accuracies: dict[str, float], digits: int) -> dict[str, str]:
+    """Returns differences of accuracies as texts, in points."""
+    return {name: f"{100 * x:.{digits}f}" for name, x in accuracies.items()}
+
+
 def finalists(scores: Scores) -> tuple[str, ...]:
     """Returns the values of `fallback_ratio` in the second round, the final.
 
@@ -161,10 +166,9 @@ def table(scores: Scores, candidates: Iterable[str], compared: Iterable[str]) ->
         setting: {name: percent(x) for name, x in found.items()}
         for setting, found in scores.items()
     }
-    if all(name in found for found in scores.values() for name in candidates):
-        worst = shortfalls(scores, candidates).items()
-        points = {name: f"{100 * x:.2f}" for name, x in worst}
-        cells["largest shortfall, points"] = points
+    if scores and all(name in x for x in scores.values() for name in candidates):
+        worst = shortfalls(scores, candidates)
+        cells["largest shortfall, points"] = points(worst, 2)
     return markdown(
         {"setting": setting} | {name: row.get(name, "") for name in columns}
         for setting, row in cells.items()
@@ -175,13 +179,18 @@ def screening_table(_: object = None) -> str:
     return table(screening(), RATIOS, COMPARED)
 
 
+def finished(runs: Runs, candidates: Iterable[str]) -> bool:
+    """Returns whether all runs of the second round, the final, have results."""
+    return all(map(runs.of, jobs(candidates)))
+
+
 def final_table(records: list[Record]) -> str:
     """Returns a Markdown table of the second round, the final, and the default."""
     runs = Runs(records)
     candidates, compared = finalists(screening()), COMPARED[:1]
     scores = final(runs, [*candidates, *compared])
     text = table(scores, candidates, compared)
-    if not all(map(runs.of, jobs(candidates))):
+    if not finished(runs, candidates):
         return f"{text}\nThe default follows when all runs have results.\n"
     error = 100 * standard_error(scores, candidates)
     follows = f"The default is {choose(scores, candidates)}."
@@ -189,18 +198,22 @@ def final_table(records: list[Record]) -> str:
 
 
 def summary(records: list[Record]) -> str:
-    """Returns a Markdown table of each candidate's largest shortfall, in points."""
-    candidates = finalists(screening())
+    """Returns a Markdown table of each candidate's largest shortfall, in points.
+
+    The row of the final has figures once all its runs have results.
+    """
+    runs, first = Runs(records), screening()
+    candidates = finalists(first)
+    last = dict.fromkeys(candidates, "not run")
+    if finished(runs, candidates):
+        last = points(shortfalls(final(runs, candidates), candidates), 1)
     rounds = {
-        "screening, digits": shortfalls(screening()),
-        "final, Fashion-MNIST": shortfalls(
-            final(Runs(records), candidates), candidates
-        ),
+        "screening, digits": points(shortfalls(first), 1),
+        "final, Fashion-MNIST": last,
     }
     return markdown(
-        {"fallback ratio": title}
-        | {name: f"{100 * worst[name]:.1f}" if name in worst else "" for name in RATIOS}
-        for title, worst in rounds.items()
+        {"fallback ratio": title} | {name: row.get(name, "") for name in RATIOS}
+        for title, row in rounds.items()
     )
 
 

@@ -15,7 +15,7 @@ memory. Each set of images takes about ten minutes on two cores.
 size 8,192, as in the study's run with seed 1, and records the norms of their layers.
 
 Writes benchmarks/results/table4.json, or layers.json and docs/layers-*.png. `make
-report` puts them into the tables of docs/study.md.
+report` puts them into the tables of the study.
 """
 
 import json

@@ -83,15 +83,9 @@ def begins_to_lose(scores: Mapping[int, float], target: float) -> tuple[int, flo
 
 def losses(runs: Runs, network: str) -> dict[str, tuple[int, float]]:
     """Returns, for each method, between which batch sizes it loses `POINTS` points."""
-    target = page.accuracy(runs, baseline(network)) - POINTS / 100
+    target = mean(r["accuracy"] for r in runs.final(baseline(network))) - POINTS / 100
     return {
-        title: begins_to_lose(
-            {
-                batch: page.accuracy(runs, cell)
-                for batch, cell in page.by_batch(runs, network, methods).items()
-            },
-            target,
-        )
+        title: begins_to_lose(page.means(runs, network, methods), target)
         for title, methods in page.LADDER.items()
     }
 

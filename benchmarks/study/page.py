@@ -84,6 +84,12 @@ def score(cell: Cell, final: list[Record]) -> str:
     return percent([r["accuracy"] for r in final]) + some + diverged
 
 
+def chosen(runs: Runs, cell: Cell) -> str:
+    """Returns a table cell: the chosen learning rate, and its test accuracy."""
+    best = runs.best(cell)
+    return "not run" if best is None else f"{best:g}: {score(cell, runs.final(cell))}"
+
+
 def rows(name: str, epochs: int = FINAL.epochs) -> list[Cell]:
     """Returns the rows of the study for `name`, a network or a data set.
 
@@ -118,24 +124,27 @@ def accuracies(group: Sequence[Cell], records: list[Record]) -> str:
 
 
 def by_batch(runs: Runs, network: str, methods: Sequence[str]) -> dict[int, Cell]:
-    """Returns the row of the study that counts at each batch size, if it has results.
+    """Returns the row of the study that counts at each batch size.
 
     `methods` are the rows of one optimizer. Where two have the same batch size, the
-    later counts.
+    later counts, if it has results.
     """
-    found = {}
+    found: dict[int, Cell] = {}
     for method in methods:
         for cell in cells():
             mine = cell[:2] == (DATA, network) and cell.method == method
-            if mine and runs.final(cell):
+            if mine and (cell.batch not in found or runs.final(cell)):
                 found[cell.batch] = cell
     return found
 
 
-def accuracy(runs: Runs, cell: Cell) -> float:
-    """Returns the mean test accuracy of a row of the study over its seeds."""
-    found: list[float] = [r["accuracy"] for r in runs.final(cell)]
-    return mean(found)
+def means(runs: Runs, network: str, methods: Sequence[str]) -> dict[int, float]:
+    """Returns the mean test accuracies of these rows that have results."""
+    return {
+        batch: mean(r["accuracy"] for r in final)
+        for batch, cell in by_batch(runs, network, methods).items()
+        if (final := runs.final(cell))
+    }
 
 
 def settings(records: list[Record]) -> str:
@@ -151,7 +160,10 @@ def settings(records: list[Record]) -> str:
 
 
 def batches(records: list[Record]) -> str:
-    """Returns a Markdown table of test accuracies by batch size, for each network."""
+    """Returns a Markdown table of test accuracies by batch size, for each network.
+
+    A cell is empty if the study has no such row.
+    """
     runs, lines = Runs(records), []
     for network, title in NETWORKS.items():
         found = {
@@ -179,8 +191,7 @@ def trial_lengths(records: list[Record]) -> str:
         for network, title in NETWORKS.items():
             for method in (short, long):
                 cell = Cell(DATA, network, TUNED[DATA], method)
-                result = f"{runs.best(cell):g}: {score(cell, runs.final(cell))}"
-                line[f"{title}, {cell.tuning.epochs} epochs"] = result
+                line[f"{title}, {cell.tuning.epochs} epochs"] = chosen(runs, cell)
         lines.append(line)
     return markdown(lines)
 
@@ -306,12 +317,12 @@ def draw_ladder(runs: Runs, axis: Any, network: str) -> None:
     """Draws the test accuracy of few optimizers over the batch size."""
     rule = {"LARS of weights, √ scaling": ("lars-sqrt",)}
     for i, (title, methods) in enumerate((LADDER | rule).items()):
-        found = by_batch(runs, network, methods)
+        found = means(runs, network, methods)
         if sizes := sorted(found):
-            means = [100 * accuracy(runs, found[size]) for size in sizes]
+            scores = [100 * found[size] for size in sizes]
             style = line_style(i)
-            axis.plot(sizes, np.maximum(means, FLOOR), label=title, **style)
-            _write_below_floor(axis, sizes, means, style["color"])
+            axis.plot(sizes, np.maximum(scores, FLOOR), label=title, **style)
+            _write_below_floor(axis, sizes, scores, style["color"])
     axis.set_xscale("log", base=2)
     axis.xaxis.set_major_formatter(StrMethodFormatter("{x:,g}"))
 

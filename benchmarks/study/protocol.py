@@ -276,7 +276,7 @@ class Cell(NamedTuple):
     def suggested_rate(self) -> float:
         """The learning rate of LARS that the rule under test suggests."""
         updates = lars_optax.epochs_to_steps(self.final.epochs, TRAINED, self.batch)
-        return round(suggested_rate(self.batch, updates), 1)
+        return round(lars_optax.suggested_learning_rate(self.batch, updates), 1)
 
     def rates(self, best: Callable[["Cell"], float | None]) -> tuple[float, ...]:
         """Returns the learning rates that are tried first for this row of the tables.
@@ -305,11 +305,6 @@ class Cell(NamedTuple):
             return _doublings(scale(method.lowest[norm]), method.rates)
         rate = best(tuned)
         return () if rate is None else _around(scale(rate), FEW)
-
-
-def suggested_rate(batch_size: float, updates: float) -> float:
-    """Returns the learning rate of LARS that the rule under test suggests."""
-    return min(19 * math.pow(batch_size / updates, 0.25), 40.0)
 
 
 def _doublings(lowest: float, n: int) -> tuple[float, ...]:

@@ -21,9 +21,10 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, NullFormatter, StrMethodFormatter
 
 from benchmarks.results import STUDY, STUDY_ROWS, Record, Table, markdown
-from benchmarks.study.protocol import DATA, NETWORKS, TRAINED, Cell, suggested_rate
+from benchmarks.study.page import chosen, percent, score
+from benchmarks.study.protocol import DATA, NETWORKS, TRAINED, Cell
 from benchmarks.study.runs import STUDY_FILE, Job, Runs
-from lars_optax import epochs_to_steps, recipes
+from lars_optax import epochs_to_steps, recipes, suggested_learning_rate
 
 IMAGENET = 1_281_167
 # As printed, these three rows of Table 7 are probably misprints (docs/guides/rates.md).
@@ -132,30 +133,24 @@ def results(records: list[Record]) -> str:
 
 def _result(runs: Runs, cell: Cell, around: Cell) -> dict[str, str]:
     """Returns the cells of a line of `results`."""
-    suggested = cell.suggested_rate
     updates = epochs_to_steps(cell.final.epochs, TRAINED, cell.batch)
     line = {"batch": f"{cell.batch:,}", "updates": f"{updates:,}"}
-    ours = [r["accuracy"] for r in runs.final(cell)]
-    line["suggested"] = f"{suggested:g}: {_percent(ours)}"
+    line["suggested"] = chosen(runs, cell)
     for name, factor in (("half of it", 0.5), ("twice it", 2)):
-        trial = Job(around, suggested * factor, around.tuning, 1)
-        final = trial._replace(stage=around.final)
-        found = [r["accuracy"] for r in runs.of(final)]
+        trial = Job(around, cell.suggested_rate * factor, around.tuning, 1)
+        final = runs.of(trial._replace(stage=around.final))
         # A trial that diverged is not evaluated on the test images.
         lost = any(r["diverged"] for r in runs.of(trial))
-        line[name] = "diverged" if lost else _percent(found)
-    best = runs.best(around)
-    theirs = [r["accuracy"] for r in runs.final(around)]
-    line["tuned"] = f"{best:g}: {_percent(theirs)}" if best else "not run"
-    root = [r["accuracy"] for r in runs.final(cell._replace(method="lars-sqrt"))]
-    line["√ scaling"] = _percent(root) if cell.final.epochs == 30 else ""
+        found = percent([r["accuracy"] for r in final]) if final else "not run"
+        line[name] = "diverged" if lost else found
+    line["tuned"] = chosen(runs, around)
+    root = cell._replace(method="lars-sqrt")
+    same = cell.final.epochs == root.final.epochs
+    line["√ scaling"] = score(root, runs.final(root)) if same else ""
+    ours, theirs = ([r["accuracy"] for r in runs.final(x)] for x in (cell, around))
     both = len(ours) == len(theirs) == len(cell.final.seeds)
     line["below tuned"] = f"{100 * (mean(theirs) - mean(ours)):.1f}" if both else ""
     return line
-
-
-def _percent(accuracies: Sequence[float]) -> str:
-    return f"{100 * mean(accuracies):.1f} %" if accuracies else "not run"
 
 
 TABLES = (
@@ -181,8 +176,8 @@ def draw(records: list[Record], folder: Path) -> None:
         ratios = [row.batch_size / row.updates for row in rows]
         rates = [row.turn / plain for row in rows]
         axes.plot(ratios, rates, marker, label=label, alpha=0.7)
-    line = np.logspace(-3, 2.5, 200)
-    rates = [suggested_rate(ratio, 1) for ratio in line]
+    steps, line = 10**6, np.logspace(-3, 2.5, 200)
+    rates = [suggested_learning_rate(round(ratio * steps), steps) for ratio in line]
     axes.plot(line, rates, "-", color="black", label="suggested rate")
     axes.set(xscale="log", yscale="log", xlabel="batch size B / number of updates T")
     axes.set_ylabel("learning rate γ at η = 0.001 and μ = 0.9")

@@ -3,9 +3,13 @@
 import numpy as np
 import pytest
 from logs import step
+from small_runs import ROOT
 
+from benchmarks.results import read
 from benchmarks.study import noise_scale, starting_rate
-from benchmarks.study.protocol import DATA, Cell, suggested_rate
+from benchmarks.study.protocol import DATA, Cell
+from benchmarks.study.runs import STUDY_FILE
+from lars_optax import recipes, suggested_learning_rate
 
 
 def test_a_fit_finds_the_powers_of_a_known_law():
@@ -23,8 +27,35 @@ def test_the_suggested_rate_is_within_a_factor_of_two_of_every_published_one():
     rows = starting_rate.published()
     assert len(rows) == 29
     for row in rows:
-        ratio = 100 * row.turn / suggested_rate(row.batch_size, row.updates)
-        assert 0.5 < ratio < 2, row
+        rate = suggested_learning_rate(row.batch_size, row.updates)
+        assert 0.5 < 100 * row.turn / rate < 2, row
+
+
+def test_the_rows_of_the_rule_have_the_sizes_that_its_docstring_names(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    rows = starting_rate.published() + starting_rate.tuned(read(STUDY_FILE))
+    assert len(rows) == 35
+    sizes, updates = ([row[i] for row in rows] for i in (1, 2))
+    assert (min(sizes), max(sizes)) == (128, 67_840)
+    assert (min(updates), max(updates)) == (201, 250_228)
+    for recipe in map(recipes.get, (row.name for row in starting_rate.published())):
+        assert (recipe.warmup, recipe.decay, recipe.power) == (
+            "linear",
+            "polynomial",
+            2,
+        )
+
+
+def test_the_suggested_rate_is_above_that_of_every_self_supervised_recipe():
+    ratios = []
+    for recipe in map(recipes.get, recipes.names()):
+        if recipe.decay == "cosine":
+            updates = recipe.step_counts(starting_rate.IMAGENET)[1]
+            suggested = suggested_learning_rate(recipe.batch_size, updates)
+            assert (recipe.trust_coefficient, recipe.momentum) == (0.001, 0.9)
+            ratios.append(recipe.learning_rate / suggested)
+    assert len(ratios) == 14
+    assert (round(min(ratios), 2), round(max(ratios), 2)) == (0.15, 0.84)
 
 
 def test_a_rate_whose_trial_diverged_is_not_one_that_was_not_run():
@@ -37,7 +68,12 @@ def test_a_rate_whose_trial_diverged_is_not_one_that_was_not_run():
         trial | twice | {"diverged": True},
     ]
     first = starting_rate.results(records).splitlines()[2]
-    assert first.split(" | ")[3:7] == ["12: not run", "90.0 %", "diverged", "not run"]
+    assert first.split(" | ")[3:7] == [
+        "12: not run",
+        "90.0\N{NO-BREAK SPACE}%",
+        "diverged",
+        "not run",
+    ]
 
 
 def test_noise_and_signal_are_averaged_over_each_epoch():

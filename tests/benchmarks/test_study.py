@@ -10,15 +10,31 @@ import numpy as np
 import optax
 import pytest
 from jax.flatten_util import ravel_pytree
+from matplotlib.figure import Figure
 from small_runs import ROOT
 from trees import assert_equal, assert_refused, each_step
 
 import lars_optax
 from benchmarks import results
-from benchmarks.study import large_batches, protocol, train
+from benchmarks.study import (
+    ablations,
+    default_ratio,
+    large_batches,
+    page,
+    protocol,
+    starting_rate,
+    train,
+)
 from benchmarks.study.ablations import ABLATIONS
 from benchmarks.study.protocol import FINAL, METHODS, cells
-from benchmarks.study.runs import Job, Runs, missing, remaining
+from benchmarks.study.runs import (
+    ABLATIONS_FILE,
+    STUDY_FILE,
+    Job,
+    Runs,
+    missing,
+    remaining,
+)
 from benchmarks.study.train import Place
 from examples.imagenet.plan import make_plan
 from examples.imagenet.recipe import to_recipe
@@ -247,3 +263,48 @@ def test_the_rows_of_90_epochs_have_the_updates_that_their_protocol_names():
         recipe = to_recipe(cell.config("mnist", 1.0, cell.final, 1))
         counts[batch] = recipe.step_counts(55_000)
     assert counts == {16: (17_188, 309_375), 2048: (134, 2_417)}
+
+
+TABLES = {
+    table.name: table
+    for module in (page, ablations, default_ratio, starting_rate)
+    for table in module.TABLES
+    if table.file in (STUDY_FILE, ABLATIONS_FILE)
+}
+
+
+@pytest.mark.parametrize("name", sorted(TABLES.keys() - {"protocol", "fits"}))
+def test_a_table_without_runs_says_not_run(name, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    text = TABLES[name].make([])
+    assert "not run" in text.lower()
+    for figure in ("±", "| 0.0 |", "| 0.00 |"):
+        assert figure not in text
+
+
+@pytest.mark.parametrize("kept", ["alexnet_small", "alexnet_bn_small"])
+def test_a_table_of_one_network_alone_says_that_the_other_is_not_run(kept, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    for name in ("settings", "batches", "trial lengths", "ablations"):
+        records = results.read(TABLES[name].file)
+        text = TABLES[name].make([r for r in records if r["network"] == kept])
+        assert "not run" in text
+        assert "%" in text
+
+
+def test_an_ablation_says_which_variants_have_not_run_with_every_seed():
+    first, second = ABLATIONS["denominator"]
+    runs = [
+        ablations.job(variant, "alexnet_small", rate, seed)
+        for variant in (first, second)
+        for rate in ablations.RATES
+        for seed in protocol.ABLATION.seeds
+    ]
+    records = [job.key | {"accuracy": 0.9} for job in runs]
+    summary = ablations.summary(records).splitlines()[2]
+    assert "| 2 | 90.0 to 90.0 % | not run |" in summary
+    summary = ablations.summary(records[:-1]).splitlines()[2]
+    assert "| 2 | 90.0 to 90.0 %, 1 not run | not run |" in summary
+    assert "so far" in ablations.best_rates("denominator", records[:-1])
+    axis = Figure().subplots()
+    ablations.draw_rates(records[:-1], [first, second], axis, "alexnet_small")

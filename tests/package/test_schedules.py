@@ -114,6 +114,31 @@ def test_batch_size_rules():
     assert lars_optax.sqrt_scaling(5.0, 4096, 512) == pytest.approx(14.14, abs=0.01)
 
 
+def test_the_suggested_rate_is_a_power_of_a_quarter_up_to_its_bound():
+    suggested = lars_optax.suggested_learning_rate
+    assert suggested(1000, 1000) == pytest.approx(19.0)
+    assert suggested(16, 10_000) == pytest.approx(19 * 0.2)  # 0.0016 is 0.2 to the 4th
+    assert suggested(16_384, 101) == pytest.approx(40.0)
+    assert suggested(1000, 1000, momentum=None) == pytest.approx(190.0)
+
+
+def test_the_suggested_rate_is_sqrt_scaling_for_a_number_of_epochs():
+    first, *others = (
+        lars_optax.suggested_learning_rate(n, 2**20 // n) for n in (256, 512, 2048)
+    )
+    scaled = [lars_optax.sqrt_scaling(first, n, 256) for n in (512, 2048)]
+    np.testing.assert_allclose(others, scaled)
+
+
+@pytest.mark.parametrize(("eta", "mu"), [(0.02, 0.9), (0.001, 0.97), (1.0, 0.0)])
+def test_the_suggested_rate_turns_a_layer_alike_for_every_eta_and_mu(eta, mu):
+    rate = lars_optax.suggested_learning_rate(
+        4096, 2000, trust_coefficient=eta, momentum=mu
+    )
+    plain = lars_optax.suggested_learning_rate(4096, 2000)
+    assert rate * eta / (1 - mu) == pytest.approx(plain * 0.001 / (1 - 0.9))
+
+
 def test_epochs_to_steps_rounds():
     assert lars_optax.epochs_to_steps(90, 1_281_167, 8192) == 14075
     assert lars_optax.epochs_to_steps(2.5, 1_281_167, 4096) == 782
@@ -160,6 +185,12 @@ def test_more_steps_than_optax_counts_are_refused(epochs, examples, batch):
     (partial(piecewise, 0.0, 1.0, 5, {6.5: 0.1}), "boundaries_and_scales"),
     (partial(lars_optax.linear_scaling, 0.1, 0, 256), "batch_size"),
     (partial(lars_optax.sqrt_scaling, 0.1, 256, -1), "base_batch_size"),
+    (partial(lars_optax.suggested_learning_rate, 0, 8), "batch_size"),
+    (partial(lars_optax.suggested_learning_rate, 8, 0), "steps"),
+    (partial(lars_optax.suggested_learning_rate, 8, 7.5), "epochs_to_steps"),
+    (partial(lars_optax.suggested_learning_rate, 8, 8, momentum=1), "momentum"),
+    (partial(lars_optax.suggested_learning_rate, 8, 8, trust_coefficient=0),
+     "trust_coefficient"),
     (partial(lars_optax.epochs_to_steps, 1, 0, 8), "num_examples"),
     (partial(lars_optax.epochs_to_steps, -1, 10, 8), "epochs"),
     (partial(lars_optax.epochs_to_steps, 1, 10, 0), "batch_size"),

@@ -35,16 +35,18 @@ def test_without_a_terminal_a_line_a_minute_says_when_it_will_end(monkeypatch, c
     assert second == f"lars: step 140, {speed}, 8 min left"
 
 
+@pytest.mark.parametrize("steps", [600, 225_000])
 @pytest.mark.parametrize("width", [40, 50, 80, 120])
-def test_a_narrow_terminal_cuts_the_end_of_the_text_alone(width):
+def test_a_narrow_terminal_cuts_the_end_of_the_text_alone(width, steps):
     console = Terminal(force_terminal=True, width=width, file=io.StringIO())
-    with progress.progress("lars", 600, console) as show:
+    with progress.progress("lars", steps, console) as show:
         show(step(299) | {"loss": 0.25})
         show({"kind": "epoch", "accuracy": 0.5})
         show({"kind": "speed", "images_per_second_per_device": 1e3, "data_wait": 0.25})
     lines = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", console.file.getvalue())
     last = lines.splitlines()[-1]
-    assert re.match(r"lars [━╸╺]{10,40} 300/600 (0:00:00|-:--:--) ", last)
+    count = f"{300:{len(str(steps))}}/{steps}"
+    assert re.match(rf"lars [━╸╺]{{10,40}} {count} (0:00:00|-:--:--) ", last)
     text = "loss 0.250, accuracy 50.00%, 1,000 img/s/device, 25% waiting for data"
     shown = last.split(":", 2)[2].split(" ", 1)[1].rstrip()
     assert shown == text or (shown[-1] == "…" and text.startswith(shown[:-1]))

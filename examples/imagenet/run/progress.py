@@ -30,14 +30,17 @@ def progress(
     if not console.is_terminal:
         yield _lines(label, steps, console, lines)
         return
-    # On a narrow terminal the end of the text is cut, and nothing else. The bar has at
-    # least ten characters, the time seven, and four spaces separate the columns.
-    rest = len(label) + 10 + 2 * len(str(steps)) + 1 + 7 + 4
-    cut = Column(no_wrap=True, max_width=max(console.width - rest, 1))
-    text = TextColumn("{task.fields[text]}", table_column=cut)
-    bars = (BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    columns = ("{task.description}", *bars, text)
-    with Progress(*columns, console=console) as bar:
+    # The text gets the width that the other columns leave, and its end is cut. If they
+    # leave none, the bar gets shorter.
+    whole, cut = Column(no_wrap=True), Column(no_wrap=True, ratio=1)
+    columns = (
+        "{task.description}",
+        BarColumn(bar_width=10),
+        MofNCompleteColumn(table_column=whole),
+        TimeRemainingColumn(table_column=whole),
+        TextColumn("{task.fields[text]}", table_column=cut),
+    )
+    with Progress(*columns, console=console, expand=True) as bar:
         task = bar.add_task(label, total=steps, text="compiling")
         texts: dict[str, str] = {}
 
