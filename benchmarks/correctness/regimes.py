@@ -45,7 +45,8 @@ def placement() -> Iterator[Row]:
              "replicated": PartitionSpec()}  # fmt: skip
     mesh = Mesh(np.array(jax.devices()[:4]).reshape(2, 2), ("x", "y"))
     yield compare("replicated, float32", case)
-    note = "`optax.lars` takes the norm of a shard. Here `axis_name` is the specs."
+    note = "`optax.lars` takes the norm of a shard. "
+    note += "Here `axis_name` is the tree of `PartitionSpec`."
     ins, outs = (specs, [specs] * oracle.STEPS), [(specs, specs)] * oracle.STEPS
     wrap = partial(jax.shard_map, mesh=mesh, in_specs=ins, out_specs=outs)
     yield compare("sharded in `shard_map`", case, note, wrap=wrap, axis_name=specs)
@@ -141,7 +142,7 @@ def masks() -> Iterator[Row]:
     theirs, ours = inject(optax.lars), inject(lars_optax.lars)
     silent, loud = theirs(**same | by_rank), ours(**joint | by_rank)
     sgd = oracle.error(silent, case._replace(excluded=tuple(case.params)))
-    note = f"`optax.lars` becomes SGD, up to {show(sgd)}, without an error."
+    note = f"`optax.lars` becomes SGD without an error, within {show(sgd)}."
     cells = (oracle.error(silent, case), oracle.error(loud, case))
     refuses = cells[1] == "raises ValueError"
     yield Row("callable masks, `inject_hyperparams`", *cells, note, "wrong", refuses)

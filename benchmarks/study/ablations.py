@@ -33,7 +33,15 @@ Ablation = Literal[
     "denominator", "momentum", "coefficient", "excluded", "decay", "warm-up"
 ]
 RATES = tuple(5.0 * 2**k for k in range(6))
-RATIO_TITLE = "weights, others at "
+RATIO_TITLE = "fallback ratio "
+CHOICES: dict[str, str] = {
+    "denominator": "denominator of the trust ratio",
+    "momentum": "order of momentum and learning rate",
+    "coefficient": "coefficient μ of the momentum",
+    "excluded": "fallback ratio, or all leaves",
+    "decay": "start of the decay",
+    "warm-up": "length of the warm-up",
+}
 CLOSE = 0.01  # a score this far below the best one is near it
 
 
@@ -47,16 +55,22 @@ def _ratio(ratio: float) -> Variant:
 
 def _warm_up(share: float, title: str) -> Variant:
     epochs = share * ABLATION.epochs
-    return _variant("warm-up", f"{title} of the epochs", warmup_epochs=epochs)
+    return _variant("warm-up", title, warmup_epochs=epochs)
 
 
 _VARIANTS = (
     _variant("denominator", "‖g‖ + β‖w‖"),
     _variant("denominator", "‖g + βw‖", denominator="joint"),
-    _variant("momentum", "after the rate (scaled)"),
-    _variant("momentum", "before it (unscaled)", momentum_order="unscaled"),
-    # Here the momentum does not lengthen the steps of a layer with a λ.
-    _variant("momentum", "before λ and the rate (post)", momentum_order="post"),
+    _variant("momentum", "after the learning rate (scaled)"),
+    _variant(
+        "momentum", "before the learning rate (unscaled)", momentum_order="unscaled"
+    ),
+    # Here the momentum does not lengthen the steps of a layer with a trust ratio.
+    _variant(
+        "momentum",
+        "before the trust ratio and the learning rate (post)",
+        momentum_order="post",
+    ),
     # If γη/(1 − μ) is what counts, the best γ is 80 at μ = 0.8 and 20 at μ = 0.95.
     *(
         _variant("coefficient", f"μ = {momentum:g}", momentum=momentum)
@@ -66,10 +80,10 @@ _VARIANTS = (
     _variant("excluded", "all leaves", layers="all"),
     _variant("decay", "from the end of the warm-up"),
     _variant("decay", "from step 0", decay_from_start=True),
-    _warm_up(1 / 6, "a sixth"),
-    _warm_up(0, "none"),
-    _warm_up(1 / 3, "a third"),
-    _warm_up(1 / 2, "half"),
+    _warm_up(1 / 6, "a sixth of the epochs"),
+    _warm_up(0, "no warm-up"),
+    _warm_up(1 / 3, "a third of the epochs"),
+    _warm_up(1 / 2, "half of the epochs"),
 )
 # The first of each is the study's own choice.
 ABLATIONS = {
@@ -154,7 +168,7 @@ def summary(records: list[Record]) -> str:
     """
     lines = []
     for name, variants in ABLATIONS.items():
-        line = {"choice": name, "variants": f"{len(variants)}"}
+        line = {"choice": CHOICES[name], "variants": f"{len(variants)}"}
         for network, title in NETWORKS.items():
             found = [scores(records, variant, network) for variant in variants]
             best = [100 * max(map(mean, x.values())) for x in found if complete(x)]

@@ -104,7 +104,7 @@ def table(record: Record) -> str:
         line = {"": title} | {f"epoch {k}": f"{found[k]:,.0f}" for k in SHOWN}
         for name, (low, high) in losses(runs, network).items():
             between = f"{low:,} to {high:,}" if high < math.inf else f"above {low:,}"
-            line[name] = between if low else f"at {high:,} already"
+            line[f"{name} loses"] = between if low else f"at or below {high:,}"
         lines.append(line)
     return markdown(lines)
 

@@ -113,8 +113,10 @@ def accuracies(group: Sequence[Cell], records: list[Record]) -> str:
         rates, best = runs.trials(cell)
         final = runs.final(cell)
         results = {
-            "rates tried": f"{rates[0]:g} … {rates[-1]:g}" if rates else "",
-            "chosen": "" if best is None else f"{best:g}",
+            "learning rates tried": f"{rates[0]:.3g} … {rates[-1]:.3g}"
+            if rates
+            else "",
+            "learning rate": "" if best is None else f"{best:.3g}",
             "updates": f"{final[0]['updates']:,}" if final else "",
             "test accuracy": score(cell, final),
         }
@@ -216,11 +218,11 @@ def trials(group: Sequence[Cell], records: list[Record]) -> str:
     runs, lines = Runs(records), []
     for cell in group:
         found = [
-            f"{r['learning_rate']:g}: {100 * r['accuracy']:.1f}"
+            f"{r['learning_rate']:.3g}: {100 * r['accuracy']:.1f}"
             + " (diverged)" * r["diverged"]
             for r in runs.tried(cell)
         ]
-        tried = {"rate: validation accuracy, %": ", ".join(found)}
+        tried = {"learning rate: validation accuracy, %": ", ".join(found)}
         if found:
             lines.append(first_cells(cell) | tried)
     return markdown(lines)

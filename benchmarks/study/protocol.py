@@ -2,9 +2,9 @@
 
 Most rows train on Fashion-MNIST. Of its 60,000 training images the trainer holds out
 5,000 for validation. The rows on the 3,200 digits of `make train` are cheap to repeat.
-They are no evidence, because the settings of that demo had been seen before. On a GPU
-there are also rows on CIFAR-10: JPEG files, 45,000 to train on, randomly cropped and
-mirrored. The networks are `alexnet_small`, without and with BatchNorm, and
+They do not count as evidence, because the settings of that demo had been seen before.
+On a GPU there are also rows on CIFAR-10: JPEG files, 45,000 to train on, randomly
+cropped and mirrored. The networks are `alexnet_small`, without and with BatchNorm, and
 `resnet_small` for CIFAR-10. BatchNorm takes the moments of 512 images, whatever the
 number of devices. If the batch does not divide into parts of 512, it takes those of the
 largest equal part below that.
@@ -20,21 +20,21 @@ with three, around the best rate at the tuned batch size times the square root o
 ratio of batch sizes. If the best rate is the lowest or the highest that was tried, the
 next rate beyond it is tried too. This is repeated until the best rate lies between
 others, for all optimizers alike. A trial trains for 10 epochs from seed 0. The rate
-with the best accuracy on the validation images is chosen, and runs that diverged come
-last. With it the network is trained for 30 epochs from seeds 1, 2 and 3, on CIFAR-10
-from seeds 1 to 5.
+with the best accuracy on the validation images is chosen. A rate that diverged is
+chosen only if all did. With it the network is trained for 30 epochs from seeds 1, 2 and
+3, on CIFAR-10 from seeds 1 to 5.
 
-Two rules tune nothing. Linear scaling of SGD takes the baseline's best rate times the
-ratio of batch sizes. √ scaling of LARS takes its best rate at the tuned batch size
-times the square root of the ratio.
+Two rows take their rate from a rule, without trials. Linear scaling of SGD takes the
+baseline's best rate times the ratio of batch sizes. √ scaling of LARS takes its best
+rate at the tuned batch size times the square root of the ratio.
 
 The rows "tuned at 30 epochs" show what short trials cost: every trial has 30 epochs.
 They were added after the first results. The row of `optax.lars` among them was added
 last and begins with four learning rates, 10 to 80. Runs that two rows share are run
 once.
 
-The rows of 90 epochs have the proportions of the paper's hardest run of ResNet-50. This
-run has 90 epochs too:
+The rows of 90 epochs have the proportions of the paper's run of ResNet-50 with the
+largest batch. This run has 90 epochs too:
 
 | | batch size | share of the images | updates |
 | --- | --- | --- | --- |

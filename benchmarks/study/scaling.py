@@ -155,10 +155,10 @@ def times(record: Record) -> str:
             "batch": f"{batch:,}",
             "optimizer": method.upper(),
             "target": f"{target:.1%}",
-            "time to it": duration(mean(there)) if there else "never",
-            "seeds there": f"{len(there)} of {len(some)}",
-            "at the end": f"{mean(x['accuracy'] for x in some):.1%}",
-            "all epochs": duration(mean(row["seconds_in_all"] for row in some)),
+            "time to the target": duration(mean(there)) if there else "never",
+            "seeds that reach it": f"{len(there)} of {len(some)}",
+            "final accuracy": f"{mean(x['accuracy'] for x in some):.1%}",
+            "time of all epochs": duration(mean(row["seconds_in_all"] for row in some)),
         }
         lines.append(line)
     return markdown(lines)

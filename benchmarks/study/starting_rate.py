@@ -136,7 +136,7 @@ def _result(runs: Runs, cell: Cell, around: Cell) -> dict[str, str]:
     updates = epochs_to_steps(cell.final.epochs, TRAINED, cell.batch)
     line = {"batch": f"{cell.batch:,}", "updates": f"{updates:,}"}
     line["suggested"] = chosen(runs, cell)
-    for name, factor in (("half of it", 0.5), ("twice it", 2)):
+    for name, factor in (("half", 0.5), ("twice", 2)):
         trial = Job(around, cell.suggested_rate * factor, around.tuning, 1)
         final = runs.of(trial._replace(stage=around.final))
         # A trial that diverged is not evaluated on the test images.
@@ -149,7 +149,9 @@ def _result(runs: Runs, cell: Cell, around: Cell) -> dict[str, str]:
     line["√ scaling"] = score(root, runs.final(root)) if same else ""
     ours, theirs = ([r["accuracy"] for r in runs.final(x)] for x in (cell, around))
     both = len(ours) == len(theirs) == len(cell.final.seeds)
-    line["below tuned"] = f"{100 * (mean(theirs) - mean(ours)):.1f}" if both else ""
+    line["tuned − suggested"] = (
+        f"{100 * (mean(theirs) - mean(ours)):.1f}" if both else ""
+    )
     return line
 
 
