@@ -17,7 +17,6 @@ from matplotlib.figure import Figure
 from trees import PARAMS, RECORDED, assert_refused
 
 import lars_optax
-from examples.imagenet.report.figures import plot_schedules
 from lars_optax import LayerStats, plot_layer_stats
 from lars_optax._plots import line_style
 
@@ -221,13 +220,3 @@ def test_the_example_of_the_docstring_runs():
     exec(example, names)
     conv = lines(names["ax"])["conv"]
     np.testing.assert_allclose(conv.get_ydata(), [0.001, 0.011, 0.021], rtol=1e-6)
-
-
-def test_schedules_are_drawn_as_they_are(ax):
-    falling = lars_optax.warmup_polynomial_decay_schedule(0.0, 8.0, 2, 6)
-    plot_schedules({"falls": falling, "stays": optax.constant_schedule(3.0)}, 7, ax)
-    shown = lines(ax)
-    assert shown["falls"].get_xdata().tolist() == list(range(8))
-    assert shown["falls"].get_ydata().tolist() == [0, 4, 8, 4.5, 2, 0.5, 0, 0]
-    assert shown["stays"].get_ydata().tolist() == [3] * 8
-    draw(ax)

@@ -1,7 +1,7 @@
 """Draws the accuracy, the loss and each layer's norms from the logs of training runs.
 
 Pictures are PNG files. Lines differ in dash and marker, so that they can be told apart
-without colour. `plot_schedules` draws learning rates on axes of the caller.
+without colour.
 """
 
 from collections.abc import Mapping, Sequence
@@ -10,9 +10,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
-import optax
 
 from lars_optax import LayerStats, plot_layer_stats
 
@@ -241,17 +239,3 @@ def _array(value: float | None) -> Any:
     # The trainer's numbers are of float32; no axis has room for what is far beyond it.
     drawn = value if value and 1e-50 < abs(value) < 1e50 else None
     return np.array(drawn, float)  # None is NaN
-
-
-def plot_schedules(
-    schedules: Mapping[str, optax.Schedule], steps: int, axes: Any
-) -> None:
-    """Draws the learning rate of each schedule at the steps from 0 to `steps`."""
-    at = np.unique(np.linspace(0, steps, 2001).round().astype(int))
-    for i, (label, schedule) in enumerate(schedules.items()):
-        rates = np.broadcast_to(jax.vmap(schedule)(at), at.shape)
-        every = (i * len(at) // 30, max(1, len(at) // 6))  # first, distance
-        axes.plot(at, rates, label=label, markevery=every, **line_style(i))
-    axes.set(xlabel="step", ylabel="learning rate γ")
-    axes.grid(color="0.85")
-    axes.legend()
