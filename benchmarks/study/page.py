@@ -263,7 +263,7 @@ def draw(records: list[Record], folder: Path) -> None:
     draw_panels(folder / "study_rate.png", *labels, partial(draw_rates, runs))
     labels = ("batch size", "test accuracy, %")
     draw_panels(folder / "study_batch.png", *labels, partial(draw_batches, runs))
-    draw_panels(folder / "large_batch.png", *labels, partial(draw_ladder, runs))
+    draw_panels(folder / "large_batch.png", *labels, partial(draw_ladder, runs), 4)
 
 
 def draw_panels(
@@ -317,7 +317,7 @@ def _write_below_floor(
 
 def draw_ladder(runs: Runs, axis: Any, network: str) -> None:
     """Draws the test accuracy of few optimizers over the batch size."""
-    rule = {"LARS of weights, √ scaling": ("lars-sqrt",)}
+    rule = {"LARS of weights, suggested learning rate": ("lars-suggested",)}
     for i, (title, methods) in enumerate((LADDER | rule).items()):
         found = means(runs, network, methods)
         if sizes := sorted(found):

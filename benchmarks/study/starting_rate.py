@@ -150,7 +150,7 @@ def _result(runs: Runs, cell: Cell, around: Cell) -> dict[str, str]:
     ours, theirs = ([r["accuracy"] for r in runs.final(x)] for x in (cell, around))
     both = len(ours) == len(theirs) == len(cell.final.seeds)
     line["tuned − suggested"] = (
-        f"{100 * (mean(theirs) - mean(ours)):.1f}" if both else ""
+        f"{100 * (mean(theirs) - mean(ours)):z.1f}" if both else ""
     )
     return line
 
