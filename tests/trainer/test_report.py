@@ -11,6 +11,7 @@ from cases import assert_line, assert_usage, cases
 from logs import config, epoch, layers, run, speed, step, write
 
 from examples.imagenet.report import __main__ as report
+from examples.imagenet.report import page
 from examples.imagenet.report import speed as speeds
 from examples.imagenet.report.runs import labels, read_runs
 from examples.imagenet.run import progress
@@ -51,6 +52,22 @@ def test_a_narrow_terminal_cuts_the_end_of_the_text_alone(width, steps):
     shown = last.split(":", 2)[2].split(" ", 1)[1].rstrip()
     assert shown == text or (shown[-1] == "…" and text.startswith(shown[:-1]))
     assert len(last.rstrip()) <= width
+
+
+@pytest.mark.parametrize("width", [20, 40, 41, 42, 43, 44, 80])
+def test_a_narrow_terminal_loses_no_cell_and_no_word(width):
+    rows = [("SGD, large batch", "1,600", "91.0 ± 3.0 %"), ("LARS", "32", "97.0 %")]
+    caption = "Accuracies are means over 3 seeds ± their standard deviation."
+    console = Terminal(force_terminal=True, width=width, file=io.StringIO())
+    table = page.Table(
+        "A title of several words", ("method", "batch", "acc."), rows, caption
+    )
+    page.show([table], console)
+    shown = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", console.file.getvalue())
+    for text in (*table.head, "1,600", "91.0 ± 3.0 %", "97.0 %", "LARS"):
+        assert text in shown
+    assert " ".join(shown.split()).endswith(caption)
+    assert " ".join(shown.split()).startswith(table.title)
 
 
 def test_tables_8_and_9_come_back_from_logs_of_the_papers_speeds():

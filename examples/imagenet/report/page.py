@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from rich.box import SIMPLE_HEAD
+from rich.cells import cell_len
+from rich.measure import Measurement
 from rich.table import Table as RichTable
 from rich.text import Text
 
@@ -73,22 +75,23 @@ def show(parts: Iterable[Part], console: Terminal) -> None:
         if not isinstance(part, Table):
             console.print(f"picture: {part}" if isinstance(part, Path) else part)
             continue
-        table = RichTable(
-            title=Text(printable(part.title)) if part.title else None,
-            caption=Text(printable(part.caption)) if part.caption else None,
-            box=SIMPLE_HEAD,
-            pad_edge=False,
-            collapse_padding=True,
-            title_justify="left",
-            caption_justify="left",
-        )
-        first, *others = part.head
+        table = RichTable(box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
+        (first, *_), *others = zip(part.head, *part.rows, strict=True)
         table.add_column(first, overflow="fold", min_width=8)
-        for head in others:
-            table.add_column(head, justify="right", no_wrap=True)
+        for head, *cells in others:
+            width = max(map(cell_len, (head, *map(printable, cells))))
+            table.add_column(head, justify="right", min_width=width, no_wrap=True)
         for row in part.rows:
             table.add_row(*(Text(printable(cell)) for cell in row))
-        console.print(table, soft_wrap=False)
+        # Without a width of its own a table loses columns on a narrow terminal.
+        room = console.options.update(max_width=1000)
+        if (least := Measurement.get(console, room, table).minimum) > console.width:
+            table.width = least
+        if part.title:
+            console.print(Text(printable(part.title), style="italic"), soft_wrap=False)
+        console.print(table, crop=False, soft_wrap=False)
+        if part.caption:
+            console.print(Text(printable(part.caption)), soft_wrap=False)
 
 
 def duration(seconds: float) -> str:
