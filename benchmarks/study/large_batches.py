@@ -94,10 +94,11 @@ def main(
     if not place.cifar10:
         wanted = [cell for cell in wanted if cell.data != "cifar10"] or wanted
     try:
-        if not wanted:
-            raise ValueError(
-                f"--only: no row's name contains any of {only}; --list prints the names"
-            )
+        for part in only:
+            if not any(part in cell.name for cell in cells()):
+                raise ValueError(
+                    f"--only: no row's name contains {part!r}; --list prints the names"
+                )
         if row:
             again(row, seeds, place)
         elif show:

@@ -137,6 +137,12 @@ def test_data_that_are_not_there_are_told_before_the_first_run(monkeypatch):
     assert_refused(message, large_batches.study, some, 1, Place())
 
 
+def test_a_text_that_is_in_no_name_of_a_row_is_refused_beside_others():
+    message = "--only: no row's name contains 'lars-suggested/'; --list prints"
+    with pytest.raises(SystemExit, match=message):
+        large_batches.main(Place(), only=("around", "lars-suggested/"), show=True)
+
+
 @pytest.mark.parametrize("devices", range(1, 9))
 def test_every_batch_divides_into_parts_of_512_images_at_most(devices):
     for cell in cells():
