@@ -1,4 +1,4 @@
-"""Learning rate schedules with warm-up, and scaling rules for the batch size.
+"""Learning rate schedules with warm-up, and learning rates for a batch size.
 
 A schedule is a function from a step count to a learning rate. The count is an int or an
 integer array and starts at 0. Before step 0 and after the last step the rate is

@@ -24,9 +24,9 @@ from benchmarks.results import RESULTS, Record, markdown, save
 
 HEAD = """# Masks of networks
 
-The default mask `"exclude_bias_and_norm"` selects the weights of a network. The mask
-`lambda x: x.ndim > 1` also selects some biases and norm parameters. The rows are
-networks from four frameworks. Each list below the table has all leaves of one network
+The default mask `"exclude_bias_and_norm"` selects the weights of a network. In some
+networks the mask `lambda x: x.ndim > 1` also selects biases and norm parameters. The
+rows are networks from four frameworks. Each list below the table has all leaves of one network
 and says which are adapted.
 
 """

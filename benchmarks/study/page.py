@@ -112,10 +112,9 @@ def accuracies(group: Sequence[Cell], records: list[Record]) -> str:
     for cell in group:
         rates, best = runs.trials(cell)
         final = runs.final(cell)
+        tried = f"{rates[0]:.3g} … {rates[-1]:.3g}" if rates else ""
         results = {
-            "learning rates tried": f"{rates[0]:.3g} … {rates[-1]:.3g}"
-            if rates
-            else "",
+            "learning rates tried": tried,
             "learning rate": "" if best is None else f"{best:.3g}",
             "updates": f"{final[0]['updates']:,}" if final else "",
             "test accuracy": score(cell, final),
