@@ -26,8 +26,8 @@ HEAD = """# Masks of networks
 
 The default mask `"exclude_bias_and_norm"` selects the weights of a network. In some
 networks the mask `lambda x: x.ndim > 1` also selects biases and norm parameters. The
-rows are networks from four frameworks. Each list below the table has all leaves of one network
-and says which are adapted.
+rows are networks from four frameworks. Each list below the table has all leaves of one
+network and says which are adapted.
 
 """
 IMAGES = jax.ShapeDtypeStruct((1, 224, 224, 3), jnp.float32)
