@@ -27,6 +27,7 @@ from benchmarks.study.runs import STUDY_FILE, Job, Runs
 from lars_optax import epochs_to_steps, recipes, suggested_learning_rate
 
 IMAGENET = 1_281_167
+PLAIN = 0.001 / (1 - 0.9)  # q / γ at the default η and μ, which the study has
 # As printed, these three rows of Table 7 are probably misprints (docs/guides/rates.md).
 _MISPRINTS = {f"paper-t7-resnet50-lars-{n}" for n in (8192, 16384, 32768)}
 # The rows of the study from which the rule was chosen: batch size and method.
@@ -65,7 +66,7 @@ def tuned(records: list[Record]) -> list[Row]:
             cell = Cell(DATA, network, batch, method)
             if rate := runs.best(cell):
                 updates = epochs_to_steps(cell.tuning.epochs, TRAINED, batch)
-                found.append(Row(cell.name, batch, updates, rate / 100))
+                found.append(Row(cell.name, batch, updates, rate * PLAIN))
     return found
 
 
@@ -165,7 +166,6 @@ def draw(records: list[Record], folder: Path) -> None:
     """Draws q of all rows over B/T, and the suggested rate, into `folder`."""
     figure = Figure(figsize=(7, 4.4), layout="constrained")
     axes = figure.subplots()
-    plain = 0.001 / (1 - 0.9)  # η / (1 − μ), by which q is divided to give γ
     for rows, label, marker in (
         ([r for r in published() if "alexnet" in r.name], "paper, AlexNet-BN", "o"),
         (
@@ -176,7 +176,7 @@ def draw(records: list[Record], folder: Path) -> None:
         (tuned(records), "this study, trials", "^"),
     ):
         ratios = [row.batch_size / row.updates for row in rows]
-        rates = [row.turn / plain for row in rows]
+        rates = [row.turn / PLAIN for row in rows]
         axes.plot(ratios, rates, marker, label=label, alpha=0.7)
     steps, line = 10**6, np.logspace(-3, 2.5, 200)
     rates = [suggested_learning_rate(round(ratio * steps), steps) for ratio in line]
