@@ -133,26 +133,28 @@ def suggested_learning_rate(
     trust_coefficient: float = 0.001,
     momentum: float | None = 0.9,
 ) -> float:
-    """Returns a peak learning rate of LARS to start from where no trials are possible.
+    """Returns a first guess of the peak learning rate of LARS, without trials.
 
     With B `batch_size`, T `steps`, η `trust_coefficient` and μ `momentum`, it is
 
         γ = min(0.19 · (B/T)^(1/4), 0.4) · (1 − μ)/η
 
-    A step changes the weights of a layer by at most about γη/(1 − μ) of their norm. The
-    rule sets this number, whatever η and μ are. For one number of epochs on one data
-    set, B/T is proportional to B². Below the bound of 0.4 the rule is then that of
-    `sqrt_scaling`.
+    A step changes the weights of a layer by at most about γη/(1 − μ) times their norm.
+    The minimum in the rule is the value of γη/(1 − μ), so this value does not depend on
+    η and μ. For a fixed data set and a fixed number of epochs, B/T is proportional to
+    B². Until the minimum reaches 0.4, γ then grows with √B, as in `sqrt_scaling`.
 
-    The constants were chosen from published learning rates of AlexNet-BN and ResNet-50,
-    which were trained with labels on ImageNet, and from those that trials found for
-    small convolutional networks. All these rates lie within a factor of 2 of the rule.
-    They belong to batch sizes from 128 to 67,840, to 200 to 250,000 steps, and to a
-    linear warm-up and a polynomial decay of power 2.
+    The constants were chosen from two groups of learning rates. One group is published,
+    for AlexNet-BN and ResNet-50 trained with labels on ImageNet. Trials on small
+    convolutional networks found the other. All these learning rates lie within a factor
+    of 2 of the rule. Their batch sizes are 128 to 67,840, and their runs have about 200
+    to 250,000 steps. Their schedules have a linear warm-up and a polynomial decay of
+    power 2.
 
-    For self-supervised learning with a cosine decay the rule is too high. Recipes for
-    it have between 0.15 and 0.84 times the suggested learning rate. The rule was not
-    tried with other networks, such as transformers, or with other schedules.
+    Recipes for self-supervised learning, with a cosine decay, have learning rates of
+    0.15 to 0.84 times the suggested one, so there the rule is probably too high. The
+    rule was not tried with other networks, such as transformers, or with other
+    schedules.
 
     Args:
       batch_size: The number of examples in one update, over all devices and accumulated
