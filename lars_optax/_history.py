@@ -36,8 +36,8 @@ def records(history: Any) -> tuple[list[Any], list[Any]]:
     A record is the tree that `layer_stats` returned, or an optimizer's state. Only a
     state has an update count, so the second list may be shorter than the first.
 
-    Raises ValueError if `history` is not a list, is empty, or has a record with the
-    states of several optimizers.
+    Raises ValueError if `history` is not a list or is empty, or if a record has the
+    states of several optimizers, steps or devices.
     """
     if not isinstance(history, Sequence) or hasattr(history, "_fields"):
         raise ValueError(

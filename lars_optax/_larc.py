@@ -105,7 +105,7 @@ def larc(
       commit cb65b8ed. NVIDIA's fork of Caffe, nvcaffe, clips in the same way since late
       2017, without β‖w‖ in the denominator.
     """
-    check_sgd(learning_rate, momentum, nesterov)
+    learning_rate, momentum = check_sgd(learning_rate, momentum, nesterov)
     settings = Settings(
         weight_decay=weight_decay,
         weight_decay_mask=weight_decay_mask,

@@ -41,8 +41,9 @@ def scale_by_lars(
     - On leaves outside `weight_decay_mask`, β is 0 in the update and in λ.
     - On leaves outside `trust_ratio_mask`, `fallback_ratio` replaces λ. The other
       leaves are called adapted.
-    - In an adapted layer, `fallback_ratio` replaces λ where ‖w‖ is 0. It also replaces
-      λ where ‖g‖ is 0, or where ‖g + βw‖ is 0 with the joint denominator.
+    - In an adapted layer, `fallback_ratio` replaces λ where ‖w‖ is 0, and where the
+      norm of the gradient is 0. This norm is ‖g‖ with the separate denominator and
+      ‖g + βw‖ with the joint one.
 
     This transform applies no learning rate and no momentum, and it does not negate the
     update. Other transforms of a chain do this. With a learning rate γ and a momentum
@@ -268,7 +269,7 @@ def lars(
       You, Gitman, Ginsburg 2017, "Scaling SGD Batch Size to 32K for ImageNet Training",
       https://arxiv.org/abs/1708.03888v1, section 3.2.3.
     """
-    check_sgd(learning_rate, momentum, nesterov)
+    learning_rate, momentum = check_sgd(learning_rate, momentum, nesterov)
     settings = Settings(
         weight_decay=weight_decay,
         weight_decay_mask=weight_decay_mask,

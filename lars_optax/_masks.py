@@ -147,6 +147,11 @@ def match_paths(*patterns: str, invert: bool = False) -> Callable[[Any], Any]:
         names = [None if is_empty(x) else path_string(path)
                  for path, x in zip(paths, leaves, strict=True)]  # fmt: skip
         known = [name for name in names if name is not None]
+        if not known:
+            raise ValueError(
+                "match_paths got a tree without leaves, so no pattern matches. An "
+                "unused group of optax.partition is such a tree. Remove the group."
+            )
         for pattern in compiled:
             if not any(map(pattern.search, known)):
                 raise ValueError(

@@ -19,8 +19,9 @@ def wide_momentum(
     or the dtype of each parameter if that is None. If the momentum is None or 0, the
     transform changes nothing and has no buffer.
 
-    Raises ValueError if `accumulator_dtype` is not a floating-point dtype. The `init`
-    of the transform raises ValueError if this dtype is real and a parameter is complex.
+    Raises ValueError if `accumulator_dtype` is neither a floating-point nor a complex
+    dtype. The `init` of the transform raises ValueError if this dtype is real and a
+    parameter is complex.
     """
     dtype = _check_dtype(accumulator_dtype)
     if momentum is None or is_zero(momentum):

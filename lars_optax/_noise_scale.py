@@ -61,7 +61,7 @@ class NoiseScale(NamedTuple):
         Raises:
           ValueError: If `decay` is out of range, or if the structures differ.
         """
-        check_number("decay", decay, high=1.0)
+        decay = check_number("decay", decay, high=1.0)
 
         def average(old: Any, new: Any) -> Any:
             keep = _number(decay, jnp.result_type(new))
@@ -82,7 +82,7 @@ def _with_ratio(noise: Any, signal: Any) -> NoiseScale:
 
 def _number(value: Any, dtype: Any) -> Any:
     """Returns `value` in a form that keeps the dtype of arrays of `dtype`."""
-    return value.astype(dtype) if isinstance(value, jax.Array) else float(value)
+    return value.astype(dtype) if isinstance(value, jax.Array) else value
 
 
 def gradient_noise_scale(
@@ -165,9 +165,10 @@ def gradient_noise_scale(
       McCandlish, Kaplan, Amodei et al. 2018, "An Empirical Model of Large-Batch
       Training", https://arxiv.org/abs/1812.06162, appendix A.1.
     """
-    check_number("small_batch_size", small_batch_size, positive=True)
-    check_number("big_batch_size", big_batch_size, positive=True)
-    sizes: Any = (small_batch_size, big_batch_size)
+    sizes = (
+        check_number("small_batch_size", small_batch_size, positive=True),
+        check_number("big_batch_size", big_batch_size, positive=True),
+    )
     if not any(isinstance(x, jax.Array) for x in sizes) and sizes[0] >= sizes[1]:
         raise ValueError(
             "big_batch_size must be larger than small_batch_size, got "

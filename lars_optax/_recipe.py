@@ -10,7 +10,7 @@ import jax
 import optax
 
 from lars_optax._layer_stats import stats_tree
-from lars_optax._masks import BY_ROLE, Mask, check_mask, exclude_bias_and_norm
+from lars_optax._masks import Mask, check_mask
 from lars_optax._momentum import in_dtype_of_params, wide_momentum
 from lars_optax._rule import FALLBACK_RATIO, Settings
 from lars_optax._schedules import (
@@ -107,17 +107,18 @@ class Recipe:
       nesterov: Whether momentum is Nesterov momentum.
       momentum_order: "scaled" if γ multiplies the update before it enters the momentum,
         as in Caffe and the paper. "unscaled" if γ multiplies the output of the
-        momentum. "post" if γ and the trust ratio of that output multiply the output.
-        "tf_contrib_1.14" if γ and the trust ratio of the gradient multiply the output.
-        `optimizer` raises ValueError for the last one, because no chain of
-        `scale_by_lars` computes it.
+        momentum. With "post" and "tf_contrib_1.14", γ and the trust ratio multiply the
+        output of the momentum. The trust ratio is computed from this output with
+        "post", and from the gradient with "tf_contrib_1.14". `optimizer` raises
+        ValueError for the last one, because no chain of `scale_by_lars` computes it.
       weight_decay: The weight decay β. 0 disables weight decay.
       mask: The leaves that get weight decay and, with LARS, a trust ratio. True selects
         all.
       trust_coefficient: The trust coefficient η of LARS.
       eps: The term ε in the denominator of the trust ratio. 0 leaves it out.
       denominator: "separate" or "joint", as in `scale_by_lars`. It has no effect if
-        `momentum_order` is "post".
+        `momentum_order` is "post", where the denominator has the norm of the output of
+        the momentum.
       fallback_ratio: The factor of LARS on leaves without a trust ratio and on leaves
         with a zero norm. It is 0.024 in the recipe of Barlow Twins and 1 in the other
         published LARS recipes. SGD ignores it.
@@ -292,6 +293,9 @@ class Recipe:
         check_mask(self.mask, "mask")
         check_number("momentum", self.momentum, high=1.0, optional=True)
         check_number("label_smoothing", self.label_smoothing, high=1.0)
+        check_number("top1", self.top1, optional=True)
+        if self.top1 is not None and self.top1 > 1:
+            raise ValueError(f"top1 must be a fraction, at most 1, got {self.top1!r}.")
         for name in ("learning_rate", "warmup_epochs", "warmup_start", "weight_decay"):
             check_number(name, getattr(self, name), optional=True)
         for name in ("end_learning_rate", "fallback_ratio", "eps"):
@@ -467,11 +471,10 @@ class Recipe:
         Args:
           num_examples: The number of training examples in one epoch.
           stacked_axes: The axis along which a leaf stacks several layers, as in `lars`.
-            For SGD it only affects which leaves get weight decay. None means that every
-            leaf is a single layer.
-          axis_name: The mesh axes over which parameters are sharded, as in `lars`. For
-            SGD it is checked but has no effect. Leave it None outside of `shard_map`
-            and `pmap`.
+            None means that every leaf is a single layer.
+          axis_name: The mesh axes over which parameters are sharded, as in `lars`.
+            Leave it None outside of `shard_map` and `pmap`. For SGD this argument and
+            `stacked_axes` only affect which leaves get weight decay.
           accumulator_dtype: The dtype of the momentum buffer. None takes the dtype of
             each parameter.
           keep_layer_stats: Whether the state keeps the norms and the trust ratio of
@@ -530,7 +533,8 @@ class Recipe:
 
         These are the statistics that `lars_optax.layer_stats` returns with the settings
         of the recipe's optimizer. If `momentum_order` is "post", the trust ratio
-        depends on the momentum, and this function returns the one of the first update.
+        depends on the momentum, and this function returns the one of the first update
+        without Nesterov momentum.
         The state of an optimizer with `keep_layer_stats=True` has the trust ratio of
         the latest update.
 
@@ -569,11 +573,8 @@ class Recipe:
         )
         if self.algorithm == "lars":
             return settings
-        if self.mask == BY_ROLE:
-            # A function, because SGD may train a tree in which every leaf is a bias.
-            decayed = partial(exclude_bias_and_norm, stacked_axes=stacked_axes)
-            settings = dataclasses.replace(settings, weight_decay_mask=decayed)
-        return _without_ratio(settings)
+        # SGD may train a tree in which every leaf is a bias.
+        return dataclasses.replace(_without_ratio(settings), allow_no_leaf=True)
 
 
 def _without_ratio(settings: Settings) -> Settings:

@@ -29,6 +29,16 @@ from lars_optax._validate import check_number, is_zero
 FALLBACK_RATIO = 0.02
 
 
+# The numbers among the settings, with what `check_number` allows for each.
+_NUMBERS: dict[str, dict[str, bool]] = {
+    "weight_decay": {"schedule": True},
+    "trust_coefficient": {"positive": True},
+    "eps": {},
+    "fallback_ratio": {},
+    "max_ratio": {"positive": True, "optional": True},
+}
+
+
 class Layer(NamedTuple):
     """One leaf of the parameters, with its gradient and the settings for this leaf."""
 
@@ -57,7 +67,8 @@ class LayerStats(NamedTuple):
 class Settings:
     """The checked arguments of `scale_by_lars`, and the learning rate of `larc`.
 
-    Raises ValueError if an argument is out of range.
+    Raises ValueError if an argument is out of range. Python and NumPy numbers become
+    floats.
     """
 
     weight_decay: Any
@@ -71,13 +82,12 @@ class Settings:
     stacked_axes: Any
     axis_name: Any
     clip_at: Any = None  # the learning rate γ, only for `larc`
+    allow_no_leaf: bool = False  # whether a mask given by its name may select no leaf
 
     def __post_init__(self) -> None:
-        check_number("weight_decay", self.weight_decay, schedule=True)
-        check_number("trust_coefficient", self.trust_coefficient, positive=True)
-        check_number("eps", self.eps)
-        check_number("fallback_ratio", self.fallback_ratio)
-        check_number("max_ratio", self.max_ratio, positive=True, optional=True)
+        for name, allowed in _NUMBERS.items():
+            number = check_number(name, getattr(self, name), **allowed)
+            object.__setattr__(self, name, number)  # the class is frozen
         check_mask(self.weight_decay_mask, "weight_decay_mask")
         check_mask(self.trust_ratio_mask, "trust_ratio_mask")
         if self.denominator not in ("separate", "joint"):
@@ -160,13 +170,16 @@ class Settings:
         adapted = resolve_mask(
             self.trust_ratio_mask, "trust_ratio_mask", params, stacked, shapes
         )
-        refuse_empty_default(self.trust_ratio_mask, "trust_ratio_mask", params, adapted)
+        if not self.allow_no_leaf:
+            refuse_empty_default(
+                self.trust_ratio_mask, "trust_ratio_mask", params, adapted
+            )
         decayed = resolve_mask(
             self.weight_decay_mask, "weight_decay_mask", params, stacked, shapes
         )
         if is_zero(self.weight_decay):
             decayed = [False] * len(decayed)
-        else:
+        elif not self.allow_no_leaf:
             refuse_empty_default(
                 self.weight_decay_mask, "weight_decay_mask", params, decayed
             )
@@ -204,7 +217,8 @@ class Settings:
             if joint and x.adapted and grad_norms:
                 arrays[-1].append(x.grad)
         stacked, names = [x.stacked for x in layers], [x.axis_names for x in layers]
-        sums, numbers = layer_sums(arrays, stacked, names), self._numbers()
+        sums = layer_sums(arrays, stacked, names)
+        numbers = Numbers(*(getattr(self, name) for name in Numbers._fields))
 
         def stats(layer: Layer, sums: Sequence[jax.Array]) -> Any:
             weight_decay = 0 if joint else layer.weight_decay
@@ -217,13 +231,6 @@ class Settings:
 
         found: list[LayerStats] = per_platform(measure)
         return found
-
-    def _numbers(self) -> "Numbers":
-        values = (getattr(self, name) for name in Numbers._fields)
-        # float accepts a Fraction or a large int, which jax.jit does not.
-        return Numbers(
-            *(x if x is None or isinstance(x, jax.Array) else float(x) for x in values)
-        )
 
 
 class Numbers(NamedTuple):

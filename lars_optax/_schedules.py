@@ -41,12 +41,12 @@ def epochs_to_steps(epochs: float, num_examples: int, batch_size: int) -> int:
       >>> epochs_to_steps(90, 1_281_167, 8192)
       14075
     """
-    check_number("epochs", epochs)
+    epochs = float(check_number("epochs", epochs))
     # The product would overflow narrow NumPy integers, so it is one of Python numbers.
     examples = check_count("num_examples", num_examples, low=1)
     size = check_count("batch_size", batch_size, low=1)
     try:
-        steps = round(float(epochs) * examples / size)
+        steps = round(epochs * examples / size)
     except OverflowError:  # more than a float can hold
         steps = _MOST_STEPS + 1
     if steps > _MOST_STEPS:
@@ -85,7 +85,8 @@ def linear_scaling(base_value: float, batch_size: int, base_batch_size: int) -> 
       https://arxiv.org/abs/1706.02677. You, Gitman, Ginsburg 2017,
       https://arxiv.org/abs/1708.03888v1, section 2.3.
     """
-    return base_value * _batch_factor(base_value, batch_size, base_batch_size)
+    rate, factor = _scaled(base_value, batch_size, base_batch_size)
+    return rate * factor
 
 
 def sqrt_scaling(base_value: float, batch_size: int, base_batch_size: int) -> float:
@@ -121,9 +122,8 @@ def sqrt_scaling(base_value: float, batch_size: int, base_batch_size: int) -> fl
       You, Gitman, Ginsburg 2017, "Scaling SGD Batch Size to 32K for ImageNet Training",
       https://arxiv.org/abs/1708.03888v1, section 2.3.
     """
-    return base_value * math.sqrt(
-        _batch_factor(base_value, batch_size, base_batch_size)
-    )
+    rate, factor = _scaled(base_value, batch_size, base_batch_size)
+    return rate * math.sqrt(factor)
 
 
 def suggested_learning_rate(
@@ -177,18 +177,21 @@ def suggested_learning_rate(
       16.6
     """
     batch_size = check_count("batch_size", batch_size, low=1)
-    steps = check_count("steps", steps, low=1, remedy=_STEPS)
-    check_number("trust_coefficient", trust_coefficient, positive=True)
-    check_number("momentum", momentum, high=1, optional=True)
+    steps = _check_steps("steps", steps, low=1)
+    eta = check_number("trust_coefficient", trust_coefficient, positive=True)
+    mu = check_number("momentum", momentum, high=1, optional=True)
     change = min(0.19 * math.pow(batch_size / steps, 0.25), 0.4)
-    return change * (1 - (0 if momentum is None else momentum)) / trust_coefficient
+    rate: float = change * (1 - (0 if mu is None else mu)) / eta
+    return rate
 
 
-def _batch_factor(base_value: float, batch_size: int, base_batch_size: int) -> float:
-    check_number("base_value", base_value)
-    check_number("batch_size", batch_size, positive=True)
-    check_number("base_batch_size", base_batch_size, positive=True)
-    return batch_size / base_batch_size
+def _scaled(
+    base_value: float, batch_size: int, base_batch_size: int
+) -> tuple[float, float]:
+    """Returns the checked base value, and the ratio of the batch sizes."""
+    size = check_number("batch_size", batch_size, positive=True)
+    base_size = check_number("base_batch_size", base_batch_size, positive=True)
+    return check_number("base_value", base_value), size / base_size
 
 
 def warmup_polynomial_decay_schedule(
@@ -246,7 +249,7 @@ def warmup_polynomial_decay_schedule(
       https://arxiv.org/abs/1708.03888v1. Goyal et al. 2017,
       https://arxiv.org/abs/1706.02677, section 2.2.
     """
-    check_number("power", power, positive=True)
+    power = check_number("power", power, positive=True)
     return _warmup_decay(
         init_value,
         peak_value,
@@ -309,9 +312,10 @@ def _warmup_decay(
     `shape` is a function of the remaining fraction of the decay, which falls from 1 at
     its beginning to 0 at its end. The function goes from 1 to 0 too.
     """
-    check_number("end_value", end_value)
-    warmup_steps = check_count("warmup_steps", warmup_steps, remedy=_STEPS)
-    decay_steps = check_count("decay_steps", decay_steps, low=1, remedy=_STEPS)
+    end_value = check_number("end_value", end_value)
+    peak_value = check_number("peak_value", peak_value)
+    warmup_steps = _check_steps("warmup_steps", warmup_steps)
+    decay_steps = _check_steps("decay_steps", decay_steps, low=1)
     if decay_steps <= warmup_steps:
         raise ValueError(
             f"decay_steps must be greater than warmup_steps={warmup_steps}, because it "
@@ -319,7 +323,7 @@ def _warmup_decay(
         )
     begin = warmup_steps
     if transition_begin is not None:
-        begin = check_count("transition_begin", transition_begin, remedy=_STEPS)
+        begin = _check_steps("transition_begin", transition_begin)
     if begin > warmup_steps:
         raise ValueError(
             f"transition_begin must be at most warmup_steps={warmup_steps}, "
@@ -371,18 +375,18 @@ def warmup_piecewise_constant_schedule(
     References:
       Goyal et al. 2017, https://arxiv.org/abs/1706.02677, section 5.1.
     """
-    warmup_steps = check_count("warmup_steps", warmup_steps, remedy=_STEPS)
+    peak_value = check_number("peak_value", peak_value)
+    warmup_steps = _check_steps("warmup_steps", warmup_steps)
     scales = {}
     for boundary, scale in (boundaries_and_scales or {}).items():
-        check_number(f"boundaries_and_scales[{boundary}]", scale)
-        step = check_count("a key of boundaries_and_scales", boundary, remedy=_STEPS)
+        step = _check_steps("a key of boundaries_and_scales", boundary)
         if step < warmup_steps:
             raise ValueError(
                 f"boundaries_and_scales has the boundary {step}, which lies inside the "
                 f"warm-up of {warmup_steps} steps. Boundaries count from step 0 and "
                 f"include the warm-up. Use a boundary of at least {warmup_steps}."
             )
-        scales[step] = scale
+        scales[step] = check_number(f"boundaries_and_scales[{boundary}]", scale)
 
     def decay(count: jax.Array) -> jax.Array:
         rate = jnp.asarray(peak_value, jnp.result_type(float))
@@ -393,6 +397,10 @@ def warmup_piecewise_constant_schedule(
     return _join(init_value, peak_value, warmup_steps, warmup, decay)
 
 
+def _check_steps(argument: str, value: int, *, low: int = 0) -> int:
+    return check_count(argument, value, low=low, high=_MOST_STEPS, remedy=_STEPS)
+
+
 def _join(
     init_value: float,
     peak_value: float,
@@ -400,8 +408,7 @@ def _join(
     warmup: str,
     decay: Callable[[jax.Array], jax.Array],
 ) -> optax.Schedule:
-    check_number("init_value", init_value)
-    check_number("peak_value", peak_value)
+    init_value = check_number("init_value", init_value)
     if warmup not in ("linear", "constant"):
         raise ValueError(f"warmup must be 'linear' or 'constant', got {warmup!r}.")
 

@@ -88,7 +88,8 @@ def format_layer_stats(stats: Any) -> str:
       The table as text.
 
     Raises:
-      ValueError: If a leaf is not a `LayerStats`, or if `stats` holds tracers.
+      ValueError: If a leaf is not a `LayerStats`, or if `stats` has no leaf or holds
+        tracers.
 
     Example:
       >>> import jax.numpy as jnp
@@ -102,6 +103,11 @@ def format_layer_stats(stats: Any) -> str:
     flat, _ = jax.tree_util.tree_flatten_with_path(
         stats, is_leaf=lambda x: isinstance(x, LayerStats)
     )
+    if not flat:
+        raise ValueError(
+            "stats holds no statistics. Create the optimizer with "
+            "keep_layer_stats=True, or pass the tree that layer_stats returns."
+        )
     rows: list[tuple[str, ...]] = [("layer", "‖w‖", "‖g‖", "‖w‖/‖g‖", "ratio")]
     for path, leaf in flat:
         if not isinstance(leaf, LayerStats):
@@ -119,7 +125,8 @@ def format_layer_stats(stats: Any) -> str:
         values = [np.asarray(x, np.float64) for x in leaf]
         for i in np.ndindex(values[0].shape):
             param_norm, grad_norm, ratio = (float(x[i]) for x in values)
-            quotient = param_norm / grad_norm if grad_norm else float("inf")
+            with np.errstate(divide="ignore", invalid="ignore"):
+                quotient = np.float64(param_norm) / grad_norm
             cells = (param_norm, grad_norm, quotient, ratio)
             rows.append((layer_name(path, i), *(f"{x:.4g}" for x in cells)))
     return columns(rows)

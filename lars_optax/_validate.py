@@ -21,14 +21,15 @@ def check_number(
     positive: bool = False,
     optional: bool = False,
     schedule: bool = False,
-) -> None:
-    """Raises ValueError unless `value` is a finite number with 0 <= value < high.
+) -> Any:
+    """Returns `value`, as a float if it is a Python or NumPy number.
 
-    `positive` also excludes 0. `optional` allows None, and `schedule` allows any
-    callable. Floating-point arrays of fewer than 32 bits are not allowed.
+    Raises ValueError unless it is a finite number with 0 <= value < high. `positive`
+    also excludes 0. `optional` allows None, and `schedule` allows any callable.
+    Floating-point arrays of fewer than 32 bits are not allowed.
     """
     if (optional and value is None) or (schedule and callable(value)):
-        return
+        return value
     if isinstance(value, jax.Array | np.ndarray | np.generic):
         dtype = value.dtype
         if jnp.issubdtype(dtype, jnp.floating) and jnp.finfo(dtype).bits < 32:
@@ -48,7 +49,7 @@ def check_number(
                 f"{argument} must be an integer or a floating-point number, got an "
                 f"array of dtype {value.dtype}."
             )
-        return
+        return value
     scalar = isinstance(value, numbers.Real) or (
         isinstance(value, np.ndarray)
         and value.shape == ()
@@ -68,17 +69,21 @@ def check_number(
         bounds = "> 0" if positive else ">= 0"
         bounds += "" if math.isinf(high) else f" and < {high:g}"
         raise ValueError(f"{argument} must be finite and {bounds}, got {value!r}.")
+    return number
 
 
-def check_sgd(learning_rate: Any, momentum: Any, nesterov: Any) -> None:
-    """Raises ValueError if the learning rate or the momentum is out of range.
+def check_sgd(learning_rate: Any, momentum: Any, nesterov: Any) -> tuple[Any, Any]:
+    """Returns the learning rate and the momentum, numbers as in `check_number`.
 
-    Also raises it if `nesterov` is not a bool. The learning rate may be a schedule, and
-    momentum of None disables momentum.
+    The learning rate may be a schedule, and a momentum of None disables momentum.
+
+    Raises ValueError if one of them is out of range, or if `nesterov` is not a bool.
     """
-    check_number("learning_rate", learning_rate, schedule=True)
-    check_number("momentum", momentum, high=1.0, optional=True)
     check_bool("nesterov", nesterov)
+    return (
+        check_number("learning_rate", learning_rate, schedule=True),
+        check_number("momentum", momentum, high=1.0, optional=True),
+    )
 
 
 def check_bool(argument: str, value: Any) -> None:
@@ -92,15 +97,24 @@ def is_zero(value: Any) -> bool:
     return isinstance(value, numbers.Real | np.ndarray) and bool(value == 0)
 
 
-def check_count(argument: str, value: Any, *, low: int = 0, remedy: str = "") -> int:
+def check_count(
+    argument: str,
+    value: Any,
+    *,
+    low: int = 0,
+    high: int | None = None,
+    remedy: str = "",
+) -> int:
     """Returns `value` as an int.
 
-    Raises ValueError unless `value` is a Python or NumPy integer of at least `low`. If
-    it is not an integer, the message ends with `remedy`.
+    Raises ValueError unless `value` is a Python or NumPy integer from `low` to `high`.
+    If it is not an integer, the message ends with `remedy`.
     """
     if isinstance(value, bool) or not isinstance(value, numbers.Integral):
         message = f"{argument} must be an int, got {value!r}. {remedy}"
         raise ValueError(message.rstrip())
     if value < low:
         raise ValueError(f"{argument} must be >= {low}, got {value!r}.")
+    if high is not None and int(value) > high:
+        raise ValueError(f"{argument} must be <= {high}, got {value!r}.")
     return int(value)

@@ -5,6 +5,7 @@ import re
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from reference import trust_ratio
 from trees import GRADS, PARAMS, as_mask, assert_refused, train_step, update
@@ -92,6 +93,18 @@ def test_zero_gradient_prints_an_infinite_quotient():
     stats = lars_optax.layer_stats({"w": jnp.zeros((2, 2))}, {"w": jnp.ones((2, 2))})
     row = lars_optax.format_layer_stats(stats).splitlines()[1]
     assert row.split() == ["w", "2", "0", "inf", "0.02"]
+
+
+def test_norms_of_zero_have_no_quotient():
+    zeros = {"w": jnp.zeros((2, 2))}
+    table = lars_optax.format_layer_stats(lars_optax.layer_stats(zeros, zeros))
+    assert table.splitlines()[1].split() == ["w", "0", "0", "nan", "0.02"]
+
+
+def test_a_state_without_statistics_is_refused():
+    state = lars_optax.lars(0.1).init(PARAMS)
+    for stats in (optax.tree.get(state, "layer_stats"), {}):
+        assert_refused("keep_layer_stats=True", lars_optax.format_layer_stats, stats)
 
 
 def test_other_trees_are_refused():

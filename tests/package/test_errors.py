@@ -3,6 +3,7 @@
 import math
 import re
 from collections import OrderedDict
+from fractions import Fraction
 from functools import partial
 
 import jax
@@ -61,6 +62,19 @@ def test_numbers_of_fewer_than_32_bits_are_refused_by_dtype(value):
 @pytest.mark.parametrize("value", [jnp.asarray(True), jnp.asarray(1 + 2j)])
 def test_arrays_that_are_no_real_numbers_are_refused_by_dtype(value):
     assert_refused(f"learning_rate.*dtype {value.dtype}", lars_optax.lars, value)
+
+
+@pytest.mark.parametrize("value", [Fraction(1, 2), 10**20])
+@pytest.mark.parametrize(
+    "name",
+    ["learning_rate", "weight_decay", "trust_coefficient", "eps", "fallback_ratio"],
+)
+@pytest.mark.parametrize("optimizer", [lars_optax.lars, lars_optax.larc])
+def test_numbers_that_jax_cannot_hold_act_as_floats(optimizer, name, value):
+    options = {"learning_rate": 0.1, "weight_decay": 1e-4}
+    found, _ = step(optimizer(**options | {name: value}))
+    expected, _ = step(optimizer(**options | {name: float(value)}))
+    jax.tree.map(np.testing.assert_array_equal, found, expected)
 
 
 @pytest.mark.parametrize("value", [0.0, -1.0, math.nan])

@@ -23,6 +23,8 @@ BYOL = recipes.get("byol-resnet50-lars-4096-300-epochs")
     *((field, value, "must be a mapping")
       for field in ("inferred", "hints") for value in (None, ("eps", "why"))),
     ("learning_rate", 10**400, "must be finite"),
+    ("top1", 75.0, "must be a fraction, at most 1,"),
+    ("top1", "seventy", "must be a number"),
 ])  # fmt: skip
 def test_a_value_of_a_wrong_kind_is_refused_by_name(field, value, allowed):
     message = f"{field} {allowed}.* got {re.escape(repr(value))}"

@@ -168,7 +168,20 @@ def test_more_steps_than_optax_counts_are_refused(epochs, examples, batch):
     assert lars_optax.epochs_to_steps(2**31 - 1, 1, 1) == 2**31 - 1
 
 
+def test_fractions_are_numbers_of_a_schedule():
+    schedule = polynomial(Fraction(1, 4), Fraction(1, 2), 2, 10, Fraction(1, 8))
+    expected = polynomial(0.25, 0.5, 2, 10, 0.125)
+    np.testing.assert_array_equal(*(f(jnp.arange(12)) for f in (schedule, expected)))
+    third = Fraction(1, 3)
+    assert lars_optax.linear_scaling(third, 512, 256) == float(third) * 2
+    assert lars_optax.sqrt_scaling(third, 1024, 256) == float(third) * 2
+
+
 @pytest.mark.parametrize(("make", "message"), [
+    (partial(polynomial, 0.0, 1.0, 0, 2**31), "decay_steps must be <= 2147483647"),
+    (partial(polynomial, 0.0, 1.0, 2**31, 2**32), "warmup_steps must be <= 2147483647"),
+    (partial(lars_optax.warmup_piecewise_constant_schedule, 0.0, 1.0, 0, {2**31: 0.1}),
+     "a key of boundaries_and_scales must be <= 2147483647, got 2147483648"),
     (partial(polynomial, -1.0, 1.0, 1, 2), "init_value"),
     (partial(polynomial, 0.0, float("nan"), 1, 2), "peak_value"),
     (partial(polynomial, 0.0, 1.0, -1, 2), "warmup_steps"),

@@ -299,3 +299,22 @@ def test_a_bare_spec_is_a_spec_and_a_tuple_of_names_is_names():
     for specs in ((spec, P()), [spec, P()]):
         names = resolve_axis_names(specs, type(specs)(pair), [None] * 2)
         assert names == [(("x",), ()), ((), ())]
+
+
+@pytest.mark.parametrize("name", [
+    "goyal-resnet50-sgd-8192", "mlperf-v1.0-resnet50-lars-8192"])  # fmt: skip
+def test_a_recipe_decays_the_same_leaves_in_shard_map_and_outside(name):
+    """A piece of the table has one row, so by its own shape it would be a bias."""
+    recipe = lars_optax.recipes.get(name).replace(
+        warmup_epochs=0, steps=None, weight_decay=0.5, momentum=0.0
+    )
+    params = {"table": jnp.ones((2, 8)), "w": jnp.ones((4, 4))}
+    specs = {"table": P("x"), "w": P()}
+    zeros = jax.tree.map(jnp.zeros_like, params)
+    whole = update(recipe.optimizer(10**6), zeros, params)
+    tx = recipe.optimizer(10**6, axis_name=specs)
+    step = in_shard_map(
+        lambda g, w: update(tx, g, w), in_specs=(specs, specs), out_specs=specs
+    )
+    assert all(jnp.all(x < 0) for x in jax.tree.leaves(whole))
+    assert_equal(step(zeros, params), whole)
