@@ -27,6 +27,7 @@ from jax.sharding import PartitionSpec as P
 
 import lars_optax
 from examples.imagenet.data.dataset import Dataset, Share, Source
+from examples.imagenet.data.index import is_tree
 from examples.imagenet.data.sources import load
 from examples.imagenet.flags import check, check_number, read_flags
 from lars_optax.recipes import Recipe
@@ -201,13 +202,13 @@ def make_recipe(algorithm: str, rate: float, config: Config) -> Recipe:
 def load_data(config: Config, devices: int) -> Dataset:
     """Returns the data set of the settings.
 
-    Raises ValueError if it has no validation or no test images. Also raises it if the
-    batch does not divide evenly among the devices, or has more images than there are.
+    Raises ValueError if it is a folder of image files, which would all be read into
+    memory. Also raises it if the batch does not divide evenly among the devices, or has
+    more images than there are.
     """
+    remedy = "give mnist or a folder with MNIST's IDX files"
+    check(not is_tree(config.data), "data", config.data, remedy)
     data = load(config.data, config.validation_images)
-    for split in ("validation", "test"):
-        remedy = f"it has no {split} images; give a folder with some"
-        check(getattr(data, split).size > 0, "data", config.data, remedy)
     size, images = config.batch_size, data.train.size
     near = max(min(size, images) // devices, 1) * devices
     remedy = (

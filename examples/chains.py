@@ -5,7 +5,7 @@
 Each is one `optax.chain` of `lars_optax.scale_by_lars` and Optax's own parts, to copy
 and to change. They differ in the denominator of the trust ratio, in the place of the
 momentum, and in the learning rate schedule. In all of them the biases and the
-parameters of normalization layers have no weight decay and a trust ratio of 1.
+parameters of normalisation layers have no weight decay and a trust ratio of 1.
 
 In the formulas w are the parameters of a layer, g is their gradient, a the momentum
 buffer, η the trust coefficient, γ the learning rate, β the weight decay, λ the trust

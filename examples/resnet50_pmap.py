@@ -41,8 +41,7 @@ class Config:
     batch_size: int = 8192  #: Number of images in one update, over all devices.
     epochs: float = 44  #: Number of times that training sees each image.
     warmup_epochs: float = 5  #: Epochs in which the learning rate rises from 0.
-    #: Peak learning rate at a batch size of 8192. It grows as √(batch size).
-    learning_rate: float = 17.0
+    learning_rate: float = 17.0  #: Peak at batch size 8192; grows as √(batch size).
     weight_decay: float = 2e-4  #: Weight decay of all weights.
     seed: int = 0  #: Random seed of the initial weights and of the images.
 
@@ -155,19 +154,20 @@ def main(arguments: list[str] | None = None) -> float:
     near = max(size // devices, 1) * devices
     remedy = f"give a multiple of {devices}, the number of devices, such as {near}"
     check(size == near, "--batch-size", size, remedy)
-    ok = 0 <= config.warmup_epochs < config.epochs
-    check(ok, "--warmup-epochs", config.warmup_epochs, "give fewer than --epochs")
+    for name, value in vars(config).items():
+        ok = not isinstance(value, float) or 0 <= value < np.inf
+        check(ok, "--" + name.replace("_", "-"), value, "give a finite number ≥ 0")
     images, classes, train, val = load(config)
-
     build = partial(make_model, config.network, pixel_mean=MEAN, pixel_std=STD)
     network = build(classes=classes, width=config.width, dtype=config.dtype)
     steps = lars_optax.epochs_to_steps(config.epochs, images, size)
     warmup = lars_optax.epochs_to_steps(config.warmup_epochs, images, size)
+    remedy = f"give fewer updates, {warmup} now, than --epochs has, which are {steps}"
+    check(warmup < steps, "--warmup-epochs", config.warmup_epochs, remedy)
     peak = lars_optax.sqrt_scaling(config.learning_rate, size, 8192)
     rate = lars_optax.warmup_polynomial_decay_schedule(0.0, peak, warmup, steps)
     # Biases and BatchNorm's parameters have no weight decay and a trust ratio of 1.
-    mask, decay = "exclude_bias_and_norm", config.weight_decay
-    tx = lars_optax.lars(rate, decay, mask, trust_ratio_mask=mask, fallback_ratio=1.0)
+    tx = lars_optax.lars(rate, config.weight_decay, fallback_ratio=1.0)
 
     def init(blank: Any) -> Any:
         variables = network.init(jax.random.key(config.seed), blank, train=False)

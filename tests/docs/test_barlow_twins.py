@@ -166,9 +166,7 @@ def test_probe_separates_what_is_separable_and_guesses_noise():
     ("--batch-size 3204", r"--batch-size: got 3204; .* multiple of 8, .* give 3200$"),
     ("--batch-size 4", r"--batch-size: got 4; .* multiple of 8, .* give 8$"),
 ])  # fmt: skip
-def test_a_wrong_flag_is_refused_with_its_value_and_a_remedy(
-    flags, message, eight_devices, capsys
-):
+def test_a_wrong_flag_is_refused_with_its_value_and_a_remedy(flags, message, capsys):
     with pytest.raises(SystemExit) as ended:
         example.main(flags.split())
     printed = capsys.readouterr()
@@ -178,7 +176,7 @@ def test_a_wrong_flag_is_refused_with_its_value_and_a_remedy(
     assert re.search(message, text)
 
 
-def test_wrong_folders_are_refused(eight_devices, tmp_path):
+def test_wrong_folders_are_refused(tmp_path):
     def split(n, side=SIDE):
         return Split(np.zeros((n, side, side, 1), np.uint8), np.arange(n) % 2)
 
@@ -196,8 +194,9 @@ def test_wrong_folders_are_refused(eight_devices, tmp_path):
     (tmp_path / "a" / "t10k-images-idx3-ubyte").write_bytes(b"no images")
     refused([*flags, "--validation-images", "8"], "it starts with 6e6f20")
     write_classes(tmp_path / "b", {"cat": 16, "dog": 16})
-    flags = ["--data", str(tmp_path / "b"), "--validation-images", "8"]
-    refused(flags, "--data: .* has no test images; give a folder with some")
+    refused(["--data", str(tmp_path / "b")], "--data: .*; give mnist or a folder with")
+    write_idx_folder(tmp_path / "a", t10k=split(0))
+    refused([*flags, "--validation-images", "8"], "t10k.* give images of .* n > 0")
 
 
 def test_command_line_trains_and_prints_a_table(monkeypatch, tmp_path, capsys):

@@ -189,7 +189,7 @@ def write_colours(root, train=("red", "blue"), val=("red", "blue")):
     return write_tree(root, files)
 
 
-def test_command_line_trains_on_class_folders(tmp_path, capsys, eight_devices):
+def test_command_line_trains_on_class_folders(tmp_path, capsys):
     folder = write_colours(tmp_path)
     flags = f"{SMALL} --pixels 12 --batch-size 64 --epochs 12 --learning-rate 60"
     accuracy = example.main([*flags.split(), "--data", str(folder)])
@@ -201,7 +201,7 @@ def test_command_line_trains_on_class_folders(tmp_path, capsys, eight_devices):
 
 
 def test_command_line_trains_on_noise_with_the_settings_of_the_recipe(
-    monkeypatch, capsys, eight_devices
+    monkeypatch, capsys
 ):
     """At another batch size and for fewer epochs."""
     made, lars = [], lars_optax.lars
@@ -250,18 +250,21 @@ def test_command_line_trains_on_noise_with_the_settings_of_the_recipe(
     ("--batch-size 12", "--batch-size: got 12; give a multiple of 8, .* such as 8$"),
     ("--batch-size 0", "--batch-size: got 0; give a multiple of 8, .* such as 8$"),
     ("--batch-size -8", "--batch-size: got -8; give a multiple of 8, .* such as 8$"),
-    ("--epochs 5", "--warmup-epochs: got 5; give fewer than --epochs"),
-    ("--warmup-epochs -1", "--warmup-epochs: got -1.0; give fewer than --epochs"),
+    ("--epochs 5", "--warmup-epochs: got 5; give fewer updates, .* which are 50$"),
+    ("--epochs 0", "--warmup-epochs: got 5; give fewer updates, .* which are 0$"),
+    ("--epochs .1 --warmup-epochs .09", "--warmup-epochs: .* which are 1$"),
+    ("--warmup-epochs -1", "--warmup-epochs: got -1.0; give a finite number ≥ 0$"),
+    ("--weight-decay -1", "--weight-decay: got -1.0; give a finite number ≥ 0$"),
+    ("--learning-rate inf", "--learning-rate: got inf; give a finite number ≥ 0$"),
+    ("--epochs nan", "--epochs: got nan; give a finite number ≥ 0$"),
     ("--data nowhere", "--data: got 'nowhere'; give a folder with train/CLASS/"),
 ])  # fmt: skip
-def test_a_wrong_flag_is_refused_with_its_value_and_a_remedy(
-    flags, message, eight_devices
-):
+def test_a_wrong_flag_is_refused_with_its_value_and_a_remedy(flags, message):
     with pytest.raises(SystemExit, match=f"error: {message}"):
         example.main(flags.split())
 
 
-def test_wrong_folders_are_refused(eight_devices, tmp_path):
+def test_wrong_folders_are_refused(tmp_path):
     def run(name):
         example.main(["--data", str(tmp_path / name), "--batch-size", "8"])
 
