@@ -3,7 +3,7 @@
     python -m benchmarks.correctness.masks
 
 Counts the parameters that the mask adapts, that is gives a trust ratio. Also counts the
-biases and normalization parameters that the mask `x.ndim > 1` would adapt. NNX and
+biases and normalisation parameters that the mask `x.ndim > 1` would adapt. NNX and
 Equinox include no whole networks, so the layers of a ResNet-18 and of an AlexNet are
 defined here. Writes benchmarks/results/masks.json and masks.md.
 """

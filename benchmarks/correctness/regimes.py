@@ -91,7 +91,9 @@ def rules() -> Iterator[Row]:
     cancels = -0.9 * oracle.BETA * near.params["kernel"]
     for grads in near.grads:  # as at a stationary point of the loss with decay
         grads["kernel"] = cancels + 1e-5 * grads["kernel"]
-    note = "With ‖g + βw‖ the steps stay long where g and βw cancel."
+    note = (
+        "g and βw nearly cancel, so ‖g + βw‖ is small and λ of `optax.lars` is large."
+    )
     regime = "the paper's denominator, g ≈ −0.9 βw"
     yield compare(regime, near, note, denominator="separate", shown_in="lacks")
     case, rate = make(kernel=LAYER), optax.scale_by_learning_rate(oracle.RATE)
@@ -142,7 +144,10 @@ def masks() -> Iterator[Row]:
     theirs, ours = inject(optax.lars), inject(lars_optax.lars)
     silent, loud = theirs(**same | by_rank), ours(**joint | by_rank)
     sgd = oracle.error(silent, case._replace(excluded=tuple(case.params)))
-    note = f"`optax.lars` becomes SGD without an error, within {show(sgd)}."
+    note = (
+        f"`optax.lars` computes the updates of SGD, up to {show(sgd)}, without an "
+        "error."
+    )
     cells = (oracle.error(silent, case), oracle.error(loud, case))
     refuses = cells[1] == "raises ValueError"
     yield Row("callable masks, `inject_hyperparams`", *cells, note, "wrong", refuses)
@@ -159,7 +164,7 @@ def masks() -> Iterator[Row]:
 def frameworks() -> Iterator[Row]:
     """Yields a table row about the default masks on Haiku's ResNet-50.
 
-    It counts the biases and normalization parameters that get a trust ratio. Haiku
+    It counts the biases and normalisation parameters that get a trust ratio. Haiku
     names weights w, so these are the adapted leaves with any other name.
     """
     params = networks()["Haiku `hk.nets.ResNet50`"]
@@ -172,9 +177,13 @@ def frameworks() -> Iterator[Row]:
     everything, by_rank = (wrong(jax.tree.map(rule, params)) for rule in rules)
     ours = wrong(lars_optax.exclude_bias_and_norm(params))
     regime = (
-        "biases and norm parameters of Haiku's ResNet-50 that are adapted by default"
+        "number of biases and norm parameters of Haiku's ResNet-50 that get a trust "
+        "ratio by default"
     )
-    note = f"A mask of `x.ndim > 1` adapts {by_rank}, because they have rank 4."
+    note = (
+        f"A mask of `x.ndim > 1` gives {by_rank} of them a trust ratio, because they "
+        "have rank 4."
+    )
     yield Row(regime, str(everything), str(ours), note, "wrong", ours == 0)
 
 

@@ -48,6 +48,7 @@ from benchmarks.study.train import FASHION, Place, run_missing
 Network = Literal["alexnet_small", "alexnet_bn_small"]
 RATIOS = ("1", "0.1", "0.02", "0.005", "0.001")
 COMPARED = ("all leaves", "optax.lars")  # not candidates
+_NOT_SCREENED = "The runs of the screening are not complete.\n"
 FINAL = Stage(30, (0, 1), "validation")
 FINAL_RATES = (20.0, 40.0)
 METHOD_OF = {name: f"lars-{name}" for name in RATIOS}
@@ -97,6 +98,12 @@ def shortfalls(scores: Scores, candidates: Iterable[str] = RATIOS) -> dict[str, 
         for name in worst:
             worst[name] = max(worst[name], max(means.values()) - means[name])
     return worst
+
+
+def complete(scores: Scores, candidates: Iterable[str]) -> bool:
+    """Returns whether there are settings, and every candidate has run in each."""
+    wanted = set(candidates)
+    return bool(scores) and all(wanted <= found.keys() for found in scores.values())
 
 
 def points(accuracies: dict[str, float], digits: int) -> dict[str, str]:
@@ -166,7 +173,7 @@ def table(scores: Scores, candidates: Iterable[str], compared: Iterable[str]) ->
         setting: {name: percent(x) for name, x in found.items()}
         for setting, found in scores.items()
     }
-    if scores and all(name in x for x in scores.values() for name in candidates):
+    if complete(scores, candidates):
         worst = shortfalls(scores, candidates)
         cells["largest shortfall, points"] = points(worst, 2)
     return markdown(
@@ -186,8 +193,10 @@ def finished(runs: Runs, candidates: Iterable[str]) -> bool:
 
 def final_table(records: list[Record]) -> str:
     """Returns a Markdown table of the second round, the final, and the default."""
-    runs = Runs(records)
-    candidates, compared = finalists(screening()), COMPARED[:1]
+    runs, first = Runs(records), screening()
+    if not complete(first, RATIOS):
+        return _NOT_SCREENED
+    candidates, compared = finalists(first), COMPARED[:1]
     scores = final(runs, [*candidates, *compared])
     text = table(scores, candidates, compared)
     if not finished(runs, candidates):
@@ -203,6 +212,8 @@ def summary(records: list[Record]) -> str:
     The row of the final has figures once all its runs have results.
     """
     runs, first = Runs(records), screening()
+    if not complete(first, RATIOS):
+        return _NOT_SCREENED
     candidates = finalists(first)
     last = dict.fromkeys(candidates, "not run")
     if finished(runs, candidates):

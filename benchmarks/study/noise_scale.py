@@ -81,8 +81,8 @@ def begins_to_lose(scores: Mapping[int, float], target: float) -> tuple[int, flo
     return next(found, (sizes[-1], math.inf))
 
 
-def losses(runs: Runs, network: str) -> dict[str, tuple[int, float]]:
-    """Returns, for each method, between which batch sizes it loses `POINTS` points."""
+def where_accuracy_falls(runs: Runs, network: str) -> dict[str, tuple[int, float]]:
+    """Returns, for each method, two batch sizes between which it loses `POINTS`."""
     target = mean(r["accuracy"] for r in runs.final(baseline(network))) - POINTS / 100
     return {
         title: begins_to_lose(page.means(runs, network, methods), target)
@@ -101,8 +101,10 @@ def table(record: Record) -> str:
     runs, lines = Runs(read(STUDY_FILE)), []
     for network, title in NETWORKS.items():
         found = scales(record, network)
-        line = {"": title} | {f"epoch {k}": f"{found[k]:,.0f}" for k in SHOWN}
-        for name, (low, high) in losses(runs, network).items():
+        # In an epoch whose estimate of the signal is not above 0 there is no scale.
+        shown = {k: f"{found[k]:,.0f}" if k in found else "–" for k in SHOWN}
+        line = {"": title} | {f"epoch {k}": text for k, text in shown.items()}
+        for name, (low, high) in where_accuracy_falls(runs, network).items():
             between = f"{low:,} to {high:,}" if high < math.inf else f"above {low:,}"
             line[f"{name} loses"] = between if low else f"at or below {high:,}"
         lines.append(line)
@@ -123,7 +125,9 @@ def draw_scales(record: Record, runs: Runs, axis: Any, network: str) -> None:
     line = {"color": "black", "label": "noise scale of the baseline"}
     axis.plot(list(found), list(found.values()), **line)
     axis.axvline(last + 1, color="0.6", linewidth=0.8)
-    for i, (name, (low, high)) in enumerate(losses(runs, network).items()):
+    for i, (name, (low, high)) in enumerate(
+        where_accuracy_falls(runs, network).items()
+    ):
         style = {k: line_style(i)[k] for k in ("color", "marker")}
         label = f"{name}: between these batch sizes it loses {POINTS} points"
         ends = [low or high, low if math.isinf(high) else high]

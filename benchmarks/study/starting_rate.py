@@ -40,7 +40,7 @@ class Row(NamedTuple):
     name: str
     batch_size: int
     updates: int
-    turn: float
+    relative_change: float
 
 
 @cache
@@ -52,9 +52,11 @@ def published() -> list[Row]:
         if recipe.algorithm != "lars" or not recipe.learning_rate or name in _MISPRINTS:
             continue
         momentum = 0.9 if recipe.momentum is None else recipe.momentum
-        turn = recipe.learning_rate * recipe.trust_coefficient / (1 - momentum)
+        relative_change = (
+            recipe.learning_rate * recipe.trust_coefficient / (1 - momentum)
+        )
         updates = recipe.step_counts(IMAGENET)[1]
-        found.append(Row(name, recipe.batch_size, updates, turn))
+        found.append(Row(name, recipe.batch_size, updates, relative_change))
     return found
 
 
@@ -76,7 +78,7 @@ def fit(rows: Sequence[Row], *columns: Any) -> tuple[np.ndarray, np.ndarray]:
     Returns the coefficients, and for each row its q divided by that of the fit.
     """
     matrix = np.array([[1.0, *(column(row) for column in columns)] for row in rows])
-    logs = np.log([row.turn for row in rows])
+    logs = np.log([row.relative_change for row in rows])
     found = np.linalg.lstsq(matrix, logs, rcond=None)[0]
     return found, np.exp(logs - matrix @ found)
 
@@ -141,9 +143,9 @@ def _result(runs: Runs, cell: Cell, around: Cell) -> dict[str, str]:
         trial = Job(around, cell.suggested_rate * factor, around.tuning, 1)
         final = runs.of(trial._replace(stage=around.final))
         # A trial that diverged is not evaluated on the test images.
-        lost = any(r["diverged"] for r in runs.of(trial))
+        diverged = any(r["diverged"] for r in runs.of(trial))
         found = percent([r["accuracy"] for r in final]) if final else "not run"
-        line[name] = "diverged" if lost else found
+        line[name] = "diverged" if diverged else found
     line["tuned"] = chosen(runs, around)
     root = cell._replace(method="lars-sqrt")
     same = cell.final.epochs == root.final.epochs
@@ -176,7 +178,7 @@ def draw(records: list[Record], folder: Path) -> None:
         (tuned(records), "this study, trials", "^"),
     ):
         ratios = [row.batch_size / row.updates for row in rows]
-        rates = [row.turn / PLAIN for row in rows]
+        rates = [row.relative_change / PLAIN for row in rows]
         axes.plot(ratios, rates, marker, label=label, alpha=0.7)
     steps, line = 10**6, np.logspace(-3, 2.5, 200)
     rates = [suggested_learning_rate(round(ratio * steps), steps) for ratio in line]

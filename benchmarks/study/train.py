@@ -19,7 +19,7 @@ from benchmarks.study.runs import STUDY_FILE, Job, Runs, Variant
 from examples.imagenet.data.dataset import Dataset
 from examples.imagenet.data.sources import load
 from examples.imagenet.provenance import provenance
-from examples.imagenet.run.checkpoint import Checkpoints
+from examples.imagenet.run.checkpoint import CHECKPOINTS, Checkpoints
 from examples.imagenet.run.experiment import Experiment
 from examples.imagenet.run.loop import Result, fit
 from examples.imagenet.step.devices import start_devices
@@ -90,22 +90,24 @@ def run(job: Job, place: Place, about: Record, file: str) -> Record:
     this trial only in what is evaluated, adds the record of that run too, unless the
     file has it or the trial diverged.
     """
-    bound = experiment(job.cell, job.rate, job.stage, place, job.variant)
+    trained = experiment(job.cell, job.rate, job.stage, place, job.variant)
     out = OUT / job.name
     out.mkdir(parents=True, exist_ok=True)
     how = replace(RUN, seed=job.seed, out=str(out))
-    saved = Checkpoints(bound.config(how), bound.identity(), bound.grouping())
-    result = fit(bound, how, checkpoints=saved)
+    saved = Checkpoints(trained.config(how), trained.identity(), trained.grouping())
+    result = fit(trained, how, checkpoints=saved)
     record = job.key | asdict(result) | about
     append(file, record)
     final = job._replace(stage=job.cell.final)
     also = job.also_final and not Runs(read(file)).of(final)
     if also and not result.diverged:
-        restored = saved.restore(bound.init(job.seed))
+        restored = saved.restore(trained.init(job.seed))
         assert restored is not None, "the last update is saved"
-        scores = bound.evaluate(bound.place(restored[0]), split=bound.dataset.test)
+        scores = trained.evaluate(
+            trained.place(restored[0]), split=trained.dataset.test
+        )
         append(file, record | final.key | asdict(scores))
-    shutil.rmtree(out / "checkpoints")
+    shutil.rmtree(out / CHECKPOINTS)
     return record
 
 

@@ -14,13 +14,13 @@ REFUSED = 2
 DIVERGED = 3
 
 
-def _report(lost: Any) -> None:
+def _report(unraisable: Any) -> None:
     """Prints an error that no code can handle, except "Event loop is closed".
 
     tensorstore raises that after a failed read or save.
     """
-    if str(lost.exc_value) != "Event loop is closed":
-        sys.__unraisablehook__(lost)
+    if str(unraisable.exc_value) != "Event loop is closed":
+        sys.__unraisablehook__(unraisable)
 
 
 if __name__ == "__main__":

@@ -160,9 +160,9 @@ def bind(config: Config) -> Experiment:
     if config.dry_run and (devices or config.compile_for):
         # A dry run has as many devices as it asks for, on any machine.
         jax.config.update("jax_platforms", "cpu")
-    some = start_devices(devices)
+    chosen = start_devices(devices)
     if config.compile_for:
-        some = gpus(config.compile_for, len(some))
+        chosen = gpus(config.compile_for, len(chosen))
     pixels = data.pixels or image_pixels(config.model.network)
     dataset = load(
         data.source, data.validation_images, pixels, data.augment, data.workers
@@ -174,7 +174,7 @@ def bind(config: Config) -> Experiment:
             " it, or give --broken blank; python -m examples.imagenet.prepare DIR lists"
             " all such images"
         )
-    experiment = Experiment(config, dataset, some)
+    experiment = Experiment(config, dataset, chosen)
     check_run(experiment, config.run)
     return experiment
 
@@ -257,10 +257,10 @@ def _report(result: Result, config: Config, console: Terminal) -> None:
     if broken := {record["path"] for record in log if record["kind"] == "broken"}:
         console.print(f"{len(broken)} images could not be read; {out / LOG} names them")
     if result.diverged:
-        lost = next(record for record in log if record["kind"] == "not_finite")
+        last = next(record for record in log if record["kind"] == "not_finite")
         console.print(
-            f"training diverged and stopped at update {lost['step']}: not finite, first"
-            f" in {lost['where']}; the accuracy below is that of the state before it"
+            f"training diverged and stopped at update {last['step']}: not finite, first"
+            f" in {last['where']}; the accuracy below is that of the state before it"
         )
     console.print(
         f"{config.data.evaluate_on} accuracy {result.accuracy:.2%}, top-5"

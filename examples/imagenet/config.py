@@ -45,7 +45,7 @@ class Facts(NamedTuple):
     shared: bool = True  # whether all processes of a run must agree on it
     result: bool = True  # whether a report uses it to tell runs apart
     speed: bool = False  # whether the speed of a run depends on it
-    recipe: bool = False  # whether a recipe sets it
+    recipe: bool = False  # whether --dry-run says that it departs from the recipe
     # Bounds of a number, or of each number in a tuple: ≥ low, > above, < below, ≤ high
     low: float = -math.inf
     above: float = -math.inf
@@ -108,7 +108,7 @@ class Data(_Group):
     #: all such files beforehand, run python -m examples.imagenet.prepare DIR.
     broken: Literal["stop", "blank"] = option("stop", resume=True)
     #: Number of threads that read and decode image files. If not given, one for
-    #: each CPU core.
+    #: each CPU core that the process may use.
     workers: int | None = option(
         None, resume=True, shared=False, result=False, speed=True, low=1, high=1_024
     )
@@ -211,14 +211,15 @@ class Optimizer(_Group):
     #: LARS: the term ε in the denominator of the trust ratio; 0 for none.
     eps: float = option(0.0, low=0, high=_RATE)
     #: LARS: the denominator of the trust ratio. `separate`: ‖g‖ + β‖w‖, as in the LARS
-    #: paper. `joint`: ‖g + βw‖, as in optax.lars. With --momentum-order post it is
-    #: always the joint one.
+    #: paper. `joint`: ‖g + βw‖, as in optax.lars. It has no effect with
+    #: --momentum-order post, where the denominator has the norm of the momentum buffer.
     denominator: Literal["separate", "joint"] = "separate"
     #: LARS: factor used in place of the trust ratio on parameters that --layers leaves
-    #: out, and on layers whose weights or gradient are all 0. Published recipes use 1.
+    #: out, and on layers whose weights or gradient are all 0. Recipes that the
+    #: trainer accepts have 1.
     fallback_ratio: float = option(Recipe.fallback_ratio, low=0, high=_RATE)
     #: Parameters that get weight decay and LARS's trust ratio. `weights`: all except
-    #: biases and the parameters of normalization layers. `all`: every parameter.
+    #: biases and the parameters of normalisation layers. `all`: every parameter.
     layers: Literal["weights", "all"] = "weights"
     #: Share of the target probability that is spread evenly over all classes, in the
     #: training loss only; 0 for none.

@@ -84,8 +84,8 @@ def _knots(recipe: Recipe, examples: int, updates: int) -> list[int]:
     the warm-up and around each drop of a piecewise constant rate.
     """
     steps = [recipe.step_counts(examples)[0]]
-    for turn in recipe.boundaries:
-        steps.append(epochs_to_steps(turn, examples, recipe.batch_size))
+    for boundary in recipe.boundaries:
+        steps.append(epochs_to_steps(boundary, examples, recipe.batch_size))
     steps += [step - 1 for step in steps] + [updates - 1]
     steps += [updates * k // 10 for k in range(10)]
     return sorted({step for step in steps if 0 <= step < updates})

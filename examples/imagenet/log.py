@@ -143,8 +143,8 @@ def strict_json(record: Record) -> str:
 def _strict(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _strict(part) for key, part in value.items()}
-    lost = isinstance(value, float) and not math.isfinite(value)
-    return None if lost else value
+    not_finite = isinstance(value, float) and not math.isfinite(value)
+    return None if not_finite else value
 
 
 def tensorboard(folder: Path) -> Show:

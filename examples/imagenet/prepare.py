@@ -24,6 +24,7 @@ from rich.table import Table
 
 from .data.archives import HOW_TO, ILSVRC2012, unpack
 from .data.arrays import load_idx
+from .data.batches import cores
 from .data.dataset import Broken
 from .data.folders import explain, read_image
 from .data.index import Index, Tree, is_tree, read_index
@@ -46,9 +47,9 @@ class Arguments:
     #: Folder with the three archives of ImageNet (ILSVRC2012) to unpack into DIR first.
     #: If not given, nothing is unpacked.
     archives: Annotated[str | None, tyro.conf.arg(metavar="FOLDER")] = None
-    #: Number of threads that decode images. The default is this machine's number of
-    #: CPU cores.
-    workers: int = os.cpu_count() or 1
+    #: Number of threads that decode images. The default is the number of CPU cores that
+    #: this process may use.
+    workers: int = field(default_factory=cores)
     #: File for a list of the broken images, one to a line: path, tab, reason. In both
     #: texts, \\, \t, \n and \r stand for a backslash, a tab, a newline and a carriage
     #: return. If not given, the list is not written.
@@ -128,7 +129,14 @@ def _unpack(archives: Path, folder: Path, console: Terminal) -> None:
 def _check(options: Arguments, console: Terminal) -> int:
     folder = options.folder
     try:
+        if not os.path.isdir(folder):
+            raise ValueError(
+                f"DIR: got {folder!r}, which is not a folder; give one with images as"
+                " train/CLASS/IMAGE, or with MNIST's IDX files"
+            )
         if not is_tree(folder):
+            remedy = "leave it out, because DIR has no train/CLASS with image files"
+            check(options.report is None, "report", options.report, remedy)
             data = load_idx(folder, 0)
             console.print(
                 f"{folder!r}: IDX files, {data.train.size:,} images to train,"
@@ -137,8 +145,10 @@ def _check(options: Arguments, console: Terminal) -> int:
             return 0
         index = read_index(folder)
     except ValueError as error:
-        error.add_note(f"\n{HOW_TO}")
-        raise
+        # The trainer's flag --data is this command's argument DIR.
+        refused = ValueError(str(error).replace("--data:", "DIR:", 1))
+        refused.add_note(f"\n{HOW_TO}")
+        raise refused from error
     trees = {"train": index.train, "validation": index.validation, "test": index.test}
     present = {split: tree for split, tree in trees.items() if tree}
     console.print(_table(present, len(index.classes)))

@@ -49,7 +49,7 @@ def configure(recipe_name: str | None) -> Config:
 
 
 def to_recipe(config: Config) -> recipes.Recipe:
-    """Returns the run's hyper-parameters as a recipe.
+    """Returns the run's hyperparameters as a recipe.
 
     Raises ValueError, naming the flags, if a value that the optimizer needs is None, or
     if the order of momentum is tf_contrib_1.14.

@@ -62,6 +62,13 @@ def test_the_rule_prefers_0_02_within_one_standard_error_alone():
     assert study.choose(far, ("0.02", "0.005")) == "0.005"  # 0.02 apart
 
 
+def test_a_screening_that_is_not_complete_has_no_summary(monkeypatch):
+    for scores in ({}, {"setting": {"0.02": [0.9]}}):
+        monkeypatch.setattr(study, "screening", lambda scores=scores: scores)
+        for text in (study.summary([]), study.final_table([])):
+            assert text == "The runs of the screening are not complete.\n"
+
+
 def test_the_finalists_are_0_02_and_the_best_two_others():
     means = dict(zip(study.RATIOS, (0.5, 0.9, 0.1, 0.8, 0.7), strict=True))
     found = study.finalists({"setting": {k: [x] for k, x in means.items()}})

@@ -28,7 +28,7 @@ def test_the_suggested_rate_is_within_a_factor_of_two_of_every_published_one():
     assert len(rows) == 29
     for row in rows:
         rate = suggested_learning_rate(row.batch_size, row.updates)
-        assert 0.5 < 100 * row.turn / rate < 2, row
+        assert 0.5 < 100 * row.relative_change / rate < 2, row
 
 
 def test_the_rows_of_the_rule_have_the_sizes_that_its_docstring_names(monkeypatch):

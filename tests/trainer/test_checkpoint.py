@@ -187,7 +187,7 @@ def test_images_of_the_same_number_but_others_are_refused(old, tmp_path):
     assert_refused(other, Checkpoints, command.parse(words), *of(words))
 
 
-def test_existing_replace_deletes_them(old, monkeypatch, tmp_path):
+def test_existing_replace_deletes_them(old, tmp_path):
     words = [*old[0], "--out", str(tmp_path)]
     for _ in range(2):
         with Checkpoints(command.parse(words), *runs.FACTS) as checkpoints:

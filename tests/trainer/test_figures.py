@@ -7,7 +7,8 @@ from logs import IMAGES, LEAVES, LOST, RESULT, config, epoch, layers, step, writ
 from matplotlib.figure import Figure
 
 from examples.imagenet.report import __main__ as report
-from examples.imagenet.report.figures import plot_layers, plot_logs
+from examples.imagenet.report.figures import line_style, plot_layers, plot_logs
+from lars_optax import _plots
 
 
 @pytest.fixture
@@ -72,3 +73,8 @@ def test_seeds_are_one_curve_and_splits_that_differ_are_told(figures, tmp_path, 
     assert figures[0].axes[0].get_ylabel() == "test or validation accuracy"
     said = capsys.readouterr().out
     assert said.count("evaluated on test and validation images, in one curve") == 3
+
+
+def test_lines_look_like_those_of_the_layers():
+    for i in range(100):
+        assert line_style(i) == _plots.line_style(i)

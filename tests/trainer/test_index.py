@@ -114,7 +114,7 @@ def test_trees_without_images_or_labels_are_refused(tmp_path, files, message):
     assert_refused(f"^--data: got .*{message}", read, root)
 
 
-def test_a_folder_that_cannot_be_listed_is_refused_by_name(tmp_path, tree):
+def test_a_folder_that_cannot_be_listed_is_refused_by_name(tmp_path):
     message = "--data: cannot list '.*absent': No such"
     assert_refused(message, read, tmp_path / "absent")
 
@@ -238,7 +238,7 @@ def test_a_cached_listing_of_another_type_is_replaced(tree, cache, listed, repla
     assert json.loads(file.read_text()) == whole
 
 
-def test_without_room_for_a_cache_the_tree_is_read_all_the_same(tree, tmp_path, cache):
+def test_without_room_for_a_cache_the_tree_is_read_all_the_same(tree, cache):
     first = contents(read(tree))
     shutil.rmtree(cache)
     cache.write_bytes(b"a file where the folder should be")

@@ -141,16 +141,22 @@ def test_only_a_report_needs_a_folder_to_write_in(tmp_path, monkeypatch, capsys)
 
 
 def test_a_missing_directory_is_answered_with_how_to_get_imagenet(tmp_path):
-    with pytest.raises(SystemExit, match=r"^error: --data: ") as stopped:
+    with pytest.raises(SystemExit, match=r"^error: DIR: .*not a folder") as stopped:
         prepare.main([str(tmp_path / "absent")])
     for name in ("img_train.tar (137.85 GB)", "img_val.tar", "devkit_t12.tar.gz"):
         assert f"ILSVRC2012_{name}" in str(stopped.value)
     assert "--archives" in str(stopped.value)
+    with pytest.raises(SystemExit, match=r"^error: DIR: .* has no images"):
+        prepare.main([str(tmp_path)])
 
 
 def test_idx_files_are_said_to_be_such(tmp_path, check):
     train, test = (Split(np.zeros((n, 5, 4)), np.arange(n)) for n in (6, 2))
-    status, out = check(images.write_idx_folder(tmp_path, train=train, t10k=test))
+    folder = images.write_idx_folder(tmp_path, train=train, t10k=test)
+    report = str(tmp_path / "broken.tsv")
+    with pytest.raises(SystemExit, match=r"error: --report: got .*; leave it out"):
+        prepare.main([str(folder), "--report", report])
+    status, out = check(folder)
     assert status == 0
     assert "IDX files, 6 images to train, 2 to test, 6 classes" in out
 

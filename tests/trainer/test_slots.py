@@ -107,7 +107,7 @@ def all_reduces(text):
     ]
 
 
-def test_dropout_is_another_in_every_slot_and_step(devices):
+def test_dropout_is_another_in_every_slot_and_step():
     """The same two images in each slot, at rate 0: only dropout can differ."""
     setup = steps.make_setup(steps.NOISY, algorithm="sgd", learning_rate=0.0)
     half = steps.make_batch(0, 2)

@@ -88,6 +88,6 @@ def test_the_error_of_prepare_has_its_remedy_on_lines_of_its_own(tmp_path):
     with pytest.raises(SystemExit) as end:
         prepare.main([str(folder)])
     first, *rest = lines(end.value.code)
-    assert first.startswith("error: --data: got ")
+    assert first.startswith("error: DIR: got ")
     assert r"[b]\n[/b]'" in first
     assert "image-net.org" in " ".join(rest)

@@ -20,7 +20,7 @@ from ..terminal import printable
 # Values outside are drawn at the bound: a logit axis has neither 0 nor 1, and one huge
 # loss must not hide all others.
 _BOUNDS = {"accuracy": (0.01, 0.999), "loss": (0, 100)}
-_LOST = "diverged"
+_DIVERGED = "diverged"
 # The most lines, and characters of a line's label, of a legend inside the axes.
 _INSIDE, _SHORT = 4, 50
 _FEW = 24  # most leaves that are all drawn; of more, only the kernels are
@@ -31,6 +31,8 @@ _PANELS = (
     ("trust ratio λ", "trust_ratio", "trust_ratio"),
     ("layer's learning rate γλ", "trust_ratio", "local_rate"),
 )
+# `plot_layer_stats` has the same styles, so that the pictures of a report look alike.
+# The numbers of dashes, markers and colours have no common divisor.
 _COLOURS = ("#08306b", "#d94801", "#238b45", "#756bb1", "#000000", "#e7298a", "#1b9e9e",
             "#b8860b", "#8c8c8c")  # fmt: skip
 _DASHES, _MARKERS = ("-", "--", ":", "-."), "os^vDP*"
@@ -39,9 +41,9 @@ _DASHES, _MARKERS = ("-", "--", ":", "-."), "os^vDP*"
 def line_style(i: int) -> dict[str, Any]:
     """Returns the colour, dash and marker of line `i`, as arguments of `Axes.plot`."""
     return {
-        "color": _COLOURS[i % 9],
-        "linestyle": _DASHES[i % 4],
-        "marker": _MARKERS[i % 7],
+        "color": _COLOURS[i % len(_COLOURS)],
+        "linestyle": _DASHES[i % len(_DASHES)],
+        "marker": _MARKERS[i % len(_MARKERS)],
     }
 
 
@@ -126,8 +128,8 @@ def spread_accuracies(axes: Any) -> None:
 def _legend(figure: Any, axes: Any, *, below: bool) -> None:
     handles, labels = axes.get_legend_handles_labels()
     found = dict(zip(labels, handles, strict=True))  # has each label once
-    if _LOST in found:
-        found[_LOST] = found.pop(_LOST)
+    if _DIVERGED in found:
+        found[_DIVERGED] = found.pop(_DIVERGED)
     if below:
         figure.legend(found.values(), found, loc="outside lower center", fontsize=8)
     else:
@@ -158,7 +160,7 @@ def _mark_end(axes: Any, epochs: np.ndarray, values: np.ndarray) -> None:
     """Draws a cross at the last finite value of a run that diverged."""
     last = np.flatnonzero(np.isfinite(values))[-1:]
     cross = {"color": "red", "markersize": 11, "markeredgewidth": 2}
-    axes.plot(epochs[last], values[last], "x", label=_LOST, **cross)
+    axes.plot(epochs[last], values[last], "x", label=_DIVERGED, **cross)
 
 
 def plot_layers(log: Sequence[Record], heading: str, out: Path) -> None:

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 from ..config import FACTS
-from ..flags import flag
 from ..log import LOG, Record, read_log
 
 _IN_GROUP = {"network", "algorithm", "batch_size"}  # every label begins with these
@@ -197,7 +196,8 @@ def with_differences(
     def label(group: str, own: Mapping[str, Any]) -> str:
         alike = [s for s, g in zip(settings, groups, strict=True) if g == group]
         listed = [
-            f"{flag(key)[2:]} {f'{value:g}' if isinstance(value, float) else value}"
+            f"{FACTS[key].name if key in FACTS else key} "
+            f"{f'{value:g}' if isinstance(value, float) else value}"
             for key, value in own.items()
             if key not in unlisted and any(s.get(key, value) != value for s in alike)
         ]

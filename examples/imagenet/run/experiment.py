@@ -298,6 +298,8 @@ def build_model(
             platform=platform,
         )
     except ValueError as error:
-        # Name the flag: "bn_axis_name: …" becomes "--bn: …".
-        name, _, rest = str(error).replace(repr(axes), repr(model.bn)).partition(":")
+        # Name the flag and its value: "bn_axis_name: got …" becomes "--bn: got 'sync'".
+        name, _, rest = str(error).partition(":")
+        if name == "bn_axis_name":
+            rest = rest.replace(repr(axes), repr(model.bn))
         raise ValueError(f"{flag(name.removesuffix('_axis_name'))}:{rest}") from None

@@ -136,6 +136,6 @@ class Recorder:
         found = first_not_finite(experiment.model, state, batch, slot, self.alive)
         if found or np.isfinite(grad_norm).all():
             return found or "the loss"
-        lost = np.flatnonzero(~np.isfinite(grad_norm))
-        first = experiment.layer_names[lost[0]]
-        return f"the gradients of {len(lost)} parameters, {first} among them"
+        not_finite = np.flatnonzero(~np.isfinite(grad_norm))
+        first = experiment.layer_names[not_finite[0]]
+        return f"the gradients of {len(not_finite)} parameters, {first} among them"
