@@ -125,9 +125,14 @@ def rules() -> Iterator[Row]:
     yield Row("each layer's λ in the state", theirs, ours, note, "lacks", ours < 1e-6)
 
 
-def masks() -> Iterator[Row]:
+def _excluded() -> oracle.Case:
+    """Returns a case in which the scale and the bias have no trust ratio."""
     case = make(kernel=LAYER, scale=((32,), 0, 1), bias=((32,), 0, 1))
-    case = case._replace(excluded=("scale", "bias"), momentum=0.0)
+    return case._replace(excluded=("scale", "bias"), momentum=0.0)
+
+
+def default_masks() -> Iterator[Row]:
+    case = _excluded()
     names: Any = dict.fromkeys(MASKS, "exclude_bias_and_norm")
     seen = oracle.train(both(case)[0], case.params, case.grads)
     pairs = zip(seen, case.grads, strict=True)
@@ -137,10 +142,14 @@ def masks() -> Iterator[Row]:
     note += f"{shown} in the first updates."
     regime = "default masks, biases and norm parameters with `fallback_ratio=1.0`"
     yield compare(regime, case, note, **names)
+
+
+def injected_masks() -> Iterator[Row]:
+    """Yields table rows for masks under `optax.inject_hyperparams`."""
+    case, inject = _excluded(), optax.inject_hyperparams
     same = {"learning_rate": oracle.RATE, "weight_decay": oracle.BETA, "momentum": 0.0}
     joint = same | {"denominator": "joint", "fallback_ratio": 1.0}
     by_rank = dict.fromkeys(MASKS, partial(jax.tree.map, lambda x: x.ndim > 1))
-    inject = optax.inject_hyperparams
     theirs, ours = inject(optax.lars), inject(lars_optax.lars)
     silent, loud = theirs(**same | by_rank), ours(**joint | by_rank)
     sgd = oracle.error(silent, case._replace(excluded=tuple(case.params)))
@@ -151,14 +160,22 @@ def masks() -> Iterator[Row]:
     cells = (oracle.error(silent, case), oracle.error(loud, case))
     refuses = cells[1] == "raises ValueError"
     yield Row("callable masks, `inject_hyperparams`", *cells, note, "wrong", refuses)
-    pair = (theirs(**same), ours(**joint))
-    regime = "default masks, `inject_hyperparams`"
-    note = "As without `inject_hyperparams`."
-    yield compare(regime, case, note, pair=pair, shown_in="")
-    theirs, ours = (inject(f, MASKS) for f in (optax.lars, lars_optax.lars))
-    pair = (theirs(**same | by_rank), ours(**joint | by_rank))
-    regime = "callable masks in the `static_args` of `inject_hyperparams`"
-    yield compare(regime, case, pair=pair)
+    yield compare(
+        "default masks, `inject_hyperparams`",
+        case,
+        "As without `inject_hyperparams`.",
+        pair=(theirs(**same), ours(**joint)),
+        shown_in="",
+    )
+    static_theirs, static_ours = (
+        inject(optax.lars, MASKS),
+        inject(lars_optax.lars, MASKS),
+    )
+    yield compare(
+        "callable masks in the `static_args` of `inject_hyperparams`",
+        case,
+        pair=(static_theirs(**same | by_rank), static_ours(**joint | by_rank)),
+    )
 
 
 def frameworks() -> Iterator[Row]:
@@ -258,7 +275,8 @@ TABLES = (
 def main() -> None:
     jax.config.update("jax_platforms", "cpu")
     jax.config.update("jax_num_cpu_devices", 4)
-    parts = (placement, dtypes, rules, masks, frameworks, infinities, costs)
+    parts = (placement, dtypes, rules, default_masks, injected_masks, frameworks,
+             infinities, costs)  # fmt: skip
     rows = [row._asdict() for part in parts for row in part()]
     print(table({"rows": rows}))
     if bad := [row["regime"] for row in rows if not row["ours_is_right"]]:
