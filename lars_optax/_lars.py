@@ -97,8 +97,9 @@ def scale_by_lars(
         are ‖w‖, ‖g‖ and the trust ratio that the update used. Read them with
         `optax.tree.get(state, "layer_stats")`. They are 0 before the first update. A
         leaf without a gradient keeps its last statistics. ‖g‖ is the norm of the
-        gradient that reaches this transform, for example after clipping. If `shard_map`
-        shards an axis of stacked layers, call `init` outside of it.
+        gradient that reaches this transform, for example after clipping. If the
+        parameters differ between the devices of a `shard_map`, call `init` outside of
+        it.
 
     Returns:
       A transformation whose `update` needs `params`. Each update has the dtype of its
@@ -244,11 +245,11 @@ def lars(
       other.
 
     Raises:
-      ValueError: If an argument is out of range, or if `accumulator_dtype` is not a
-        floating-point dtype. `init` and `update` raise it if a mask, `stacked_axes` or
-        `axis_name` does not fit the parameters, or if a default mask selects no leaf.
-        `init` raises it if `accumulator_dtype` is real and a parameter is complex. The
-        other conditions are those of `scale_by_lars`.
+      ValueError: If an argument is out of range, or if `accumulator_dtype` is neither a
+        floating-point nor a complex dtype. `init` and `update` raise it if a mask,
+        `stacked_axes` or `axis_name` does not fit the parameters, or if a default mask
+        selects no leaf. `init` raises it if `accumulator_dtype` is real and a parameter
+        is complex. The other conditions are those of `scale_by_lars`.
 
     Example:
       >>> import jax, jax.numpy as jnp, optax

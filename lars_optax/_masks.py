@@ -26,6 +26,7 @@ from lars_optax._tree import (
     path_string,
     quote,
 )
+from lars_optax._validate import check_bool
 
 Mask = bool | str | Any | Callable[[optax.Params], Any]
 
@@ -139,6 +140,7 @@ def match_paths(*patterns: str, invert: bool = False) -> Callable[[Any], Any]:
     """
     if not patterns:
         raise ValueError("match_paths got no pattern; pass at least one.")
+    check_bool("invert", invert)
     compiled = [_compile(pattern) for pattern in patterns]
 
     def mask_fn(params: optax.Params) -> Any:

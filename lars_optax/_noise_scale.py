@@ -59,11 +59,15 @@ class NoiseScale(NamedTuple):
           decay: The weight of `previous`, a number of at least 0 and less than 1.
 
         Raises:
-          ValueError: If `decay` is out of range, or if the structures differ.
+          ValueError: If `decay` is out of range, if `previous` is not a `NoiseScale`,
+            or if structures or shapes differ.
         """
         decay = check_number("decay", decay, high=1.0)
+        if not isinstance(previous, NoiseScale):
+            raise ValueError(f"previous must be a NoiseScale, got {previous!r}.")
 
         def average(old: Any, new: Any) -> Any:
+            old, new = _as_float(old), _as_float(new)
             keep = _number(decay, jnp.result_type(new))
             return keep * old + (1 - keep) * new
 
@@ -71,7 +75,7 @@ class NoiseScale(NamedTuple):
         for name in ("noise", "signal"):
             old, new = getattr(previous, name), getattr(self, name)
             remedy = "Begin with zeros like the estimate."
-            _check_structures(f"previous.{name}", old, name, new, remedy)
+            _check_structures(f"previous.{name}", old, name, new, remedy, remedy)
             averages.append(jax.tree.map(average, old, new))
         return _with_ratio(*averages)
 
@@ -194,18 +198,14 @@ def _as_float(x: jax.typing.ArrayLike) -> jax.Array:
 
 
 def _check_squares(small: Any, big: Any) -> None:
-    remedy = "Compute both from gradients of the same parameters."
     names = "small_square_norm", "big_square_norm"
-    _check_structures(names[0], small, names[1], big, remedy)
-    paths, leaves, _ = flatten(small)
-    for path, s, S in zip(paths, leaves, flatten(big)[1], strict=True):
-        if _kind(s) != _kind(S):
-            raise ValueError(
-                f"small_square_norm has {_kind(s)} at {quote(path)}, but "
-                f"big_square_norm has {_kind(S)}. Pass the mean of the squared norms "
-                "of several small batches."
-            )
-        for name, x in zip(names, (s, S), strict=True):
+    remedies = (
+        "Compute both from gradients of the same parameters.",
+        "Pass the mean of the squared norms of several small batches.",
+    )
+    _check_structures(names[0], small, names[1], big, *remedies)
+    for name, tree in zip(names, (small, big), strict=True):
+        for path, x in zip(*flatten(tree)[:2], strict=True):
             if jnp.iscomplexobj(x):
                 raise ValueError(
                     f"{name} is complex at {quote(path)}, but a squared norm is real. "
@@ -217,8 +217,11 @@ def _kind(x: Any) -> str:
     return type(x).__name__ if is_empty(x) else f"shape {jnp.shape(x)}"
 
 
-def _check_structures(name: str, tree: Any, other: str, like: Any, remedy: str) -> None:
-    (paths, _, structure), (others, _, expected) = flatten(tree), flatten(like)
+def _check_structures(
+    name: str, tree: Any, other: str, like: Any, remedy: str, of_shapes: str
+) -> None:
+    """Raises ValueError unless both trees have the same structure and shapes."""
+    (paths, leaves, structure), (others, alike, expected) = flatten(tree), flatten(like)
     if structure != expected:
         differ = [p for p in (*paths, *others) if (p in paths) != (p in others)]
         where = f"differ at {list_some(differ)}" if differ else "differ in type"
@@ -226,3 +229,9 @@ def _check_structures(name: str, tree: Any, other: str, like: Any, remedy: str) 
             f"{name} and {other} must have the same structure, but they {where}. "
             f"{remedy}"
         )
+    for path, x, y in zip(paths, leaves, alike, strict=True):
+        if _kind(x) != _kind(y):
+            raise ValueError(
+                f"{name} has {_kind(x)} at {quote(path)}, but {other} has {_kind(y)}. "
+                f"{of_shapes}"
+            )

@@ -164,8 +164,8 @@ class Recipe:
     fallback_ratio: float = FALLBACK_RATIO
     label_smoothing: float = 0.0
     top1: float | None = None
-    inferred: Mapping[str, str] = dataclasses.field(default_factory=dict)
-    hints: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    inferred: Mapping[str, str] = dataclasses.field(default_factory=dict, hash=False)
+    hints: Mapping[str, str] = dataclasses.field(default_factory=dict, hash=False)
     notes: str = ""
 
     def replace(self, **fields: Any) -> "Recipe":
@@ -219,7 +219,7 @@ class Recipe:
         """Returns the recipe at another batch size, by the source's own scaling rule.
 
         The rule of `rate_scaling` gives the learning rate. `end_learning_rate` changes
-        by the same factor. The number of epochs stays the same.
+        by the same factor. `warmup_start` and the number of epochs stay the same.
 
         Args:
           batch_size: The number of images in one update.
@@ -478,7 +478,8 @@ class Recipe:
           accumulator_dtype: The dtype of the momentum buffer. None takes the dtype of
             each parameter.
           keep_layer_stats: Whether the state keeps the norms and the trust ratio of
-            each layer.
+            each layer. If `momentum_order` is "post", ‖g‖ is the norm of the output of
+            the momentum.
 
         Returns:
           A transformation whose `update` needs `params`. Each update has the dtype of

@@ -378,6 +378,11 @@ def warmup_piecewise_constant_schedule(
     peak_value = check_number("peak_value", peak_value)
     warmup_steps = _check_steps("warmup_steps", warmup_steps)
     scales = {}
+    if not isinstance(boundaries_and_scales, Mapping | None):
+        raise ValueError(
+            "boundaries_and_scales must be a mapping from steps to scales, got "
+            f"{boundaries_and_scales!r}."
+        )
     for boundary, scale in (boundaries_and_scales or {}).items():
         step = _check_steps("a key of boundaries_and_scales", boundary)
         if step < warmup_steps:

@@ -1,5 +1,6 @@
 """Text tables of the leaves that a mask selects and of the statistics of layers."""
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -66,7 +67,7 @@ def describe_mask(
         if not is_empty(leaf):
             shape = np.shape(leaf)
             rows.append((path_string(path), str(shape), "yes" if yes else "no"))
-            sizes[yes] += int(np.prod(shape))
+            sizes[yes] += math.prod(shape)
     count = sum(row[-1] == "yes" for row in rows)
     total = f"{sizes[True]:,} of {sum(sizes.values()):,} parameters"
     lines = columns(rows).splitlines()

@@ -49,7 +49,7 @@ def transform(
         # of the state have the structure of the parameters. An array in place of the
         # statistics tells it that they have another structure.
         is_empty_tree = not flatten(params)[1]
-        stats = count if is_empty_tree else zero_stats(settings, params)
+        stats = count.copy() if is_empty_tree else zero_stats(settings, params)
         return ScaleByLarsState(count, stats)
 
     def update_fn(

@@ -162,6 +162,7 @@ def test_match_paths_sees_nnx_paths_without_value():
 def test_match_paths_refuses_what_matches_nothing():
     assert_refused(r"'kernal'.*'stem/kernel'", selected, "stem", "kernal")
     assert_refused("tree without leaves", lars_optax.match_paths("x"), {"a": None})
+    assert_refused("invert must be", lars_optax.match_paths, "x", invert="False")
     assert_refused("regular expression", lars_optax.match_paths, "(")
     assert_refused("at least one", lars_optax.match_paths)
     assert_refused("strings", lars_optax.match_paths, 3)

@@ -252,3 +252,14 @@ def test_an_average_of_another_structure_is_refused():
     found = gradient_noise_scale({"w": 2.0}, {"w": 1.0}, 1, 2)
     message = "previous.noise and noise must have .* differ at the root .*, 'w'. Begin"
     assert_refused(message, found.moving_average, NoiseScale(0.0, 0.0, 0.0))
+    whole = gradient_noise_scale(jnp.ones(3), jnp.ones(3), 1, 2)
+    zeros = NoiseScale(*jnp.zeros((3, 2, 1)))
+    message = r"previous.noise has shape \(2, 1\) at .* noise has shape \(3,\). Begin"
+    assert_refused(message, whole.moving_average, zeros)
+    assert_refused("previous must be a NoiseScale", whole.moving_average, (0.0, 0.0))
+
+
+def test_integers_are_averaged_as_floats():
+    old, new = NoiseScale(0, 0, 0), NoiseScale(6, 5, 1)
+    average = new.moving_average(old, jnp.float32(0.9))
+    np.testing.assert_allclose(average, [0.6, 0.5, 1.2], rtol=1e-6)

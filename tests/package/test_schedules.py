@@ -178,6 +178,8 @@ def test_fractions_are_numbers_of_a_schedule():
 
 
 @pytest.mark.parametrize(("make", "message"), [
+    (partial(lars_optax.warmup_piecewise_constant_schedule, 0.0, 1.0, 2, [3, 4]),
+     r"boundaries_and_scales must be a mapping .*, got \[3, 4\]"),
     (partial(polynomial, 0.0, 1.0, 0, 2**31), "decay_steps must be <= 2147483647"),
     (partial(polynomial, 0.0, 1.0, 2**31, 2**32), "warmup_steps must be <= 2147483647"),
     (partial(lars_optax.warmup_piecewise_constant_schedule, 0.0, 1.0, 0, {2**31: 0.1}),
