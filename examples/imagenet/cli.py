@@ -23,7 +23,7 @@ from .data.sources import load
 from .dry_run import describe
 from .flags import flag, read_flags
 from .gpu_memory import describe_memory
-from .log import LOG, Record, read_log, tensorboard
+from .log import LOG, Record, read_log, set_aside, tensorboard
 from .models import image_pixels
 from .recipe import changes, configure
 from .report.figures import plot_logs
@@ -81,7 +81,7 @@ def main(arguments: Sequence[str] | None = None) -> Result | None:
     except (DataLost, NotSaved, CopiesDiffer, OSError) as error:
         why, status = f"error: {error}", 1
     except KeyboardInterrupt:
-        why = "stopped by Ctrl-C; nothing saved (no update yet, or --checkpoints is 0)"
+        why = "stopped by Ctrl-C; nothing was saved after the last checkpoint, if any"
         status = 128 + signal.SIGINT
     except TryAgain as error:
         why, status = f"error: {error}", TRY_AGAIN
@@ -227,6 +227,8 @@ def _train(
     out, batch = Path(run.out), config.batching.batch_size
     if run.existing == "resume" and checkpoints and not checkpoints.any:
         console.print(f"{run.out} holds no checkpoint: starting at update 0")
+        if not experiment.process and (kept := set_aside(out / LOG)):
+            console.print(f"the log of the earlier run is now {kept}")
     processes, updates = experiment.plan.processes, experiment.schedule.updates
     of = f" of {processes} processes" if processes > 1 else ""
     console.print(
@@ -258,9 +260,11 @@ def _report(result: Result, config: Config, console: Terminal) -> None:
         console.print(f"{len(broken)} images could not be read; {out / LOG} names them")
     if result.diverged:
         last = next(record for record in log if record["kind"] == "not_finite")
+        # An update that notices it leaves the state unchanged.
+        state = "after" if last["where"].startswith("the new ") else "before"
         console.print(
             f"training diverged and stopped at update {last['step']}: not finite, first"
-            f" in {last['where']}; the accuracy below is that of the state before it"
+            f" in {last['where']}; the accuracy below is that of the state {state} it"
         )
     console.print(
         f"{config.data.evaluate_on} accuracy {result.accuracy:.2%}, top-5"

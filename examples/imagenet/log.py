@@ -4,6 +4,7 @@ Every line is a record with a `kind`, such as "step" or "epoch". A run that resu
 a checkpoint first removes the records of updates after the checkpoint.
 """
 
+import itertools
 import json
 import math
 import os
@@ -42,6 +43,11 @@ class Log:
             if resume_at is not None:
                 _cut(path, resume_at)
             self._file = path.open("w" if resume_at is None else "a")
+
+    @property
+    def empty(self) -> bool:
+        """Whether there is a file without a record, also before a first write."""
+        return self._file is not None and self._file.tell() == 0
 
     def write(self, **record: Any) -> None:
         if self._file is None:
@@ -118,6 +124,21 @@ def _parse(line: bytes) -> Any:
         raise ValueError(f"is not JSON: {start!r}") from None
 
 
+def set_aside(path: Path) -> Path | None:
+    """Renames a log so that a new one can begin, and returns its new path.
+
+    Returns None if there is no log, or one without a record of training.
+    """
+    if all(record["kind"] in ("config", "data") for record in read_log(path)):
+        return None
+    for number in itertools.count(1):
+        aside = path.with_name(f"{path.stem}.{number}{path.suffix}")
+        if not aside.exists():
+            break
+    with _explained(path):
+        return path.rename(aside)
+
+
 def _cut(path: Path, updates: int) -> None:
     """Removes the records of later updates than the first `updates` from a log."""
     kept = [line for line, record in _lines(path) if _updates_done(record) <= updates]
@@ -150,8 +171,9 @@ def _strict(value: Any) -> Any:
 def tensorboard(folder: Path) -> Show:
     """Returns a function that writes a record's numbers as TensorBoard scalars.
 
-    When a resumed run writes its first record, TensorBoard hides the values of later
-    steps that the earlier process wrote. Raises OSError if the file cannot be written.
+    The step of a scalar is the number of updates done. When a resumed run writes its
+    first record, TensorBoard hides the values of later steps that the earlier process
+    wrote. Raises OSError if the file cannot be written.
     """
     from flax.traverse_util import flatten_dict
     from tensorboardX.proto.event_pb2 import Event, SessionLog
@@ -167,8 +189,10 @@ def tensorboard(folder: Path) -> Show:
     def add_record(record: Record) -> None:
         nonlocal writer
         kind, step = record["kind"], record.get("step")
+        if step is not None:
+            step += kind in _COUNTED_FROM_0
         if writer is None:
-            start = step or 0
+            start = 0 if step is None else step + (kind == "resume")
             # The step is in the name because two quick starts have the same second.
             name = f"events.out.tfevents.{time.time():.0f}.{socket.gethostname()}"
             folder.mkdir(parents=True, exist_ok=True)

@@ -59,9 +59,10 @@ class Arguments:
         check_number("--workers", self.workers, low=1, high=1_024)
         # Before hours of decoding, not after them.
         if self.report is not None:
-            folder = os.path.dirname(self.report) or "."
-            ok = os.access(folder, os.W_OK) and not os.path.isdir(self.report)
-            remedy = "give a file in a folder that can be written"
+            there = os.path.exists(self.report)
+            where = self.report if there else os.path.dirname(self.report) or "."
+            ok = os.access(where, os.W_OK) and not os.path.isdir(self.report)
+            remedy = "give a file that can be written, in a folder that exists"
             check(ok, "report", self.report, remedy)
 
 

@@ -121,6 +121,7 @@ KINDS = {
         step=_COUNT,
         versions=_VERSIONS,
         saved_by=_VERSIONS,
+        settings=_section(),
         changes=_optional(_TEXTS),
         damaged=_optional(_TEXTS),
     ),

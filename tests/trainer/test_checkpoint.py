@@ -6,9 +6,11 @@ import random
 import shutil
 import threading
 from dataclasses import replace
+from signal import SIGINT, raise_signal
 from unittest.mock import Mock
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import small_runs as runs
@@ -19,8 +21,12 @@ from steps import state_of
 from trees import assert_refused
 
 from examples.imagenet import cli as command
+from examples.imagenet.config import FACTS
+from examples.imagenet.report.runs import read_runs
 from examples.imagenet.run.checkpoint import Checkpoints, exist, remove
+from examples.imagenet.run.cluster import TryAgain
 from examples.imagenet.run.experiment import Experiment
+from examples.imagenet.run.loop import Stopped
 
 
 def made_up(step):
@@ -166,7 +172,50 @@ def test_what_changes_no_state_may_differ(old):
     with Checkpoints(config, *of(words)) as checkpoints:
         state, record = checkpoints.restore(made_up(0))
         assert checkpoints.changes == []
+        speed = {
+            "accumulate": 2,
+            "engine": "shard_map",
+            "workers": 3,
+            "broken": "blank",
+        }
+        given = {k: v for k, v in checkpoints.settings.items() if k != "source"}
+        assert given == {k: v for k, v in speed.items() if FACTS[k].speed}
     assert (state.step, record["seconds"]) == (1, 0.0)
+
+
+def test_a_checkpoint_stays_if_memory_or_threads_are_lacking(tmp_path, monkeypatch):
+    save_all(tmp_path, (0.5, 0.6), 2)
+    config = runs.config(checkpoints=2, out=str(tmp_path))
+    for error in (MemoryError(), RuntimeError("can't start new thread")):
+        with Checkpoints(config, *runs.FACTS) as checkpoints:
+            read = Mock(side_effect=error)
+            monkeypatch.setattr(checkpoints, "_read_record", read)
+            with pytest.raises(TryAgain, match=r"update 2 cannot be read"):
+                checkpoints.restore(made_up(0))
+    assert runs.steps_of(tmp_path) == [1, 2]
+    assert not (tmp_path / "damaged_checkpoints").exists()
+
+
+def test_arrays_of_bfloat16_are_saved_and_restored(tmp_path):
+    half = jnp.arange(3, dtype=jnp.bfloat16)
+    state = made_up(1)._replace(opt_state=(half, jnp.bfloat16(2)))
+    config = runs.config(checkpoints=1, out=str(tmp_path))
+    with Checkpoints(config, *runs.FACTS) as checkpoints:
+        checkpoints.save(state, 1, 0.0, None)
+    with Checkpoints(config, *runs.FACTS) as checkpoints:
+        runs.assert_equal(checkpoints.restore(state)[0], state)
+
+
+def test_a_run_resumes_into_a_log_that_is_lost(tmp_path):
+    """Its log begins with the settings again, so that it can be reported."""
+    stop = runs.when("step", 4, lambda: raise_signal(SIGINT))
+    with pytest.raises(Stopped):
+        runs.train(tmp_path, stop, log_every=1)
+    (tmp_path / "log.jsonl").unlink()
+    runs.train(tmp_path, log_every=8)
+    kinds = [record["kind"] for record in runs.records(tmp_path)]
+    assert kinds[:3] == ["config", "resume", "step"]
+    assert read_runs([str(tmp_path)])[0].status == "finished"
 
 
 def test_a_batch_cut_otherwise_is_told_and_not_refused(old):
@@ -309,7 +358,8 @@ def test_a_disk_that_cannot_be_read_is_no_damage(tmp_path, monkeypatch):
     denied = Mock(side_effect=PermissionError(13, "Permission denied"))
     monkeypatch.setattr(checkpoints._manager, "restore", denied)
     refused = "--out: the checkpoint of update 2 cannot be read .*Permission denied"
-    assert_refused(refused, checkpoints.restore, made_up(0))
+    with pytest.raises(TryAgain, match=refused):
+        checkpoints.restore(made_up(0))
     assert runs.steps_of(tmp_path) == [1, 2]
 
 

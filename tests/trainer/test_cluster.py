@@ -181,10 +181,13 @@ def test_processes_that_differ_are_told_in_what(monkeypatch):
 
 def test_what_one_process_cannot_do_ends_all(monkeypatch):
     assert cluster.raise_everywhere(lambda: 3) == 3
-    fail = Mock(side_effect=OSError("no such disk"))
-    assert_refused("no such disk", cluster.raise_everywhere, fail)
-    monkeypatch.setattr(cluster, "gather", lambda mine: [*mine, "the other has none"])
-    assert_refused("the other has none", cluster.raise_everywhere, lambda: 3)
+    for kind in (ValueError, OSError, cluster.TryAgain):
+        fail = Mock(side_effect=kind("no such disk"))
+        with pytest.raises(kind, match=r"^no such disk$"):
+            cluster.raise_everywhere(fail)
+    monkeypatch.setattr(cluster, "gather", lambda mine: [*mine, "1 EIO: the other's"])
+    with pytest.raises(OSError, match=r"^EIO: the other's$"):
+        cluster.raise_everywhere(lambda: 3)
 
 
 def test_one_process_is_waited_for_without_end_several_are_not(monkeypatch):

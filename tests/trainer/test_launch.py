@@ -34,7 +34,7 @@ def trainer_flags(words):
     return words[at + 2 :]
 
 
-def run_slurm(folder, status=0, left=3600, restarts=None):
+def run_slurm(folder, status=0, left=3600, failures=None):
     """The script with an srun that ends so: its status, and each command's words."""
     calls = folder / "calls"
     calls.touch()
@@ -45,8 +45,11 @@ def run_slurm(folder, status=0, left=3600, restarts=None):
     slurm = {"PATH": f"{folder}:/usr/bin:/bin", "DATA": "/data", "SLURM_JOB_ID": "7"}
     slurm["SLURM_JOB_END_TIME"] = str(int(time.time()) + left)
     slurm["SLURM_CPUS_PER_TASK"] = "12"
-    if restarts is not None:
-        slurm["SLURM_RESTART_COUNT"] = str(restarts)
+    if failures is not None:
+        slurm["OUT"] = str(folder / "out")
+    if failures:
+        (folder / "out").mkdir()
+        (folder / "out" / "failures").write_text(f"{failures}\n")
     command = ["bash", str(SLURM)]
     done = subprocess.run(command, env=slurm, capture_output=True, text=True)
     assert not done.stderr
@@ -90,24 +93,33 @@ def test_slurm_resumes_the_trainer_in_a_folder_that_a_requeue_keeps(tmp_path, op
 
 
 @cases(
-    "status, left, restarts, requeued",
-    finished=(0, 100, None, False),
-    time_limit_for_the_41st_time=(143, 60, 40, True),
-    time_limit_signalled_early=(143, 175, 40, True),
-    failed_and_killed_the_others=(143, 3600, None, True),
+    "status, left, failures, requeued",
+    finished=(0, 100, 0, False),
+    time_limit_after_failures=(143, 60, 3, True),
+    time_limit_signalled_early=(143, 175, 3, True),
+    failed_and_killed_the_others=(143, 3600, 0, True),
     failed_too_often=(143, 3600, 3, False),
     lost_a_process=(1, 60, 2, True),
-    lost_another_process=(TRY_AGAIN, 3600, None, True),
-    aborted_by_jax_for_a_lost_process=(ABORTED, 3600, None, True),
+    lost_another_process=(TRY_AGAIN, 3600, 0, True),
+    aborted_by_jax_for_a_lost_process=(ABORTED, 3600, 0, True),
     aborted_too_often=(ABORTED, 3600, 3, False),
     lost_processes_too_often=(1, 60, 3, False),
-    wrong_flag=(REFUSED, 3600, None, False),
-    diverged=(DIVERGED, 3600, None, False),
+    wrong_flag=(REFUSED, 3600, 0, False),
+    diverged=(DIVERGED, 3600, 0, False),
 )
-def test_which_ends_of_a_job_requeue_it(tmp_path, status, left, restarts, requeued):
-    ended, calls = run_slurm(tmp_path, status, left, restarts)
+def test_which_ends_of_a_job_requeue_it(tmp_path, status, left, failures, requeued):
+    ended, calls = run_slurm(tmp_path, status, left, failures)
     assert calls[1:] == ([["scontrol", "requeue", "7"]] if requeued else [])
     assert ended == (0 if requeued else status)
+
+
+def test_slurm_counts_failures_and_no_time_limits(tmp_path):
+    count = tmp_path / "out" / "failures"
+    for number in (1, 2):
+        assert run_slurm(tmp_path, TRY_AGAIN, 3600, 0)[0] == 0
+        assert count.read_text() == f"{number}\n"
+    assert run_slurm(tmp_path, 143, 60, 0)[0] == 0
+    assert not count.exists()
 
 
 def test_the_signal_at_the_time_limit_reaches_tasks_and_is_known_by_the_clock(options):

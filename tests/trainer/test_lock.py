@@ -11,6 +11,7 @@ import sys
 import pytest
 from small_runs import ROOT
 
+from examples.imagenet.run.cluster import TryAgain
 from examples.imagenet.run.lock import owned
 
 OWN = """
@@ -35,7 +36,7 @@ def owner(tmp_path):
 def test_a_folder_in_use_is_refused_with_its_owner(tmp_path, owner):
     who = rf"process {owner.pid} on {socket.gethostname()} since \d{{4}}-\d\d-\d\d "
     with (
-        pytest.raises(ValueError, match=rf"--out: '.*out' is in use by {who}.*another"),
+        pytest.raises(TryAgain, match=rf"--out: '.*out' is in use by {who}.*another"),
         owned(tmp_path / "out"),
     ):
         pytest.fail("two owners")
@@ -53,7 +54,7 @@ def test_a_dead_owner_does_not_block(tmp_path, owner, how):
 def test_within_one_process_there_is_one_owner_too(tmp_path):
     with owned(tmp_path):
         with (
-            pytest.raises(ValueError, match=f"process {os.getpid()} on"),
+            pytest.raises(TryAgain, match=f"process {os.getpid()} on"),
             owned(tmp_path),
         ):
             pytest.fail("two owners")

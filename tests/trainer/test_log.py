@@ -17,7 +17,7 @@ from mutations import mutate, mutate_field
 from tensorboardX.proto.event_pb2 import Event
 from trees import assert_refused
 
-from examples.imagenet.log import Log, read_log, tensorboard
+from examples.imagenet.log import Log, read_log, set_aside, tensorboard
 from examples.imagenet.records import KINDS
 from examples.imagenet.report import __main__ as report
 
@@ -286,7 +286,7 @@ def scalars(folder):
     return found
 
 
-def test_tensorboard_holds_the_numbers_of_each_record_at_its_step(tmp_path):
+def test_tensorboard_holds_the_numbers_of_each_record_at_the_updates_done(tmp_path):
     show = tensorboard(tmp_path)
     layers = {"conv/kernel": {"trust_ratio": 0.25, "local_rate": 0.5}}
     show(CONFIG)
@@ -295,10 +295,10 @@ def test_tensorboard_holds_the_numbers_of_each_record_at_its_step(tmp_path):
     show({"kind": "epoch", "step": 4, "epoch": 1, "split": "test", "accuracy": 0.75})
     show(logs.RESULT)
     assert scalars(tmp_path) == {
-        ("step/loss", 3): 1.5,
-        ("step/accuracy", 3): 0.125,
-        ("layers/conv/kernel/trust_ratio", 3): 0.25,
-        ("layers/conv/kernel/local_rate", 3): 0.5,
+        ("step/loss", 4): 1.5,
+        ("step/accuracy", 4): 0.125,
+        ("layers/conv/kernel/trust_ratio", 4): 0.25,
+        ("layers/conv/kernel/local_rate", 4): 0.5,
         ("epoch/epoch", 4): 1.0,
         ("epoch/accuracy", 4): 0.75,
     }
@@ -309,15 +309,18 @@ def test_tensorboard_of_a_resumed_run_shows_no_step_twice(tmp_path):
     first(CONFIG)
     for step in range(4):
         first({"kind": "step", "step": step, "loss": 1.0})
+        if step == 1:
+            first({"kind": "epoch", "step": 2, "split": "test", "accuracy": 0.5})
     first({"kind": "stopped", "step": 4})
     second({"kind": "resume", "step": 2, "versions": {}})
     second({"kind": "step", "step": 2, "loss": 2.0})
     second({"kind": "speed", "step": 3, "data_wait": 0.5})
     second(logs.RESULT)
     assert scalars(tmp_path) == {
-        ("step/loss", 0): 1.0,
         ("step/loss", 1): 1.0,
-        ("step/loss", 2): 2.0,
+        ("step/loss", 2): 1.0,
+        ("epoch/accuracy", 2): 0.5,  # that of the checkpoint
+        ("step/loss", 3): 2.0,
         ("speed/data_wait", 3): 0.5,
     }
 
@@ -350,3 +353,20 @@ def test_a_log_that_is_deleted_or_replaced_ends_the_run(path):
             act()
             with assert_raises(message):
                 log.write(**STOPPED)
+
+
+def test_a_log_is_set_aside_if_it_has_records_of_training(path):
+    assert set_aside(path) is None
+    for number in (1, 2):
+        with Log(path, lambda record: None) as log:
+            assert log.empty
+            log.write(**CONFIG)
+            assert not log.empty
+        assert set_aside(path) is None
+        with Log(path, lambda record: None, 1) as log:
+            log.write(**logs.step(0))
+        kept = path.read_bytes()
+        aside = path.with_name(f"log.{number}.jsonl")
+        assert set_aside(path) == aside
+        assert aside.read_bytes() == kept
+        assert not path.exists()

@@ -244,3 +244,14 @@ def test_epochs_of_a_report_are_within_bounds(tmp_path, epochs, got, capsys):
     log = write(tmp_path / "a", config(), speed(5))
     message = f"--epochs: {got}give "
     assert_usage(message, [log, "--epochs", epochs], capsys, report.main)
+
+
+def test_speeds_after_a_changed_flag_are_those_of_another_setting(tmp_path):
+    first = config() | {"batching": config()["batching"] | {"accumulate": 1}}
+    again = {"kind": "resume", "step": 2, "settings": {"accumulate": 8, "workers": 3}}
+    warm = [speed(100.0), speed(10.0, done=2), speed(11.0, done=3)]
+    log = [first, *warm, again, speed(90.0), speed(5.0, done=4), speed(6.0, done=5)]
+    rows = speeds.cells(read_runs([write(tmp_path / "run", *log)]))
+    found = {row.group: row.speed for row in rows}
+    name = "alexnet_bn, LARS, gpu"
+    assert found == {f"{name}, accumulate 1": 10.5, f"{name}, accumulate 8": 5.5}

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import small_runs as runs
 import steps
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
@@ -158,3 +159,20 @@ def test_batch_stats_are_those_of_the_whole_batch_and_age(devices):
         np.testing.assert_allclose(one[name], first, rtol=1e-5, atol=1e-6)
         aged = 0.9 * first + 0.1 * second
         np.testing.assert_allclose(two[name], aged, rtol=1e-5, atol=1e-6)
+
+
+def test_a_trust_ratio_that_is_not_finite_stops_the_updates():
+    """As when a norm of weights before BatchNorm overflows: the loss stays finite."""
+    model, tx, stats = steps.make_setup()
+
+    def overflowed(grads, params):
+        found = stats(grads, params)
+        kernel = found["fc"]["kernel"]._replace(trust_ratio=jnp.nan)
+        return found | {"fc": found["fc"] | {"kernel": kernel}}
+
+    setup = model, tx, overflowed
+    state, batch = steps.start(setup), steps.make_batch(0, 8)
+    new, metrics = jax.jit(steps.step_of(setup))(state, batch)
+    assert np.isfinite(metrics["loss"])
+    assert not metrics["finite"]
+    runs.assert_equal(new._replace(finite=state.finite), state)

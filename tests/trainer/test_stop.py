@@ -8,6 +8,7 @@ import json
 from contextlib import ExitStack
 from functools import partial
 from signal import SIGINT, SIGTERM, getsignal, raise_signal, signal
+from unittest.mock import Mock
 
 import jax
 import numpy as np
@@ -19,6 +20,7 @@ from trees import assert_refused
 from examples.imagenet.__main__ import DIVERGED
 from examples.imagenet.config import Run
 from examples.imagenet.data.arrays import Split
+from examples.imagenet.data.dataset import DataLost
 from examples.imagenet.run.cluster import StopSignals
 from examples.imagenet.run.loop import Stopped, check_run, fit
 from examples.imagenet.step.diagnose import first_not_finite
@@ -202,8 +204,9 @@ def test_no_update_after_the_lost_one_counts(tmp_path, poison_batches):
     assert (lost.loss, lost.accuracy) == (scores.loss, scores.accuracy)
 
 
-def test_an_update_that_overflows_is_not_saved(tmp_path, monkeypatch):
-    """Its loss and its gradients are finite; only the new parameters would not be."""
+@pytest.fixture
+def overflowing(monkeypatch):
+    """An experiment whose loss and gradients are finite, but not its new parameters."""
     experiment = runs.experiment()
     clean = experiment.init
 
@@ -218,11 +221,29 @@ def test_an_update_that_overflows_is_not_saved(tmp_path, monkeypatch):
 
     experiment.compile()
     monkeypatch.setattr(experiment, "init", init)
-    result = runs.train(tmp_path, checkpoint_every=1)
-    (lost,) = runs.records(tmp_path, "not_finite")
+    return experiment
+
+
+def assert_overflow_was_logged_and_not_saved(out):
+    (lost,) = runs.records(out, "not_finite")
     assert (lost["step"], lost["where"]) == (0, "the new params/fc2/bias")
-    assert result.diverged
-    assert not any((tmp_path / "checkpoints").iterdir())
+    assert not any((out / "checkpoints").iterdir())
+
+
+@pytest.mark.usefixtures("overflowing")
+def test_an_update_that_overflows_is_not_saved(tmp_path):
+    assert runs.train(tmp_path, checkpoint_every=1).diverged
+    assert_overflow_was_logged_and_not_saved(tmp_path)
+
+
+def test_an_update_that_overflows_is_not_saved_either_if_an_image_is_lost(
+    tmp_path, monkeypatch, overflowing
+):
+    lost = Mock(side_effect=DataLost("cannot read the image"))
+    monkeypatch.setattr(overflowing, "evaluate", lost)
+    with pytest.raises(DataLost):
+        runs.train(tmp_path, checkpoint_every=1)
+    assert_overflow_was_logged_and_not_saved(tmp_path)
 
 
 def test_a_profile_is_a_trace_of_those_steps_alone(tmp_path):

@@ -23,7 +23,8 @@ set -u
 : "${DATA:?a folder that all nodes see}"
 : "${SLURM_JOB_END_TIME:?needs a Slurm that tells it}"
 OUT=${OUT:-runs/$SLURM_JOB_ID} # kept by a requeue; seen by all nodes
-RESTARTS=3                     # after a failure, not after the time limit
+RESTARTS=3                     # after failures in a row, not after the time limit
+FAILURES=$OUT/failures         # how many there were
 
 # srun takes no --cpus-per-task from sbatch since Slurm 22.05.
 srun --cpus-per-task="$SLURM_CPUS_PER_TASK" --kill-on-bad-exit=1 \
@@ -41,7 +42,10 @@ if ((status == 0 || status == 2 || status == 3)); then # finished, refused, dive
   exit $status
 elif ((status == 143 && left <= 180)); then
   echo "time limit: going on from the last checkpoint"
-elif ((${SLURM_RESTART_COUNT:-0} < RESTARTS)); then
+  rm -f "$FAILURES"
+elif failed=$(cat "$FAILURES" 2>/dev/null || echo 0) && ((failed < RESTARTS)); then
+  # SLURM_RESTART_COUNT would count the time limits too.
+  mkdir -p "$OUT" && echo $((failed + 1)) >"$FAILURES"
   # After another process has died, the trainer exits with 75, or JAX aborts with 134.
   echo "status $status: a restart, in case a node was lost before Slurm knew"
 else

@@ -96,7 +96,9 @@ def _write(runs: Sequence[Run], out: Path, epochs: float | None) -> list[Part]:
 
 def _overview(runs: Sequence[Run]) -> Part:
     rows = [(run.name, run.status, f"{run.updates:,}", *_scores(run)) for run in runs]
-    note = "Accuracies, and the time since the start, are those of the last evaluation."
+    note = (
+        "Accuracies are those of the last evaluation, with the time of training to it."
+    )
     return Table("Runs", _RUNS, rows, note)
 
 

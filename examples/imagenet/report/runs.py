@@ -22,6 +22,10 @@ _LONGEST = 60  # most characters of a run's name, from which files are named
 _MOST = 2**53  # most images; what follows from odd numbers may be beyond
 
 
+# The groups of settings in the first record of a log.
+_SECTIONS = ("data", "model", "optimizer", "batching", "run")
+
+
 @dataclass(frozen=True)
 class Run:
     """A training run whose log has been read; reports and pictures use its name."""
@@ -35,6 +39,25 @@ class Run:
         """Paths of the images that could not be read, each once over all epochs."""
         return {record["path"] for record in self.of("broken")}
 
+    def stretches(self) -> list["Run"]:
+        """Returns the parts of the run with equal settings, as runs of their own.
+
+        A new part begins where a resumed run has another value of a flag that affects
+        the speed.
+        """
+        config = self.log[0]
+        logs = [[config]]
+        for record in self.log[1:]:
+            if record["kind"] == "resume" and (new := record.get("settings")):
+                config = config | {
+                    part: {k: new.get(k, v) for k, v in config[part].items()}
+                    for part in _SECTIONS
+                    if part in config
+                }
+                logs.append([config])
+            logs[-1].append(record)
+        return [Run(self.name, self.path, log) for log in logs]
+
     def of(self, kind: str) -> list[Record]:
         """Returns the log's records of this kind."""
         return [record for record in self.log if record["kind"] == kind]
@@ -46,8 +69,7 @@ class Run:
         `devices` is the number of devices that all processes had together.
         """
         config = self.log[0]
-        sections = ("data", "model", "optimizer", "batching", "run")
-        found = {k: v for part in sections for k, v in config.get(part, {}).items()}
+        found = {k: v for part in _SECTIONS for k, v in config.get(part, {}).items()}
         found.pop("devices", None)  # the number asked for, of each process
         if plan := config.get("plan"):
             found["devices"] = plan["processes"] * plan["devices"]

@@ -68,6 +68,7 @@ def cells(runs: Sequence[Run], epochs: float | None = None) -> list[Cell]:
     epochs for which one of the runs was started.
     """
     pools = defaultdict(list)
+    runs = [part for run in runs for part in run.stretches()]
     for run, name in zip(runs, _groups(runs), strict=True):
         for warm, records in enumerate(run.speeds()):
             for record in records:

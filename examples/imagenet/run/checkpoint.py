@@ -27,7 +27,7 @@ from ..flags import flag
 from ..log import LOG
 from ..provenance import versions
 from ..step.step import TrainState
-from .cluster import PeerLost, collective, gather, raise_everywhere
+from .cluster import PeerLost, TryAgain, collective, gather, raise_everywhere
 
 _T = TypeVar("_T")
 CHECKPOINTS = "checkpoints"
@@ -64,9 +64,10 @@ class Checkpoints:
     those in the newest checkpoint. Otherwise ValueError is raised with the differences.
     It is also raised if there are checkpoints, but none of them can be read. The values
     in `reported` may differ from those in the checkpoint; the attribute `changes` lists
-    these differences. The attribute `damaged` says which damaged checkpoints were
-    moved, and where to, and which half-deleted ones were removed. Every process must
-    call the constructor, `restore` and `save`.
+    these differences. The attribute `settings` has the new values of flags that affect
+    the speed and have changed. The attribute `damaged` says which damaged checkpoints
+    were moved, and where to, and which half-deleted ones were removed. Every process
+    must call the constructor, `restore` and `save`.
     """
 
     def __init__(
@@ -75,6 +76,7 @@ class Checkpoints:
         self._config, self._reported = settings(config) | dict(same), dict(reported)
         self._out = Path(config.run.out).absolute()
         self.changes: list[str] = []
+        self.settings: dict[str, Any] = {}
         # The first process looks for damage, while the others wait.
         first = jax.process_index() == 0
         self.damaged = gather(
@@ -155,8 +157,9 @@ class Checkpoints:
     def _from_newest(self, read: Callable[[int], _T]) -> _T | None:
         """Returns what `read` makes of the newest checkpoint that it can read.
 
-        Moves aside those that some process cannot read. Raises ValueError if the
-        storage fails, or if only damaged checkpoints are left.
+        Moves aside those that some process cannot read. Raises TryAgain if the storage
+        fails or the memory is too small, and ValueError if only damaged checkpoints are
+        left.
         """
 
         def attempt(step: int) -> tuple[_T | None, list[str]]:
@@ -166,8 +169,9 @@ class Checkpoints:
                 raise
             # orbax and tensorstore raise many kinds of errors for damaged files.
             except Exception as error:
-                if _of_storage(error) and not _of_absence(error):
-                    raise ValueError(
+                storage = _of_storage(error) and not _of_absence(error)
+                if storage or _of_resources(error):
+                    raise TryAgain(
                         f"--out: the checkpoint of update {step} cannot be read"
                         f" ({cause(error)}); remove the cause, and start again"
                     ) from error
@@ -258,6 +262,11 @@ class Checkpoints:
                 f"--existing resume: the checkpoint in --out has other settings:"
                 f" {'; '.join(changes)}; give the same ones, or another --out"
             )
+        self.settings = {
+            key: value
+            for key, value in self._config.items()
+            if key in FACTS and FACTS[key].speed and record["config"].get(key) != value
+        }
         self.changes = [
             f"{name}: {value} instead of {record['reported'][name]}"
             for name, value in self._reported.items()
@@ -364,6 +373,15 @@ def _of_storage(error: BaseException) -> bool:
     )
 
 
+def _of_resources(error: BaseException) -> bool:
+    """Returns True if an error says that there is no memory or thread left."""
+    texts = "can't start new thread", "RESOURCE_EXHAUSTED"
+    return any(
+        isinstance(each, MemoryError) or any(text in str(each) for text in texts)
+        for each in _causes(error)
+    )
+
+
 def _causes(error: BaseException | None) -> Iterator[BaseException]:
     """Yields an error, the one that it came from, and so on."""
     while error:
@@ -381,7 +399,8 @@ def _digest_of_state(state: TrainState) -> str:
     for path, leaf in jax.tree_util.tree_leaves_with_path(state):
         head = f"{jax.tree_util.keystr(path)} {leaf.dtype} {leaf.shape}"
         digest.update(head.encode())
-        digest.update(np.ascontiguousarray(leaf).data.cast("B"))
+        # As bytes, because NumPy's buffers cannot hold bfloat16.
+        digest.update(np.ascontiguousarray(leaf).reshape(-1).view(np.uint8).data)
     return digest.hexdigest()
 
 

@@ -27,11 +27,15 @@ from ..terminal import printable
 TRY_AGAIN = 75  # exit status (EX_TEMPFAIL) if another start may succeed
 _T = TypeVar("_T")
 _SLURM_PROCESSES = "SLURM_STEP_NUM_TASKS"
-_MEETING = 300  # how long process 0 waits for the others to start [s]
+_MEETING = 300  # how long processes wait for each other at the start and the end [s]
 
 
 class TryAgain(Exception):
     """Another start of the same command may succeed."""
+
+
+# What `raise_everywhere` raises in all processes.
+_SHARED = (ValueError, OSError, TryAgain)
 
 
 class PeerLost(TryAgain):
@@ -89,7 +93,8 @@ def join(cluster: Cluster) -> None:
             cluster_detection_method="deactivate",
             heartbeat_timeout_seconds=cluster.heartbeat_timeout,
             initialization_timeout=_MEETING,
-            shutdown_timeout_seconds=cluster.heartbeat_timeout,
+            # At the end the others wait while process 0 draws the curves.
+            shutdown_timeout_seconds=_MEETING,
         )
     except RuntimeError as error:
         remedy = "give all processes the address of process 0, with a free port"
@@ -182,14 +187,21 @@ def _await_answer(coordinator: str, patience: int) -> None:
 
 
 def raise_everywhere(act: Callable[[], _T]) -> _T:
-    """Calls `act` in each process; if it fails in one, all raise ValueError."""
+    """Calls `act` in each process; if it fails in one, all raise the same error.
+
+    The error is a ValueError, an OSError or a TryAgain.
+    """
     problems, result = [], None
     try:
         result = act()
-    except (ValueError, OSError) as error:
-        problems = [str(error)]
+    except PeerLost:
+        raise  # the others notice it too
+    except _SHARED as error:
+        kind = next(i for i, kind in enumerate(_SHARED) if isinstance(error, kind))
+        problems = [f"{kind} {error}"]
     if problems := gather(problems):
-        raise ValueError(problems[0])
+        number, _, text = problems[0].partition(" ")
+        raise _SHARED[int(number)](text)
     return cast(_T, result)
 
 

@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from ..log import same_file
+from .cluster import TryAgain
 
 _FILE = "lock"
 
@@ -24,7 +25,7 @@ _FILE = "lock"
 def owned(folder: Path) -> Iterator[str]:
     """Creates the folder if need be, and owns it until the context ends.
 
-    Yields a warning if the file system has no locks, otherwise "". Raises ValueError,
+    Yields a warning if the file system has no locks, otherwise "". Raises TryAgain,
     with the owner, if another process owns the folder, and OSError if it is read-only.
     """
     folder.mkdir(parents=True, exist_ok=True)
@@ -38,7 +39,7 @@ def owned(folder: Path) -> Iterator[str]:
                 time.sleep(0.1)  # an owner that has just begun writes its description
                 file.seek(0)
                 owner = file.read() or "another process"
-                raise ValueError(
+                raise TryAgain(
                     f"--out: {str(folder)!r} is in use by {owner}; wait until it ends,"
                     " stop it, or give another --out"
                 ) from None

@@ -1,8 +1,10 @@
 """The training loop: updates, an evaluation after each epoch, checkpoints and a log.
 
-A loss or gradient that is not finite ends the run: the log says where it arose, and the
-result is that of the last finite state. A state that is not finite is never saved. A
-signal, or an image that cannot be read, ends the run after a checkpoint.
+A loss, gradient or trust ratio that is not finite ends the run. The log says where it
+arose, and the result is that of the state before it. Sometimes all three are finite and
+only the new state is not. It is found when the next records are logged, and the result
+is then that of the new state. A state that is not finite is never saved. A signal, or
+an image that cannot be read, ends the run after a checkpoint.
 """
 
 import signal
@@ -18,7 +20,7 @@ from ..provenance import versions
 from ..step.devices import assert_replicated
 from ..step.step import TrainState
 from .checkpoint import Checkpoints
-from .cluster import StopSignals, Watchdog, collective
+from .cluster import StopSignals, Watchdog, collective, raise_everywhere
 from .experiment import Experiment, Scores
 from .profile import Profile
 from .recorder import Recorder
@@ -26,7 +28,7 @@ from .recorder import Recorder
 
 @dataclass(frozen=True)
 class Result(Scores):
-    """How a run ended: the scores of its last finite state, and its length."""
+    """How a run ended: the scores of its last state, and its length."""
 
     updates: int
     diverged: bool
@@ -73,19 +75,22 @@ def fit(
     out, cluster = Path(run.out), cluster or Cluster()
     with ExitStack() as stack:
         path = None if experiment.process else out / LOG
-        log = stack.enter_context(Log(path, show, done if restored else None))
+        log = stack.enter_context(
+            raise_everywhere(lambda: Log(path, show, done if restored else None))
+        )
+        if log.empty:
+            settings = asdict(experiment.config(run, cluster=cluster))
+            log.write(kind="config", **settings, **experiment.facts())
         if restored and checkpoints:
             log.write(
                 kind="resume",
                 step=done,
                 versions=versions(),
                 saved_by=record["versions"],
+                settings=checkpoints.settings,
                 changes=checkpoints.changes,
                 damaged=checkpoints.damaged,
             )
-        else:
-            settings = asdict(experiment.config(run, cluster=cluster))
-            log.write(kind="config", **settings, **experiment.facts())
         if experiment.dataset.notes:
             log.write(kind="data", step=done, notes=experiment.dataset.notes)
         profile = Profile(run.profiled, out / "profile", experiment.process)
@@ -114,6 +119,7 @@ class TrainingRun:
     state: TrainState
     done: int
     scores: Scores | None = None  # of the state, once it is evaluated
+    diverged: bool = False
 
     def __post_init__(self) -> None:
         self.experiment, self.settings = self.recorder.experiment, self.recorder.run
@@ -144,7 +150,8 @@ class TrainingRun:
             return self._result(diverged=False)
         except DataLost:
             # One of several processes cannot save without the others.
-            if self.checkpoints and self.experiment.plan.processes == 1:
+            alone = self.experiment.plan.processes == 1
+            if self.checkpoints and alone and not self.diverged:
                 self.recorder.log_broken(self.done)
                 finite = self.recorder.flush(self.state)
                 if finite and self.checkpoints.newest != self.done:
@@ -178,10 +185,12 @@ class TrainingRun:
         checkpoints.save(self.state, self.done, self.recorder.seconds, accuracy)
 
     def _diverged(self) -> Result:
-        """Returns the result of a diverged run: the scores of its last finite state.
+        """Returns the result of a diverged run: the scores of its last state.
 
-        The failed update left this state unchanged.
+        If the failed update noticed a value that is not finite, it left this state
+        unchanged.
         """
+        self.diverged = True
         self.done = int(self.state.step)
         epoch = self.experiment.epoch(self.done)
         self._evaluate(self.epochs.get(self.done, epoch))

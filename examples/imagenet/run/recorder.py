@@ -99,7 +99,7 @@ class Recorder:
             self.log.write(kind="step", **when, **scores)
             layers = metrics["layers"]
             if not metrics["finite"]:
-                where = self._where(state, step, layers.grad_norm)
+                where = self._where(state, step, layers)
                 self.log.write(kind="not_finite", step=step, where=where)
                 return False
             if every and step % every == 0:
@@ -127,15 +127,19 @@ class Recorder:
             for i, name in enumerate(self.experiment.layer_names)
         }
 
-    def _where(self, state: TrainState, step: int, grad_norm: np.ndarray) -> str:
+    def _where(self, state: TrainState, step: int, layers: LayerStats) -> str:
         """Runs the step again and returns where a value that is not finite arose."""
+        ratios = np.isfinite(layers.trust_ratio)
+        names = self.experiment.layer_names
+        if np.isfinite(layers.grad_norm).all() and not ratios.all():
+            return f"the norm of the parameter {names[ratios.argmin()]}"
         experiment, slot = self.experiment, self.experiment.plan.images_per_slot
         batch = experiment.batch(self.run.seed, step)
         # On the host, as one process cannot compute with the others' copies.
         state = jax.device_get(state)
         found = first_not_finite(experiment.model, state, batch, slot, self.alive)
-        if found or np.isfinite(grad_norm).all():
+        if found or np.isfinite(layers.grad_norm).all():
             return found or "the loss"
-        not_finite = np.flatnonzero(~np.isfinite(grad_norm))
-        first = experiment.layer_names[not_finite[0]]
+        not_finite = np.flatnonzero(~np.isfinite(layers.grad_norm))
+        first = names[not_finite[0]]
         return f"the gradients of {len(not_finite)} parameters, {first} among them"

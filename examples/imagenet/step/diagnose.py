@@ -38,11 +38,13 @@ def first_not_finite(
         return output
 
     alone, key = model.clone(bn_axis_name=None), jax.random.key(0)
-    images = mirrored(batch.images, batch.mirror)
     for start in range(0, len(batch.labels), slot):
         alive()
+        here = slice(start, start + slot)
+        mirror = None if batch.mirror is None else batch.mirror[here]
+        # The whole batch could be too large for one device.
+        part = mirrored(batch.images[here], mirror)
         with nn.intercept_methods(look):
-            part = images[start : start + slot]
             forward(alone, state.params, state.batch_stats, part, key)
         if found:
             return f"the output of {found[0]}"

@@ -94,8 +94,8 @@ def train_step(
     "cpu" the groups are unrolled, and on others they are a loop. On "gpu" the gradients
     are put in the memory layout of the parameters. None is JAX's default platform.
 
-    If the loss or a gradient is not finite, `finite` becomes False and the rest of the
-    state stays unchanged, in this update and in all later ones.
+    If the loss, a gradient or a trust ratio is not finite, `finite` becomes False and
+    the rest of the state stays unchanged, in this update and in all later ones.
 
     The metrics are the scalars "loss", "accuracy" and "finite", which is whether the
     state was updated, and "layers": `LayerStats` of vectors over the parameters. If the
@@ -153,7 +153,9 @@ def train_step(
         noise_scale=noise_scale,
     )
     # `new` itself is not checked, which would take another pass over all parameters.
-    finite = jnp.isfinite(loss) & jnp.isfinite(layers.grad_norm).all() & state.finite
+    # A trust ratio is NaN if the norm of its parameters overflows.
+    layers_finite = jnp.isfinite(layers.grad_norm) & jnp.isfinite(layers.trust_ratio)
+    finite = jnp.isfinite(loss) & layers_finite.all() & state.finite
     stays = state._replace(finite=finite)
     state = jax.tree.map(partial(jnp.where, finite), new, stays)
     return state, metrics | {"finite": finite}
