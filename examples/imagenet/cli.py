@@ -227,7 +227,8 @@ def _train(
     out, batch = Path(run.out), config.batching.batch_size
     if run.existing == "resume" and checkpoints and not checkpoints.any:
         console.print(f"{run.out} holds no checkpoint: starting at update 0")
-        if not experiment.process and (kept := set_aside(out / LOG)):
+        first = experiment.process == 0
+        if kept := raise_everywhere(lambda: set_aside(out / LOG) if first else None):
             console.print(f"the log of the earlier run is now {kept}")
     processes, updates = experiment.plan.processes, experiment.schedule.updates
     of = f" of {processes} processes" if processes > 1 else ""

@@ -275,8 +275,8 @@ class Run(_Group):
     #: Number of updates between two log records of each layer's norms, trust ratio and
     #: effective learning rate [steps]. The value 0 logs none.
     layers_every: int = option(100, low=0, high=_MANY)
-    #: Also write the log as TensorBoard event files. Their step is the number of updates
-    #: done.
+    #: Also write the log as TensorBoard event files, in which a step is the number of
+    #: updates done.
     tensorboard: bool = False
     #: Number of most recent checkpoints to keep. The checkpoint with the best accuracy
     #: is kept too. The value 0 saves no checkpoints.

@@ -6,16 +6,19 @@ import random
 import shutil
 import threading
 from dataclasses import replace
+from pathlib import Path
 from signal import SIGINT, raise_signal
 from unittest.mock import Mock
 
 import jax
 import jax.numpy as jnp
+import logs
 import numpy as np
 import pytest
 import small_runs as runs
 from cases import assert_line, cases
 from image_trees import read_tree
+from logs import write
 from mutations import mutate
 from steps import state_of
 from trees import assert_refused
@@ -216,6 +219,21 @@ def test_a_run_resumes_into_a_log_that_is_lost(tmp_path):
     kinds = [record["kind"] for record in runs.records(tmp_path)]
     assert kinds[:3] == ["config", "resume", "step"]
     assert read_runs([str(tmp_path)])[0].status == "finished"
+
+
+def test_the_log_of_a_run_whose_checkpoints_are_gone_is_kept(
+    old, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setattr(command, "fit", Mock(side_effect=Stopped(SIGINT, 0, False)))
+    words = [*old[0], "--out", str(tmp_path), "--existing", "resume"]
+    kept = tmp_path / "log.1.jsonl"
+    written = write(tmp_path / "made", logs.config(), logs.step(0))
+    Path(written, "log.jsonl").rename(tmp_path / "log.jsonl")
+    with pytest.raises(SystemExit):
+        command.main(words)
+    assert f"the log of the earlier run is now {kept}" in capsys.readouterr().out
+    assert kept.exists()
+    assert not (tmp_path / "log.jsonl").exists()
 
 
 def test_a_batch_cut_otherwise_is_told_and_not_refused(old):
