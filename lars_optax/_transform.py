@@ -21,6 +21,9 @@ class ScaleByLarsState(NamedTuple):
 
     The states of `lars` and `larc` begin with this state under the same conditions. The
     state of `larc` also does so if its learning rate is a schedule.
+
+    `optax.tree.map_params` passes `layer_stats` as one tree to its argument
+    `transform_non_params`, and not array by array.
     """
 
     count: jax.Array  # type: ignore[assignment]  # int32, shape (): completed updates
