@@ -119,8 +119,8 @@ def _scores(run: Run) -> tuple[str, ...]:
 def _notes(run: Run, label: str) -> str:
     """Returns remarks on a run in one line: where it diverged, what its log lacks."""
     notes = [f"- {run.name}: {label}; read from {run.path}"]
-    if stopped := run.of("not_finite"):
-        notes.append(f"diverged at step {stopped[0]['step']}: {stopped[0]['where']}")
+    if diverged := run.of("not_finite"):
+        notes.append(f"diverged at step {diverged[0]['step']}: {diverged[0]['where']}")
     for record in run.of("resume"):
         notes += [f"resumed after update {record['step']}", *record.get("changes", ())]
     if run.unreadable:
