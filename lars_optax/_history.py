@@ -114,11 +114,11 @@ def _positive_values(arrays: list[Any] | None) -> np.ndarray | None:
     return np.where(np.isfinite(values) & (values > 0), values, np.nan)
 
 
-def series_of(trees: Sequence[Any], quantity: str) -> dict[str, np.ndarray]:
-    """Returns an array for each layer, with its value of `quantity` in each tree.
+def series_of(trees: Sequence[Any], quantity: str) -> list[tuple[str, np.ndarray]]:
+    """Returns the name of each layer, and its value of `quantity` in each tree.
 
-    Each key is the name of a layer. Values that are not finite and positive become NaN,
-    because a log axis cannot show them.
+    Values that are not finite and positive become NaN, because a log axis cannot show
+    them.
 
     Raises ValueError if the trees have different paths, if a leaf does not have the
     same number of stacked layers in all trees, or if there are no statistics.
@@ -131,7 +131,7 @@ def series_of(trees: Sequence[Any], quantity: str) -> dict[str, np.ndarray]:
                 f"history[{i}] and history[0] have different trees: only one of them "
                 f"has {list_some(other)}. Plot one network at a time."
             )
-    series = {}
+    series = []
     for path in _in_order(tables[0]):
         found = {i: t[path] for i, t in enumerate(tables) if t[path] is not None}
         shapes = {values.shape: i for i, values in found.items()}
@@ -146,7 +146,7 @@ def series_of(trees: Sequence[Any], quantity: str) -> dict[str, np.ndarray]:
             for i, at_step in found.items():
                 values[i] = at_step
             for k in np.ndindex(shape):
-                series[layer_name(path, k)] = values[(slice(None), *k)]
+                series.append((layer_name(path, k), values[(slice(None), *k)]))
     if not series:
         raise ValueError(f"history holds no statistics. Append to it {_WANTED}.")
     return series
@@ -168,20 +168,19 @@ def _in_order(paths: Iterable[Path]) -> list[Path]:
     return sorted(parts, key=numbered)
 
 
-def merge_equal(series: dict[str, np.ndarray]) -> list[Line]:
+def merge_equal(series: list[tuple[str, np.ndarray]]) -> list[Line]:
     """Returns one line for each group of layers with equal values.
 
-    `series` has the values of each layer by its name. The label of a line is the name
+    `series` has the name and the values of each layer. The label of a line is the name
     of the first layer, followed by the number of further layers.
     """
-    names = list(series)
     equal: dict[bytes, list[int]] = {}
-    for i, values in enumerate(series.values()):
+    for i, (_, values) in enumerate(series):
         equal.setdefault(values.tobytes(), []).append(i)
     lines = []
     for first, *others in equal.values():
-        values = series[names[first]]
-        label = names[first] + (f" and {len(others)} more" if others else "")
+        name, values = series[first]
+        label = name + (f" and {len(others)} more" if others else "")
         label += " (0 or not finite)" if np.isnan(values).all() else ""
         lines.append(Line(first, label, values))
     return lines

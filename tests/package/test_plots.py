@@ -107,6 +107,16 @@ def test_stacked_layers_have_a_line_each(ax):
     }  # fmt: skip
 
 
+def test_layers_whose_paths_print_alike_have_a_line_each(ax):
+    records = [
+        {"a/b": stats(1), "a": {"b": stats(2)}},
+        {"a/b": stats(3), "a": {"b": stats(4)}},
+    ]
+    plot_layer_stats(records, ax=ax)
+    assert named(ax) == ["a/b", "a/b"]
+    assert [list(line.get_ydata()) for line in ax.lines] == [[2, 4], [1, 3]]
+
+
 def test_equal_layers_share_a_line_and_keep_a_layer_s_style(ax):
     biases = {"a": stats(1), "b": stats(1), "c": stats(1)}
     plot_layer_stats([{**biases, "w": stats(2)}], ax=ax)
