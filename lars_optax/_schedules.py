@@ -165,18 +165,19 @@ def suggested_learning_rate(
       momentum: The momentum μ of the optimizer, at least 0 and below 1. None is 0.
 
     Returns:
-      The learning rate at the end of the warm-up, a float.
+      The learning rate at the end of the warm-up, a float. It is a JAX array if
+      `trust_coefficient` or `momentum` is one.
 
     Raises:
-      ValueError: If `batch_size` or `steps` is not an int of at least 1, or if another
-        argument is out of range.
+      ValueError: If `batch_size` or `steps` is not an int from 1 to 2³¹ − 1, or if
+        another argument is out of range.
 
     Example:
       >>> steps = epochs_to_steps(90, 1_281_167, 8192)
       >>> round(suggested_learning_rate(8192, steps), 1)
       16.6
     """
-    batch_size = check_count("batch_size", batch_size, low=1)
+    batch_size = check_count("batch_size", batch_size, low=1, high=_MOST_STEPS)
     steps = _check_steps("steps", steps, low=1)
     eta = check_number("trust_coefficient", trust_coefficient, positive=True)
     mu = check_number("momentum", momentum, high=1, optional=True)

@@ -4,8 +4,9 @@ Here γ is the learning rate, η the trust coefficient and μ the momentum. A st
 changes the weights of a layer by at most about q = γη/(1 − μ) of their norm, so rows
 are compared by q. The published rows are those of the paper and of MLPerf that have a
 learning rate, with the corrected rates of the paper's Table 7. The rows of the study
-are the best rates of LARS of weights that its trials had found before the rule was
-chosen. A row has T updates of B images. log q is fitted by least squares. `make report`
+are the best rates of LARS of weights that its trials at batch sizes of 128, 2,048 and
+8,192 had found before the rule was chosen. Trials of ten epochs at 16,384 were left
+out. A row has T updates of B images. log q is fitted by least squares. `make report`
 puts the tables into the study.
 """
 

@@ -201,6 +201,7 @@ def test_fractions_are_numbers_of_a_schedule():
     (partial(lars_optax.linear_scaling, 0.1, 0, 256), "batch_size"),
     (partial(lars_optax.sqrt_scaling, 0.1, 256, -1), "base_batch_size"),
     (partial(lars_optax.suggested_learning_rate, 0, 8), "batch_size"),
+    (partial(lars_optax.suggested_learning_rate, 2**31, 8), "batch_size"),
     (partial(lars_optax.suggested_learning_rate, 8, 0), "steps"),
     (partial(lars_optax.suggested_learning_rate, 8, 7.5), "epochs_to_steps"),
     (partial(lars_optax.suggested_learning_rate, 8, 8, momentum=1), "momentum"),
