@@ -121,9 +121,9 @@ def scale_by_lars(
         unknown name. `init` and `update` raise it if a mask, `stacked_axes` or
         `axis_name` does not fit the parameters, if a default mask selects no leaf, or
         if a parameter is not floating-point. `update` raises it if `params` is missing,
-        or if the updates do not match the parameters. If a hyperparameter is a JAX
-        array, only its shape and dtype are checked. Floating-point arrays of fewer than
-        32 bits are not accepted.
+        if the updates do not match the parameters, or if the value of a schedule is
+        out of range. If a hyperparameter is a JAX array, only its shape and dtype are
+        checked. Floating-point arrays of fewer than 32 bits are not accepted.
 
     Example:
       >>> import jax.numpy as jnp, optax
@@ -249,7 +249,8 @@ def lars(
         floating-point nor a complex dtype. `init` and `update` raise it if a mask,
         `stacked_axes` or `axis_name` does not fit the parameters, or if a default mask
         selects no leaf. `init` raises it if `accumulator_dtype` is real and a parameter
-        is complex. The other conditions are those of `scale_by_lars`.
+        is complex. `update` raises it if the momentum buffer has the shapes of other
+        parameters. The other conditions are those of `scale_by_lars`.
 
     Example:
       >>> import jax, jax.numpy as jnp, optax

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from lars_optax._tree import Path, quote
 from lars_optax._validate import is_zero
 
 
@@ -40,11 +41,8 @@ def wide_momentum(
         return optax.trace(momentum, accumulator_dtype=dtype).init(params)
 
     def update_fn(updates: optax.Updates, state: Any, params: Any = None) -> Any:
-        wide = jax.tree.map(
-            lambda x, old: old if x is None else old.astype(x.dtype),
-            updates,
-            state.trace,
-            is_leaf=lambda x: x is None,
+        wide = jax.tree_util.tree_map_with_path(
+            _widen, updates, state.trace, is_leaf=lambda x: x is None
         )
         updates, new = trace.update(updates, state._replace(trace=wide), params)
         # optax.trace drops the buffer of a leaf without a gradient. Keep it.
@@ -57,6 +55,22 @@ def wide_momentum(
         return updates, kept
 
     return optax.GradientTransformation(init_fn, update_fn)
+
+
+def _widen(path: Path, update: Any, buffer: Any) -> Any:
+    """Returns the momentum buffer of a leaf in the dtype of its update.
+
+    Raises ValueError if their shapes differ.
+    """
+    if update is None:
+        return buffer
+    if jnp.shape(update) != jnp.shape(buffer):
+        raise ValueError(
+            f"the momentum buffer at {quote(path)} of the optimizer's state has shape "
+            f"{jnp.shape(buffer)}, but the update has shape {jnp.shape(update)}. Pass "
+            "the state that init made for these parameters."
+        )
+    return buffer.astype(update.dtype)
 
 
 def in_dtype_of_params(

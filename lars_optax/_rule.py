@@ -103,11 +103,6 @@ class Settings:
             return x(count) if callable(x) else x
 
         weight_decay, clip_at = value(self.weight_decay), value(self.clip_at)
-        if clip_at is not None and jnp.shape(clip_at) != ():
-            raise ValueError(
-                "learning_rate must be one number, got an array of shape "
-                f"{jnp.shape(clip_at)} from its schedule."
-            )
         return dataclasses.replace(self, weight_decay=weight_decay, clip_at=clip_at)
 
     def layers(self, updates: optax.Updates, params: optax.Params) -> list[Layer]:

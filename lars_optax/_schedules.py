@@ -22,7 +22,8 @@ _MOST_STEPS = 2**31 - 1  # Optax counts steps in int32
 def epochs_to_steps(epochs: float, num_examples: int, batch_size: int) -> int:
     """Returns the number of optimizer steps in a number of epochs.
 
-    It is epochs · num_examples / batch_size, rounded to the nearest int.
+    It is epochs · num_examples / batch_size, rounded to the nearest int. It is 0
+    if the epochs have at most half a batch of examples.
 
     Args:
       epochs: The number of epochs, at least 0. It may be a fraction.

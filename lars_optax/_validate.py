@@ -25,11 +25,17 @@ def check_number(
     """Returns `value`, as a float if it is a Python or NumPy number.
 
     Raises ValueError unless it is a finite number with 0 <= value < high. `positive`
-    also excludes 0. `optional` allows None, and `schedule` allows any callable.
-    Floating-point arrays of fewer than 32 bits are not allowed.
+    also excludes 0. `optional` allows None. `schedule` allows any callable, and returns
+    one that checks each of its values. Floating-point arrays of fewer than 32 bits are
+    not allowed.
     """
-    if (optional and value is None) or (schedule and callable(value)):
+    if optional and value is None:
         return value
+    if schedule and callable(value):
+        name = f"the value of the {argument} schedule"
+        return lambda count: check_number(
+            name, value(count), high=high, positive=positive
+        )
     if isinstance(value, jax.Array | np.ndarray | np.generic):
         dtype = value.dtype
         if jnp.issubdtype(dtype, jnp.floating) and jnp.finfo(dtype).bits < 32:

@@ -82,6 +82,23 @@ def test_bad_max_ratio(value):
     assert_refused("max_ratio", lars_optax.scale_by_lars, max_ratio=value)
 
 
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [
+        (None, "a number, got None"),
+        (-0.1, "finite and >= 0, got -0.1"),
+        (math.nan, "finite and >= 0, got nan"),
+        (jnp.ones(2), r"one number, got an array of shape \(2,\)"),
+        (jnp.bfloat16(0.1), "dtype bfloat16"),
+    ],
+)
+@pytest.mark.parametrize("argument", ["learning_rate", "weight_decay"])
+@pytest.mark.parametrize("optimizer", [lars_optax.lars, lars_optax.larc])
+def test_values_of_a_schedule_are_checked(optimizer, argument, value, said):
+    tx = optimizer(**{"learning_rate": 0.1, argument: lambda count: value})
+    assert_refused(f"the value of the {argument} schedule .*{said}", step, tx)
+
+
 @pytest.mark.parametrize("value", [jnp.ones(2), np.ones(2)], ids=["jax", "numpy"])
 @pytest.mark.parametrize("argument", [*BAD][:4])
 def test_array_hyperparameters_are_refused(argument, value):
@@ -241,6 +258,7 @@ def test_bad_axis_names_are_refused(axes, message):
 
 SCALE = lars_optax.scale_by_lars
 INTEGERS = {"kernel": MATRIX, "steps": jnp.arange(4).reshape(2, 2)}
+OTHER_HEAD = PARAMS | {"head": jnp.ones((3, 2))}
 LAYERS = {"a": jnp.ones((3, 2, 2)), "b": jnp.ones((4, 2, 2))}
 
 
@@ -265,6 +283,9 @@ OTHERS = {
     "parameters_that_init_did_not_see": (
         "parameter at 'steps' has dtype int32", SCALE().update,
         jax.tree.map(jnp.float32, INTEGERS), SCALE().init(MATRIX), INTEGERS),
+    "state_of_another_network": (
+        r"buffer at 'head' .* shape \(2, 2\).*the update has shape \(3, 2\)",
+        lars().update, OTHER_HEAD, lars().init(PARAMS), OTHER_HEAD),
     "real_buffer_for_complex_parameters": (
         r"accumulator_dtype=float32 .* leave it None",
         lars(accumulator_dtype="float32").init, 1j * MATRIX),

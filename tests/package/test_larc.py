@@ -101,9 +101,3 @@ def test_updates_have_the_parameters_dtype_and_a_wide_buffer_keeps_its_own(dtype
 def test_bad_arguments_are_named(argument, value, message):
     options = {"learning_rate": 0.1, argument: value}
     trees.assert_refused(f"{argument} {message}", lars_optax.larc, **options)
-
-
-def test_a_schedule_of_arrays_is_refused():
-    tx = lars_optax.larc(lambda count: jnp.asarray([0.1]))
-    message = r"learning_rate must be one number, got an array of shape \(1,\)"
-    trees.assert_refused(message, trees.update, tx, trees.PARAMS, trees.PARAMS)
