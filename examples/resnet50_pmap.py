@@ -72,8 +72,9 @@ def read_image(file: tuple[str, int], random: Any = None, *, pixels: int) -> Any
     size = np.array(image.size)  # width and height, as in `part` and `corner`
     part, place, step = np.full(2, size.min() * 7 / 8), np.full(2, 0.5), 1
     if random is not None:
-        area, ratio = random.uniform(0.08, 1), (4 / 3) ** random.uniform(-1, 1)
-        part = np.sqrt(area * size.prod() * np.array([ratio, 1 / ratio])).clip(max=size)
+        area, ratio = random.uniform(0.08, 1, 10), (4 / 3) ** random.uniform(-1, 1, 10)
+        parts = np.sqrt(area * size.prod() * np.array([ratio, 1 / ratio])).T
+        part = parts[(parts <= size).all(1).argmax()].clip(max=size)  # first that fits
         place, step = random.random(2), random.choice([-1, 1])  # -1 mirrors it
     corner = place * (size - part)
     box = (*corner, *(corner + part))
@@ -139,9 +140,8 @@ def evaluate(count: Any, state: Any, batches: Any, size: int) -> float:
     """Returns the accuracy over all images. Padding has the label -1."""
     correct = total = 0
     for images, labels in batches:
-        fill = (0, size - len(labels))
-        padded = np.pad(images, [fill, (0, 0), (0, 0), (0, 0)])
-        batch = padded, np.pad(labels, fill, constant_values=-1)
+        fill = [(0, size - len(labels)), (0, 0), (0, 0), (0, 0)]
+        batch = np.pad(images, fill), np.pad(labels, fill[:1], constant_values=-1)
         correct += int(count(state, *shares(batch))[0])
         total += len(labels)
     return correct / total
