@@ -11,6 +11,8 @@ import re
 from pathlib import Path
 from typing import Any
 
+import tyro
+
 from benchmarks.correctness import regimes
 from benchmarks.results import NOT_RUN, RESULTS, STUDY, STUDY_ROWS, Table, read
 from benchmarks.speed import (
@@ -80,4 +82,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    tyro.cli(main, description=__doc__)

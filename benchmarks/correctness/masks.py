@@ -16,6 +16,7 @@ import equinox as eqx
 import haiku as hk
 import jax
 import jax.numpy as jnp
+import tyro
 from flax import nnx
 
 import lars_optax
@@ -139,4 +140,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    tyro.cli(main, description=__doc__)

@@ -11,6 +11,7 @@ benchmarks/results/noise_scale_cost_DEVICE.json.
 from functools import partial
 
 import jax
+import tyro
 
 from benchmarks import results
 from benchmarks.results import BENCHMARKS, Record, Table, markdown
@@ -66,4 +67,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    tyro.cli(main, description=__doc__)

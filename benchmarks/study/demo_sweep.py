@@ -13,6 +13,7 @@ from dataclasses import asdict, replace
 from statistics import mean
 
 import jax
+import tyro
 
 from benchmarks.results import Record, save
 from examples.imagenet.data.dataset import Dataset
@@ -58,4 +59,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    tyro.cli(main, description=__doc__)
