@@ -3,8 +3,8 @@
     pip install ".[examples]"
     python -m examples.resnet50_pmap --batch-size 2048 --data DIR
 
-The default settings follow the recipe "mlperf-v1.0-resnet50-lars-8192". The
-trainer, `examples.imagenet`, adds checkpoints, accumulation and several machines.
+The default settings follow the recipe "mlperf-v1.0-resnet50-lars-8192". The trainer,
+`examples.imagenet`, adds checkpoints, gradient accumulation and several machines.
 """
 
 import glob
@@ -33,7 +33,7 @@ MEAN, STD = (123.7, 116.3, 103.5), (58.4, 57.1, 57.4)  # of ImageNet's pixels
 class Config:
     """Train ResNet-50 with LARS on all GPUs, and print its accuracy and its speed."""
 
-    data: str = "synthetic"  #: "synthetic", or a folder of {train,val}/CLASS/*.jpg.
+    data: str = "synthetic"  #: "synthetic" for noise, or DIR/{train,val}/CLASS/*.jpg.
     network: Literal["resnet50_v1.5", "resnet_small"] = "resnet50_v1.5"
     width: float = 1.0  #: Factor on the number of channels of every layer but the last.
     pixels: int = 224  #: Side of the images, in pixels; about 32 for resnet_small.

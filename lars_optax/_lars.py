@@ -121,9 +121,10 @@ def scale_by_lars(
         unknown name. `init` and `update` raise it if a mask, `stacked_axes` or
         `axis_name` does not fit the parameters, if a default mask selects no leaf, or
         if a parameter is not floating-point. `update` raises it if `params` is missing,
-        if the updates do not match the parameters, or if the value of a schedule is
-        out of range. If a hyperparameter is a JAX array, only its shape and dtype are
-        checked. Floating-point arrays of fewer than 32 bits are not accepted.
+        if the updates do not match the parameters, or if a schedule returns an invalid
+        value. If a hyperparameter or the value of a schedule is a JAX array, only its
+        shape and dtype are checked. Floating-point arrays of fewer than 32 bits are not
+        accepted.
 
     Example:
       >>> import jax.numpy as jnp, optax
@@ -249,8 +250,8 @@ def lars(
         floating-point nor a complex dtype. `init` and `update` raise it if a mask,
         `stacked_axes` or `axis_name` does not fit the parameters, or if a default mask
         selects no leaf. `init` raises it if `accumulator_dtype` is real and a parameter
-        is complex. `update` raises it if the momentum buffer has the shapes of other
-        parameters. The other conditions are those of `scale_by_lars`.
+        is complex. `update` raises it if the shape of a momentum buffer differs
+        from that of its parameter. The other conditions are those of `scale_by_lars`.
 
     Example:
       >>> import jax, jax.numpy as jnp, optax

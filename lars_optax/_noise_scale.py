@@ -60,7 +60,7 @@ class NoiseScale(NamedTuple):
 
         Raises:
           ValueError: If `decay` is out of range, if `previous` is not a `NoiseScale`,
-            or if structures or shapes differ.
+            or if its structure or shapes differ from those of this estimate.
         """
         decay = check_number("decay", decay, high=1.0)
         if not isinstance(previous, NoiseScale):
@@ -75,7 +75,7 @@ class NoiseScale(NamedTuple):
         for name in ("noise", "signal"):
             old, new = getattr(previous, name), getattr(self, name)
             remedy = "Begin with zeros like the estimate."
-            _check_structures(f"previous.{name}", old, name, new, remedy, remedy)
+            _check_structures(f"previous.{name}", old, name, new, remedy)
             averages.append(jax.tree.map(average, old, new))
         return _with_ratio(*averages)
 
@@ -218,9 +218,12 @@ def _kind(x: Any) -> str:
 
 
 def _check_structures(
-    name: str, tree: Any, other: str, like: Any, remedy: str, of_shapes: str
+    name: str, tree: Any, other: str, like: Any, remedy: str, shape_remedy: str = ""
 ) -> None:
-    """Raises ValueError unless both trees have the same structure and shapes."""
+    """Raises ValueError unless both trees have the same structure and shapes.
+
+    The message ends with a remedy. It is `shape_remedy`, if given, if shapes differ.
+    """
     (paths, leaves, structure), (others, alike, expected) = flatten(tree), flatten(like)
     if structure != expected:
         differ = [p for p in (*paths, *others) if (p in paths) != (p in others)]
@@ -233,5 +236,5 @@ def _check_structures(
         if _kind(x) != _kind(y):
             raise ValueError(
                 f"{name} has {_kind(x)} at {quote(path)}, but {other} has {_kind(y)}. "
-                f"{of_shapes}"
+                f"{shape_remedy or remedy}"
             )

@@ -478,8 +478,8 @@ class Recipe:
           accumulator_dtype: The dtype of the momentum buffer. None takes the dtype of
             each parameter.
           keep_layer_stats: Whether the state keeps the norms and the trust ratio of
-            each layer. If `momentum_order` is "post", ‖g‖ is the norm of the output of
-            the momentum.
+            each layer. If `momentum_order` is "post", the gradient norm is that of the
+            gradient after the momentum.
 
         Returns:
           A transformation whose `update` needs `params`. Each update has the dtype of

@@ -102,8 +102,9 @@ class Settings:
         def value(x: Any) -> Any:
             return x(count) if callable(x) else x
 
-        weight_decay, clip_at = value(self.weight_decay), value(self.clip_at)
-        return dataclasses.replace(self, weight_decay=weight_decay, clip_at=clip_at)
+        return dataclasses.replace(
+            self, weight_decay=value(self.weight_decay), clip_at=value(self.clip_at)
+        )
 
     def layers(self, updates: optax.Updates, params: optax.Params) -> list[Layer]:
         """Returns a `Layer` for each leaf of the parameters that has a gradient.

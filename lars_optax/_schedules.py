@@ -166,8 +166,8 @@ def suggested_learning_rate(
       momentum: The momentum μ of the optimizer, at least 0 and below 1. None is 0.
 
     Returns:
-      The learning rate at the end of the warm-up, a float. It is a JAX array if
-      `trust_coefficient` or `momentum` is one.
+      The learning rate at the end of the warm-up, as a float. If `trust_coefficient`
+      or `momentum` is a JAX array, the learning rate is a JAX array too.
 
     Raises:
       ValueError: If `batch_size` or `steps` is not an int from 1 to 2³¹ − 1, or if

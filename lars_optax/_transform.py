@@ -22,8 +22,8 @@ class ScaleByLarsState(NamedTuple):
     The states of `lars` and `larc` begin with this state under the same conditions. The
     state of `larc` also does so if its learning rate is a schedule.
 
-    `optax.tree.map_params` passes `layer_stats` as one tree to its argument
-    `transform_non_params`, and not array by array.
+    `optax.tree.map_params` calls its argument `transform_non_params` once with the
+    whole tree `layer_stats`.
     """
 
     count: jax.Array  # type: ignore[assignment]  # int32, shape (): completed updates
@@ -50,7 +50,8 @@ def transform(
             return ScaleByLarsState(count)
         # `optax.tree.map_params` passes a tree without leaves to find out which parts
         # of the state have the structure of the parameters. An array in place of the
-        # statistics tells it that they have another structure.
+        # statistics tells it that they have another structure. It is a copy, because an
+        # array cannot be donated twice.
         is_empty_tree = not flatten(params)[1]
         stats = count.copy() if is_empty_tree else zero_stats(settings, params)
         return ScaleByLarsState(count, stats)

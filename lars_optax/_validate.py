@@ -25,9 +25,10 @@ def check_number(
     """Returns `value`, as a float if it is a Python or NumPy number.
 
     Raises ValueError unless it is a finite number with 0 <= value < high. `positive`
-    also excludes 0. `optional` allows None. `schedule` allows any callable, and returns
-    one that checks each of its values. Floating-point arrays of fewer than 32 bits are
-    not allowed.
+    also excludes 0. `optional` allows None. With `schedule`, `value` may be a callable,
+    and the result is a callable that checks each of its values in the same way. Of a
+    JAX array only shape and dtype are checked. Floating-point arrays of fewer than 32
+    bits are not allowed.
     """
     if optional and value is None:
         return value
@@ -81,7 +82,8 @@ def check_number(
 def check_sgd(learning_rate: Any, momentum: Any, nesterov: Any) -> tuple[Any, Any]:
     """Returns the learning rate and the momentum, numbers as in `check_number`.
 
-    The learning rate may be a schedule, and a momentum of None disables momentum.
+    The learning rate may be a schedule, whose values are then checked too. A momentum
+    of None disables momentum.
 
     Raises ValueError if one of them is out of range, or if `nesterov` is not a bool.
     """

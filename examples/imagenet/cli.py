@@ -81,7 +81,10 @@ def main(arguments: Sequence[str] | None = None) -> Result | None:
     except (DataLost, NotSaved, CopiesDiffer, OSError) as error:
         why, status = f"error: {error}", 1
     except KeyboardInterrupt:
-        why = "stopped by Ctrl-C; nothing was saved after the last checkpoint, if any"
+        why = (
+            "stopped by Ctrl-C before another checkpoint was saved; --existing resume"
+            " continues from the last one, if there is one"
+        )
         status = 128 + signal.SIGINT
     except TryAgain as error:
         why, status = f"error: {error}", TRY_AGAIN
@@ -261,11 +264,11 @@ def _report(result: Result, config: Config, console: Terminal) -> None:
         console.print(f"{len(broken)} images could not be read; {out / LOG} names them")
     if result.diverged:
         last = next(record for record in log if record["kind"] == "not_finite")
-        # An update that notices it leaves the state unchanged.
-        state = "after" if last["where"].startswith("the new ") else "before"
+        # An update leaves the state unchanged if its loss or gradient is not finite.
+        state = "after" if result.updates > last["step"] else "before"
         console.print(
             f"training diverged and stopped at update {last['step']}: not finite, first"
-            f" in {last['where']}; the accuracy below is that of the state {state} it"
+            f" in {last['where']}; the accuracy below is that {state} this update"
         )
     console.print(
         f"{config.data.evaluate_on} accuracy {result.accuracy:.2%}, top-5"

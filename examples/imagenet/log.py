@@ -46,7 +46,7 @@ class Log:
 
     @property
     def empty(self) -> bool:
-        """Whether there is a file without a record, also before a first write."""
+        """True if the log has a file and this file has no record yet."""
         return self._file is not None and self._file.tell() == 0
 
     def write(self, **record: Any) -> None:
@@ -125,9 +125,10 @@ def _parse(line: bytes) -> Any:
 
 
 def set_aside(path: Path) -> Path | None:
-    """Renames a log so that a new one can begin, and returns its new path.
+    """Renames a log so that a new one can begin, and returns the path it has then.
 
-    Returns None if there is no log, or one without a record of training.
+    If there is no log, or if it holds only settings and notes on the data, it changes
+    nothing and returns None.
     """
     if all(record["kind"] in ("config", "data") for record in read_log(path)):
         return None
@@ -191,8 +192,10 @@ def tensorboard(folder: Path) -> Show:
         kind, step = record["kind"], record.get("step")
         if step is not None:
             step += kind in _COUNTED_FROM_0
+        if writer is None and step is None:
+            return  # The settings have no scalars, and do not say where the run starts.
         if writer is None:
-            start = 0 if step is None else step + (kind == "resume")
+            start = step + (kind == "resume")
             # The step is in the name because two quick starts have the same second.
             name = f"events.out.tfevents.{time.time():.0f}.{socket.gethostname()}"
             folder.mkdir(parents=True, exist_ok=True)

@@ -165,8 +165,8 @@ def test_training_reads_random_parts_that_depend_on_the_generator(tmp_path):
     area = np.abs(across) * along / (4 * 63) ** 2
     assert 0.04 < area.min() < 0.12
     assert 0.8 < area.max() <= 1
-    # As in the trainer, a part that does not fit is drawn again. Were it cut, more than
-    # one part in seven would have a whole side of the image.
+    # As in the trainer, a part that does not fit is drawn again. If it were cut to the
+    # image instead, more than one part in seven would be as wide or as high as it.
     longest = np.maximum(np.abs(across), along)
     assert (longest > 0.99 * longest.max()).sum() < 200 / 7
     assert np.ptp(red.mean((1, 2))) > 100

@@ -45,6 +45,12 @@ def test_keeps_what_layer_stats_says_and_changes_no_update():
         params = optax.apply_updates(params, updates)
 
 
+def test_the_state_of_an_empty_tree_can_be_donated():
+    tx = KEEPS()
+    _, state = jax.jit(tx.update, donate_argnums=1)({}, tx.init({}), {})
+    assert state.count == 1
+
+
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 def test_the_state_is_of_one_structure_from_init_on(dtype):
     stacked = {"conv": 3, "head": None, "conv_bias": 0, "last_norm_scale": None,

@@ -35,6 +35,10 @@ def test_a_gap_is_refused_by_name_and_can_be_filled(name):
     filled.optimizer(IMAGENET).init({"kernel": jnp.ones((2, 2))})
 
 
+def test_recipes_can_be_collected_in_a_set():
+    assert {MLPERF, MLPERF.replace(), GOYAL} == {MLPERF, GOYAL}
+
+
 def test_unknown_names_and_fields_are_refused_with_the_nearest():
     name = "paper-t7-resnet50-lars-32768"
     assert_refused(name, recipes.get, name.replace("768", "k"))

@@ -186,7 +186,7 @@ def test_a_full_disk_is_told_with_the_path(official, out, monkeypatch):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(archives.shutil, "copyfileobj", full)
-    with pytest.raises(OSError, match=r"_0\.JPEG' cannot be unpacked: No space"):
+    with pytest.raises(OSError, match=r"_0\.JPEG' cannot be written: No space"):
         list(unpack(official, out, COUNTS))
     assert not read_tree(out)
 

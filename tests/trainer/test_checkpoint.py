@@ -159,8 +159,9 @@ def test_what_changes_no_state_may_differ(old):
             "workers": 3,
             "broken": "blank",
         }
-        given = {k: v for k, v in checkpoints.settings.items() if k != "source"}
-        assert given == {k: v for k, v in speed.items() if FACTS[k].speed}
+        given = {k: v for k, v in speed.items() if FACTS[k].speed}
+        assert given == {k: checkpoints.settings[k] for k in given}
+        assert all(FACTS[k].speed for k in checkpoints.settings)
     assert (state.step, record["seconds"]) == (1, 0.0)
 
 

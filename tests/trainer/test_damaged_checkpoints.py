@@ -120,11 +120,12 @@ def test_a_checkpoint_that_lacks_one_file_is_kept_aside(tmp_path):
 def test_a_checkpoint_stays_if_memory_or_threads_are_lacking(tmp_path, monkeypatch):
     runs.save_all(tmp_path, (0.5, 0.6), 2)
     config = runs.config(checkpoints=2, out=str(tmp_path))
-    for error in (MemoryError(), RuntimeError("can't start new thread")):
+    thread = "can't start new thread"
+    for error, why in ((MemoryError(), "MemoryError"), (RuntimeError(thread), thread)):
         with Checkpoints(config, *runs.FACTS) as checkpoints:
             read = Mock(side_effect=error)
             monkeypatch.setattr(checkpoints, "_read_record", read)
-            with pytest.raises(TryAgain, match=r"update 2 cannot be read"):
+            with pytest.raises(TryAgain, match=rf"update 2 cannot be read \({why}\)"):
                 checkpoints.restore(runs.made_up(0))
     assert runs.steps_of(tmp_path) == [1, 2]
     assert not (tmp_path / "damaged_checkpoints").exists()

@@ -8,7 +8,7 @@ import pytest
 import small_runs as runs
 from cases import cases
 
-from examples.imagenet.run.checkpoint import cause
+from examples.imagenet.run.storage_errors import cause
 from examples.imagenet.step.step import TrainState
 
 # Code that runs before the command line, and acts at a moment that another process

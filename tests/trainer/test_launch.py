@@ -34,7 +34,7 @@ def trainer_flags(words):
     return words[at + 2 :]
 
 
-def run_slurm(folder, status=0, left=3600, failures=None):
+def run_slurm(folder, status=0, left=3600, failures=None, said=""):
     """The script with an srun that ends so: its status, and each command's words."""
     calls = folder / "calls"
     calls.touch()
@@ -48,11 +48,11 @@ def run_slurm(folder, status=0, left=3600, failures=None):
     if failures is not None:
         slurm["OUT"] = str(folder / "out")
     if failures:
-        (folder / "out").mkdir()
+        (folder / "out").mkdir(exist_ok=True)
         (folder / "out" / "failures").write_text(f"{failures}\n")
     command = ["bash", str(SLURM)]
     done = subprocess.run(command, env=slurm, capture_output=True, text=True)
-    assert not done.stderr
+    assert said in done.stderr if said else not done.stderr
     return done.returncode, [line.split() for line in calls.read_text().splitlines()]
 
 
@@ -120,6 +120,15 @@ def test_slurm_counts_failures_and_no_time_limits(tmp_path):
         assert count.read_text() == f"{number}\n"
     assert run_slurm(tmp_path, 143, 60, 0)[0] == 0
     assert not count.exists()
+    for status, failures in ((TRY_AGAIN, 3), (0, 2), (DIVERGED, 1)):
+        assert run_slurm(tmp_path, status, 3600, failures)[0] == status
+        assert not count.exists()  # another job in this folder begins anew
+
+
+def test_slurm_requeues_no_job_whose_failures_it_cannot_count(tmp_path):
+    (tmp_path / "out").touch()
+    ended, calls = run_slurm(tmp_path, TRY_AGAIN, 3600, 0, said="File exists")
+    assert (ended, len(calls)) == (TRY_AGAIN, 1)
 
 
 def test_the_signal_at_the_time_limit_reaches_tasks_and_is_known_by_the_clock(options):

@@ -325,6 +325,17 @@ def test_tensorboard_of_a_resumed_run_shows_no_step_twice(tmp_path):
     }
 
 
+def test_tensorboard_keeps_what_a_run_showed_before_its_log_was_lost(tmp_path):
+    first, second = tensorboard(tmp_path), tensorboard(tmp_path)
+    first({"kind": "step", "step": 0, "loss": 1.0})
+    first({"kind": "stopped", "step": 1})
+    second(CONFIG)  # of the new log
+    second({"kind": "resume", "step": 1, "versions": {}})
+    second({"kind": "step", "step": 1, "loss": 2.0})
+    second(logs.RESULT)
+    assert scalars(tmp_path) == {("step/loss", 1): 1.0, ("step/loss", 2): 2.0}
+
+
 def test_tensorboard_on_a_full_disk_is_one_error(tmp_path, capfd):
     show = tensorboard(tmp_path / "tensorboard")
     (tmp_path / "tensorboard").mkdir()

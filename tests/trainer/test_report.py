@@ -251,7 +251,10 @@ def test_speeds_after_a_changed_flag_are_those_of_another_setting(tmp_path):
     again = {"kind": "resume", "step": 2, "settings": {"accumulate": 8, "workers": 3}}
     warm = [speed(100.0), speed(10.0, done=2), speed(11.0, done=3)]
     log = [first, *warm, again, speed(90.0), speed(5.0, done=4), speed(6.0, done=5)]
+    # As before, and once more without a change.
+    back = {"kind": "resume", "step": 5, "settings": {"accumulate": 1}}
+    log += [back, speed(80.0), speed(12.0, done=6), back, speed(70.0), speed(13.0)]
     rows = speeds.cells(read_runs([write(tmp_path / "run", *log)]))
     found = {row.group: row.speed for row in rows}
     name = "alexnet_bn, LARS, gpu"
-    assert found == {f"{name}, accumulate 1": 10.5, f"{name}, accumulate 8": 5.5}
+    assert found == {f"{name}, accumulate 1": 11.5, f"{name}, accumulate 8": 5.5}

@@ -23,7 +23,9 @@ from examples.imagenet.data.arrays import Split
 from examples.imagenet.data.dataset import DataLost
 from examples.imagenet.run.cluster import StopSignals
 from examples.imagenet.run.loop import Stopped, check_run, fit
+from examples.imagenet.run.recorder import Recorder
 from examples.imagenet.step.diagnose import first_not_finite
+from lars_optax import LayerStats
 
 
 def handlers():
@@ -139,6 +141,7 @@ def test_a_run_that_diverges_exits_with_a_status_and_one_line(tmp_path):
     process = runs.command_line(arguments, tmp_path / "cache", status=DIVERGED)
     assert "Traceback" not in process.stderr
     assert "not finite, first" in process.stdout
+    assert "the accuracy below is that before this update" in process.stdout
     (lost,) = runs.records(out, "not_finite")
     assert lost["where"].split()[0] == "the"
     assert runs.steps_of(out)
@@ -232,8 +235,16 @@ def assert_overflow_was_logged_and_not_saved(out):
 
 @pytest.mark.usefixtures("overflowing")
 def test_an_update_that_overflows_is_not_saved(tmp_path):
-    assert runs.train(tmp_path, checkpoint_every=1).diverged
+    lost = runs.train(tmp_path, checkpoint_every=1)
+    assert (lost.updates, lost.diverged) == (1, True)  # the state has changed
     assert_overflow_was_logged_and_not_saved(tmp_path)
+
+
+def test_a_trust_ratio_that_is_not_finite_is_named():
+    names = Mock(layer_names=["conv/bias", "conv/kernel"])
+    layers = LayerStats(np.ones(2), np.ones(2), np.array([0.02, np.nan]))
+    where = Recorder._where(Mock(experiment=names), None, 0, layers)
+    assert where == "the trust ratio of conv/kernel"
 
 
 def test_an_update_that_overflows_is_not_saved_either_if_an_image_is_lost(

@@ -183,8 +183,8 @@ def _write(target: Path, size: int, content: IO[bytes]) -> bool:
         beside.replace(target)
     except OSError as error:
         raise OSError(
-            f"{str(target)!r} cannot be unpacked: {error.strerror}; remove the cause"
-            " and start again, which keeps the images already there"
+            f"{str(target)!r} cannot be written: {error.strerror}; remove the cause and"
+            " start again, which keeps the images that are unpacked already"
         ) from error
     finally:
         with suppress(OSError):

@@ -23,8 +23,8 @@ set -u
 : "${DATA:?a folder that all nodes see}"
 : "${SLURM_JOB_END_TIME:?needs a Slurm that tells it}"
 OUT=${OUT:-runs/$SLURM_JOB_ID} # kept by a requeue; seen by all nodes
-RESTARTS=3                     # after failures in a row, not after the time limit
-FAILURES=$OUT/failures         # how many there were
+RESTARTS=3                     # after failures, of which a time limit is none
+FAILURES=$OUT/failures         # a file with their number since the last time limit
 
 # srun takes no --cpus-per-task from sbatch since Slurm 22.05.
 srun --cpus-per-task="$SLURM_CPUS_PER_TASK" --kill-on-bad-exit=1 \
@@ -39,16 +39,19 @@ status=$?
 # clock tells the time limit, whose signal comes up to 60 s early, from a failure.
 left=$((SLURM_JOB_END_TIME - $(date +%s)))
 if ((status == 0 || status == 2 || status == 3)); then # finished, refused, diverged
+  rm -f "$FAILURES"
   exit $status
 elif ((status == 143 && left <= 180)); then
   echo "time limit: going on from the last checkpoint"
   rm -f "$FAILURES"
-elif failed=$(cat "$FAILURES" 2>/dev/null || echo 0) && ((failed < RESTARTS)); then
-  # SLURM_RESTART_COUNT would count the time limits too.
-  mkdir -p "$OUT" && echo $((failed + 1)) >"$FAILURES"
+# SLURM_RESTART_COUNT would count the time limits too. A job that cannot count its
+# failures, for example because the disk is full, is not requeued.
+elif failed=$(cat "$FAILURES" 2>/dev/null || echo 0) && ((failed < RESTARTS)) &&
+  mkdir -p "$OUT" && echo $((failed + 1)) >"$FAILURES"; then
   # After another process has died, the trainer exits with 75, or JAX aborts with 134.
   echo "status $status: a restart, in case a node was lost before Slurm knew"
 else
+  rm -f "$FAILURES"
   exit $status
 fi
 scontrol requeue "$SLURM_JOB_ID"

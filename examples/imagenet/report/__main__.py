@@ -96,9 +96,7 @@ def _write(runs: Sequence[Run], out: Path, epochs: float | None) -> list[Part]:
 
 def _overview(runs: Sequence[Run]) -> Part:
     rows = [(run.name, run.status, f"{run.updates:,}", *_scores(run)) for run in runs]
-    note = (
-        "Accuracies are those of the last evaluation, with the time of training to it."
-    )
+    note = "Accuracies and time of training are those at the last evaluation."
     return Table("Runs", _RUNS, rows, note)
 
 

@@ -40,21 +40,23 @@ class Run:
         return {record["path"] for record in self.of("broken")}
 
     def stretches(self) -> list["Run"]:
-        """Returns the parts of the run with equal settings, as runs of their own.
+        """Returns a run for each part of the log with the same speed settings.
 
-        A new part begins where a resumed run has another value of a flag that affects
-        the speed.
+        Speed settings are the flags that affect the speed, which a resumed run may
+        change. A new part begins where it has changed one of them.
         """
         config = self.log[0]
         logs = [[config]]
         for record in self.log[1:]:
-            if record["kind"] == "resume" and (new := record.get("settings")):
-                config = config | {
-                    part: {k: new.get(k, v) for k, v in config[part].items()}
+            if record["kind"] == "resume":
+                old, new = config, record.get("settings") or {}
+                config = old | {
+                    part: {k: new.get(k, v) for k, v in old[part].items()}
                     for part in _SECTIONS
-                    if part in config
+                    if part in old
                 }
-                logs.append([config])
+                if config != old:
+                    logs.append([config])
             logs[-1].append(record)
         return [Run(self.name, self.path, log) for log in logs]
 

@@ -28,6 +28,7 @@ from ..log import LOG
 from ..provenance import versions
 from ..step.step import TrainState
 from .cluster import PeerLost, TryAgain, collective, gather, raise_everywhere
+from .storage_errors import cause, of_absence, of_resources, of_storage
 
 _T = TypeVar("_T")
 CHECKPOINTS = "checkpoints"
@@ -42,19 +43,8 @@ _NAMES = {
 }
 
 
-# tensorstore adds details such as " [os_error_code='28']" to its messages; those of an
-# array that could not be opened are pages long.
-_DETAILS = re.compile(r""" \[[\w \[\]]+='(?:[^'\\]|\\.)*'\]""")
-
-
 class NotSaved(Exception):
     """Raised when a checkpoint cannot be written. Earlier checkpoints stay intact."""
-
-
-def cause(error: Exception) -> str:
-    """Returns the end of an error's message, where orbax and tensorstore say why."""
-    text = _DETAILS.sub("", " ".join(str(error).split()))
-    return text if len(text) <= 160 else f"… {text[-160:]}"
 
 
 class Checkpoints:
@@ -64,10 +54,10 @@ class Checkpoints:
     those in the newest checkpoint. Otherwise ValueError is raised with the differences.
     It is also raised if there are checkpoints, but none of them can be read. The values
     in `reported` may differ from those in the checkpoint; the attribute `changes` lists
-    these differences. The attribute `settings` has the new values of flags that affect
-    the speed and have changed. The attribute `damaged` says which damaged checkpoints
-    were moved, and where to, and which half-deleted ones were removed. Every process
-    must call the constructor, `restore` and `save`.
+    these differences. The attribute `settings` has the flags that affect the speed,
+    which may differ too. The attribute `damaged` says which damaged checkpoints were
+    moved, and where to, and which half-deleted ones were removed. Every process must
+    call the constructor, `restore` and `save`.
     """
 
     def __init__(
@@ -169,13 +159,14 @@ class Checkpoints:
                 raise
             # orbax and tensorstore raise many kinds of errors for damaged files.
             except Exception as error:
-                storage = _of_storage(error) and not _of_absence(error)
-                if storage or _of_resources(error):
+                why = cause(error) or type(error).__name__
+                storage = of_storage(error) and not of_absence(error)
+                if storage or of_resources(error):
                     raise TryAgain(
                         f"--out: the checkpoint of update {step} cannot be read"
-                        f" ({cause(error)}); remove the cause, and start again"
+                        f" ({why}); remove the cause, and start again"
                     ) from error
-                return None, [cause(error) or type(error).__name__]
+                return None, [why]
 
         while (step := self.newest) is not None:
             found, problems = raise_everywhere(partial(attempt, step))
@@ -222,7 +213,7 @@ class Checkpoints:
             yield
         # The threads of orbax and tensorstore raise many kinds of errors.
         except Exception as error:
-            if jax.process_count() > 1 and not _of_storage(error):
+            if jax.process_count() > 1 and not of_storage(error):
                 with collective("processes saved a checkpoint"):
                     raise
             if not self._there():
@@ -265,7 +256,7 @@ class Checkpoints:
         self.settings = {
             key: value
             for key, value in self._config.items()
-            if key in FACTS and FACTS[key].speed and record["config"].get(key) != value
+            if key in FACTS and FACTS[key].speed
         }
         self.changes = [
             f"{name}: {value} instead of {record['reported'][name]}"
@@ -353,40 +344,6 @@ def _set_aside(out: Path, step: int, why: str) -> str:
             f" {target}: {error.strerror}; move it away yourself"
         ) from error
     return f"the checkpoint of update {step} is damaged ({why}); it is now {target}"
-
-
-# tensorstore raises errors of its own, whose text has the number of the system's error.
-def _of_absence(error: BaseException) -> bool:
-    """Returns True if an error says that a path is absent, or of the wrong kind."""
-    return any(
-        isinstance(each, FileNotFoundError | NotADirectoryError)
-        or re.search(r"os_error_code='(2|20|21)'", str(each))
-        for each in _causes(error)
-    )
-
-
-def _of_storage(error: BaseException) -> bool:
-    """Returns True if an error, or one that it came from, is of a file or a disk."""
-    return any(
-        isinstance(each, OSError) or "os_error_code" in str(each)
-        for each in _causes(error)
-    )
-
-
-def _of_resources(error: BaseException) -> bool:
-    """Returns True if an error says that there is no memory or thread left."""
-    texts = "can't start new thread", "RESOURCE_EXHAUSTED"
-    return any(
-        isinstance(each, MemoryError) or any(text in str(each) for text in texts)
-        for each in _causes(error)
-    )
-
-
-def _causes(error: BaseException | None) -> Iterator[BaseException]:
-    """Yields an error, the one that it came from, and so on."""
-    while error:
-        yield error
-        error = error.__cause__ or error.__context__
 
 
 def _digest_of_record(record: Mapping[str, Any]) -> str:

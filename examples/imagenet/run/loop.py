@@ -1,10 +1,11 @@
 """The training loop: updates, an evaluation after each epoch, checkpoints and a log.
 
-A loss, gradient or trust ratio that is not finite ends the run. The log says where it
-arose, and the result is that of the state before it. Sometimes all three are finite and
-only the new state is not. It is found when the next records are logged, and the result
-is then that of the new state. A state that is not finite is never saved. A signal, or
-an image that cannot be read, ends the run after a checkpoint.
+A loss, gradient or trust ratio that is not finite ends the run, and the log says where
+it arose. The update leaves the state unchanged, and the result has the scores of this
+state. If all three are finite and the new state is not, the run ends when it next
+writes to the log. The result then has the scores of the new state. A state that is not
+finite is never saved. A signal, or an image that cannot be read, ends the run after a
+checkpoint.
 """
 
 import signal
@@ -147,7 +148,7 @@ class TrainingRun:
                         self.checkpoints.close()
                     raise Stopped(stop, self.done, self.checkpoints is not None)
                 self.recorder.restart_clock()
-            return self._result(diverged=False)
+            return self._result()
         except DataLost:
             # One of several processes cannot save without the others.
             alone = self.experiment.plan.processes == 1
@@ -187,14 +188,14 @@ class TrainingRun:
     def _diverged(self) -> Result:
         """Returns the result of a diverged run: the scores of its last state.
 
-        If the failed update noticed a value that is not finite, it left this state
-        unchanged.
+        The failed update left this state unchanged if its loss, a gradient or a trust
+        ratio was not finite.
         """
         self.diverged = True
         self.done = int(self.state.step)
         epoch = self.experiment.epoch(self.done)
         self._evaluate(self.epochs.get(self.done, epoch))
-        return self._result(diverged=True)
+        return self._result()
 
     def evaluate_epoch(self) -> None:
         """Evaluates the state and logs its scores if the last update ended an epoch."""
@@ -215,12 +216,12 @@ class TrainingRun:
             seconds=self.recorder.seconds,
         )
 
-    def _result(self, *, diverged: bool) -> Result:
+    def _result(self) -> Result:
         watch, seconds = self.recorder.watch, self.recorder.seconds
         scores = self.scores or self.experiment.evaluate(self.state, watch)
         updates = int(self.state.step)
         result = Result(
-            **asdict(scores), updates=updates, diverged=diverged, seconds=seconds
+            **asdict(scores), updates=updates, diverged=self.diverged, seconds=seconds
         )
         self.recorder.log.write(kind="result", **asdict(result))
         return result

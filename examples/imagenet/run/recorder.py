@@ -128,11 +128,14 @@ class Recorder:
         }
 
     def _where(self, state: TrainState, step: int, layers: LayerStats) -> str:
-        """Runs the step again and returns where a value that is not finite arose."""
+        """Returns where a value that is not finite arose.
+
+        If the statistics of the layers do not tell, it runs the network again.
+        """
         ratios = np.isfinite(layers.trust_ratio)
         names = self.experiment.layer_names
         if np.isfinite(layers.grad_norm).all() and not ratios.all():
-            return f"the norm of the parameter {names[ratios.argmin()]}"
+            return f"the trust ratio of {names[ratios.argmin()]}"
         experiment, slot = self.experiment, self.experiment.plan.images_per_slot
         batch = experiment.batch(self.run.seed, step)
         # On the host, as one process cannot compute with the others' copies.
